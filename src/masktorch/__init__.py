@@ -1,0 +1,33 @@
+"""Learnable weight masks for PyTorch."""
+
+from masktorch import functional
+from masktorch.estimators import Bernoulli, Estimator, IntermediateSampling, Threshold
+from masktorch.model import (
+    freeze_mask,
+    freeze_weights,
+    mask_parameters,
+    masks,
+    set_masks,
+    unwrap,
+    wrap,
+)
+from masktorch.report import Report, report
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bernoulli",
+    "Estimator",
+    "IntermediateSampling",
+    "Report",
+    "Threshold",
+    "freeze_mask",
+    "freeze_weights",
+    "functional",
+    "mask_parameters",
+    "masks",
+    "report",
+    "set_masks",
+    "unwrap",
+    "wrap",
+]

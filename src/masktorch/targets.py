@@ -1,0 +1,167 @@
+"""Which tensors are masked, and everything that is checked before the model changes."""
+
+import difflib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, cast
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
+
+Targets = Callable[[str, nn.Module], Iterable[str]] | Iterable[str]
+
+_CONV_AND_LINEAR = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+
+
+def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
+    """The default targets: the ``weight`` of Conv1d-3d, ConvTranspose1d-3d, Linear and subclasses.
+
+    >>> conv_and_linear("head", nn.Linear(2, 2)), conv_and_linear("norm", nn.LayerNorm(2))
+    (['weight'], [])
+    """
+    return ["weight"] if isinstance(module, _CONV_AND_LINEAR) else []
+
+
+class Place(NamedTuple):
+    """One place where a parameter lives."""
+
+    name: str  # full name of the tensor: "layer1.0.conv1.weight"
+    module: nn.Module
+    attribute: str  # "weight"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter itself, whether it is under a mask or not."""
+        return cast(nn.Parameter, self.module._parameters[self.attribute])
+
+
+class Target(NamedTuple):
+    """A parameter to mask, with every place that holds it (several where weights are tied)."""
+
+    parameter: nn.Parameter
+    places: list[Place]
+
+
+def plan(model: nn.Module, targets: Targets, *, bias: bool) -> list[Target]:
+    """The parameters to mask, in the order of the model; raises where one of them can't be."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"wrap() expected a torch.nn.Module, found {type(model).__name__}.")
+    modules = dict(model.named_modules())
+    chosen = list(_chosen(modules, targets))
+    if bias:
+        owners = dict.fromkeys(name.rpartition(".")[0] for name in chosen)
+        chosen += [
+            _join(owner, "bias")
+            for owner in owners
+            if owner in modules and modules[owner]._parameters.get("bias") is not None
+        ]
+    if not chosen:
+        hint = (
+            "it has no Linear or Conv layer" if targets is conv_and_linear else "targets is empty"
+        )
+        raise ValueError(
+            f"wrap() found nothing to mask in {describe(model)}: {hint}. "
+            "Name tensors with targets=[...]."
+        )
+
+    homes: dict[nn.Parameter, list[Place]] = {}
+    for module_name, module in modules.items():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                place = Place(_join(module_name, attribute), module, attribute)
+                homes.setdefault(parameter, []).append(place)
+    parameters = {place.name: p for p, places in homes.items() for place in places}
+    for name in chosen:
+        _check(name, modules, parameters)
+    wanted = {parameters[name] for name in chosen}
+    return [Target(p, places) for p, places in homes.items() if p in wanted]
+
+
+def _chosen(modules: dict[str, nn.Module], targets: Targets) -> Iterator[str]:
+    if callable(targets):
+        for module_name, module in modules.items():
+            for attribute in targets(module_name, module):
+                yield _join(module_name, attribute)
+    elif isinstance(targets, str) or not isinstance(targets, Iterable):
+        raise TypeError(
+            "wrap() expected targets to be a function (module_name, module) -> tensor names, or a "
+            f"list of full tensor names, found {targets!r}. For one tensor write targets=[name]."
+        )
+    else:
+        yield from targets
+
+
+def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter]) -> None:
+    owner, _, attribute = name.rpartition(".")
+    module = modules.get(owner)
+    if module is None or attribute not in module._parameters:
+        if module is not None and parametrize.is_parametrized(module, attribute):
+            inside = _join(owner, f"parametrizations.{attribute}.original")
+            near = [n for n in parameters if n.startswith(inside)]
+            raise ValueError(
+                f"wrap() can't mask {name!r}: another parametrization computes it. Mask what it "
+                f"is computed from, targets={near}, or remove that parametrization first."
+            )
+        near = difflib.get_close_matches(name, parameters, n=3)
+        hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else _names(parameters)
+        raise ValueError(f"wrap() found no parameter {name!r} in the model. {hint}")
+    parameter = parameters.get(name)
+    if parameter is None:
+        raise ValueError(f"wrap() can't mask {name!r}: it is None in this model. Leave it out.")
+    if is_lazy(parameter):
+        raise ValueError(
+            f"wrap() can't mask {name!r}: it has no shape yet (a lazy module). Run one batch "
+            "through the model, then wrap it."
+        )
+    if not parameter.is_floating_point():
+        raise TypeError(
+            f"wrap() expected floating-point tensors, found {name!r} of {parameter.dtype}. "
+            "Leave it out of targets."
+        )
+    if any(
+        n > 1 and stride == 0 for n, stride in zip(parameter.shape, parameter.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"wrap() can't mask {name!r}: several of its entries share one place in memory (an "
+            "expanded tensor). Give it memory of its own with .clone() first."
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise TypeError(
+            f"wrap() can't mask {name!r}: its module is a ScriptModule, whose code is fixed. Wrap "
+            "the model before torch.jit.script or torch.jit.trace."
+        )
+    if parametrize.is_parametrized(module, attribute):
+        raise ValueError(
+            f"wrap() found a mask on {name!r} already. Call masktorch.unwrap(model) first, or "
+            "leave the tensor out of targets."
+        )
+    if hasattr(nn.ModuleDict(), attribute):
+        raise ValueError(
+            f"wrap() can't mask {name!r}: torch.nn.ModuleDict, which holds a module's masks, has "
+            f"a method {attribute!r}. Rename the parameter."
+        )
+
+
+def describe(model: nn.Module) -> str:
+    """``Sequential(ReLU, Flatten)``: the class of a model and of its first children."""
+    children = [type(child).__name__ for child in model.children()]
+    shown = ", ".join(children[:5] + ["..."] * (len(children) > 5))
+    return f"{type(model).__name__}({shown})"
+
+
+def _names(parameters: Iterable[str]) -> str:
+    names = list(parameters)
+    return f"It has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+
+
+def _join(module_name: str, attribute: str) -> str:
+    return f"{module_name}.{attribute}" if module_name else attribute

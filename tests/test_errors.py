@@ -1,0 +1,226 @@
+"""Bad input: what is raised, in which words, and that nothing has changed."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import masktorch
+from masktorch import Bernoulli, IntermediateSampling, Threshold
+
+
+class Everything(nn.Module):
+    """One of each kind of tensor that can't be masked, beside one that can."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Linear(2, 2)
+        self.whole = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
+        self.complex = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        self.expanded = nn.Parameter(torch.ones(1).expand(3))
+        self.keys = nn.Parameter(torch.ones(2))
+        self.register_buffer("running", torch.ones(2))
+        self.normed = weight_norm(nn.Linear(2, 2))
+        self.lazy = nn.LazyLinear(2)
+        self.plain = nn.Linear(2, 2, bias=False)
+
+
+class NoMode:
+    def __call__(self, scores):
+        return scores
+
+
+class FloatMode(NoMode):
+    def mode(self, scores):
+        return (scores > 0).float()
+
+    def __repr__(self):
+        return "FloatMode()"
+
+
+def wrong_shape(weight):
+    return weight[:1]
+
+
+# (arguments of wrap, exception, message)
+WRAP = [
+    (dict(targets=["fine.wieght"]), ValueError, "found no parameter 'fine.wieght' in the model. "
+     "Did you mean 'fine.weight'"),
+    (dict(targets=["qqq"]), ValueError, "found no parameter 'qqq' in the model. It has "),
+    (dict(targets=["running"]), ValueError, "found no parameter 'running' in the model"),
+    (dict(targets=["plain.bias"]), ValueError, "can't mask 'plain.bias': it is None in this model"),
+    (dict(targets=["whole"]), TypeError, "expected floating-point tensors, found 'whole' of "
+     "torch.int64"),
+    (dict(targets=["complex"]), TypeError, "found 'complex' of torch.complex64"),
+    (dict(targets=["expanded"]), ValueError, "can't mask 'expanded': several of its entries share"),
+    (dict(targets=["keys"]), ValueError, "can't mask 'keys': torch.nn.ModuleDict"),
+    (dict(targets=["lazy.weight"]), ValueError, "can't mask 'lazy.weight': it has no shape yet"),
+    (dict(targets=["normed.weight"]), ValueError, "can't mask 'normed.weight': another "
+     "parametrization computes it. Mask what it is computed from, "
+     "targets=['normed.parametrizations.weight.original0', "
+     "'normed.parametrizations.weight.original1']"),
+    (dict(targets="fine.weight"), TypeError, "expected targets to be a function "
+     "(module_name, module) -> tensor names, or a list of full tensor names, found 'fine.weight'"),
+    (dict(targets=3), TypeError, "expected targets to be a function"),
+    (dict(targets=[]), ValueError, "found nothing to mask in Everything(Linear, "
+     "ParametrizedLinear, LazyLinear, Linear): targets is empty"),
+    (dict(targets=lambda name, module: []), ValueError, "found nothing to mask"),
+    (dict(estimator=Threshold, targets=["fine.weight"]), TypeError, "expected an estimator such as "
+     "masktorch.Threshold(): a value with __call__(scores) and mode(scores)"),
+    (dict(estimator="threshold", targets=["fine.weight"]), TypeError, "Found 'threshold'"),
+    (dict(estimator=NoMode(), targets=["fine.weight"]), TypeError, "expected an estimator"),
+    (dict(estimator=FloatMode(), targets=["fine.weight"]), TypeError, "FloatMode().mode() expected "
+     "to return a bool tensor of shape (2, 2), found torch.float32 of shape (2, 2)"),
+    (dict(init="ones", targets=["fine.weight"]), TypeError, "expected init to be a number or a "
+     "function of the weight, found 'ones'"),
+    (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "expected init(weight) to return "
+     "scores of shape (2, 2) for 'fine.weight', found (1, 2)"),
+    (dict(init=lambda w: 1.0, targets=["fine.weight"]), ValueError, "found float"),
+    (dict(), ValueError, "can't mask 'normed.weight'"),
+]  # fmt: skip
+
+
+def snapshot(model):
+    return (
+        str(model),
+        [type(m) for m in model.modules()],
+        {n: (id(p), p.requires_grad) for n, p in model.named_parameters()},
+    )
+
+
+@pytest.mark.parametrize(("arguments", "exception", "message"), WRAP, ids=range(len(WRAP)))
+def test_wrap(arguments, exception, message):
+    model = Everything()
+    before = snapshot(model)
+    if isinstance(targets := arguments.get("targets"), list) and targets:
+        arguments = {
+            **arguments,
+            "targets": ["fine.bias", *targets],
+        }  # one that is fine comes first
+    with pytest.raises(exception, match=re.escape(message)) as raised:
+        masktorch.wrap(model, **arguments)
+    assert snapshot(model) == before
+    assert str(raised.value).startswith(("wrap() ", "FloatMode()"))
+
+
+def test_nothing_to_wrap():
+    message = (
+        "wrap() found nothing to mask in Sequential(ReLU, Flatten): it has no Linear or Conv layer."
+        " Name tensors with targets=[...]."
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        masktorch.wrap(nn.Sequential(nn.ReLU(), nn.Flatten()))
+
+
+def test_wrapped_already(small):
+    masktorch.wrap(small, targets=["head.weight"])
+    before = snapshot(small)
+    message = "wrap() found a mask on 'head.weight' already. Call masktorch.unwrap(model) first"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        masktorch.wrap(small)
+    assert snapshot(small) == before
+    masktorch.wrap(small, Bernoulli(), targets=["features.0.weight"])  # another tensor may follow
+    assert list(masktorch.masks(small)) == ["features.0.weight", "head.weight"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+def test_scripted_modules():
+    scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
+    with pytest.raises(TypeError, match=r"'weight': its module is a ScriptModule"):
+        masktorch.wrap(scripted, targets=["weight"])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        masktorch.unwrap,
+        masktorch.freeze_mask,
+        masktorch.freeze_weights,
+        masktorch.mask_parameters,
+        masktorch.masks,
+        lambda model: masktorch.set_masks(model, {}),
+        masktorch.report,
+    ],
+)
+def test_not_wrapped(function):
+    message = r"\(\) expected a wrapped model: nothing is masked in Linear\(\). Call masktorch.wrap"
+    with pytest.raises(ValueError, match=message):
+        function(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"\(\) expected a torch.nn.Module, found int."):
+        function(3)
+
+
+def test_wrap_of_no_module():
+    with pytest.raises(TypeError, match=r"wrap\(\) expected a torch.nn.Module, found list."):
+        masktorch.wrap([nn.Linear(2, 2)])
+
+
+@pytest.mark.parametrize("tau", [0, 1, -0.1, 1.5, float("nan")])
+@pytest.mark.parametrize("estimator", [Threshold, Bernoulli, IntermediateSampling])
+def test_tau_outside_the_unit_interval(estimator, tau):
+    message = rf"{estimator.__name__} expected tau in \(0, 1\), found {tau}"
+    with pytest.raises(ValueError, match=message):
+        estimator(tau=tau)
+
+
+@pytest.mark.parametrize("step_size", [0, -1.0, float("inf"), float("nan")])
+def test_step_size(step_size):
+    with pytest.raises(ValueError, match=f"positive, finite step_size, found {step_size}"):
+        IntermediateSampling(step_size)
+
+
+def test_estimators_are_values():
+    for estimator in [Threshold(0.3), Bernoulli(), IntermediateSampling(0.2, tau=0.4)]:
+        assert eval(repr(estimator)) == estimator
+        with pytest.raises(AttributeError):
+            estimator.tau = 0.1
+
+
+YES = torch.ones(2, 2, dtype=torch.bool)
+
+SET_MASKS = [
+    ({}, ValueError, "one mask for each masked tensor, by name. Missing: 0.weight, 1.weight. "
+     "masktorch.masks(model) shows the names."),
+    ({"0.weight": YES, "1.weight": YES, "2.weight": YES}, ValueError, "Not masked in this model: "
+     "2.weight."),
+    ({"0.weight": YES, "1.weight": YES[:1]}, ValueError, "expected a mask of shape (2, 2) for "
+     "'1.weight', found (1, 2)."),
+    ({"0.weight": YES, "1.weight": YES.float()}, TypeError, "expected a bool tensor for "
+     "'1.weight', found torch.float32."),
+    ({"0.weight": YES, "1.weight": [[True] * 2] * 2}, TypeError, "found list."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "exception", "message"), SET_MASKS)
+def test_set_masks(given, exception, message):
+    model = masktorch.wrap(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), init=-1.0)
+    with pytest.raises(exception, match=re.escape(message)):
+        masktorch.set_masks(model, given)
+    assert not any(mask.any() for mask in masktorch.masks(model).values())
+
+
+class HalfKept:
+    """An estimator that can only keep half of the entries, the largest scores."""
+
+    def __call__(self, scores):
+        return self.mode(scores).to(scores.dtype)
+
+    def mode(self, scores):
+        return scores > scores.median()
+
+    def __repr__(self):
+        return "HalfKept()"
+
+
+def test_a_mask_the_estimator_cannot_express():
+    layer = masktorch.wrap(nn.Linear(2, 2), HalfKept(), init=lambda w: w)
+    half = torch.tensor([[True, False], [False, True]])
+    assert torch.equal(
+        masktorch.masks(masktorch.set_masks(layer, {"weight": half}))["weight"], half
+    )
+    message = "can't give 'weight' this mask: HalfKept() does not express it (4 of 4 entries kept)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        masktorch.set_masks(layer, {"weight": YES})
+    assert torch.equal(masktorch.masks(layer)["weight"], half)

@@ -1,0 +1,251 @@
+"""Each estimator against its closed form, written out here in numpy, in float64."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+import masktorch
+from masktorch import functional
+
+
+def sigma(s):
+    return 1 / (1 + np.exp(-s))
+
+
+def tensors(seed=0, shape=(5, 4)):
+    """Scores, weight and the gradient that arrives, float64."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=shape), rng.normal(size=shape), rng.normal(size=shape)
+
+
+def run(function, scores, weight, grad, fused):
+    """Mask, weight * mask and the gradients of both inputs, as numpy arrays."""
+    s, w = (torch.tensor(a, requires_grad=True) for a in (scores, weight))
+    out = function(s, weight=w) if fused else w * function(s)
+    out.backward(torch.tensor(grad))
+    return out.detach().numpy(), s.grad.numpy(), w.grad.numpy()
+
+
+FUSED = pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
+
+
+@FUSED
+@pytest.mark.parametrize("tau", [0.5, 0.2, 0.9])
+def test_threshold(fused, tau):
+    s, w, grad = tensors()
+    out, for_scores, for_weight = run(
+        lambda s, **kw: functional.threshold(s, tau, **kw), s, w, grad, fused
+    )
+    m = (sigma(s) > tau).astype(float)
+    np.testing.assert_array_equal(out, w * m)
+    np.testing.assert_allclose(for_scores, grad * w * sigma(s) * (1 - sigma(s)), rtol=1e-12)
+    np.testing.assert_array_equal(for_weight, grad * m)
+
+
+def test_a_score_exactly_at_the_threshold_is_masked():
+    s = torch.zeros(3, dtype=torch.float64)
+    assert functional.threshold(s).sum() == 0
+    assert masktorch.Bernoulli().mode(s).sum() == 0
+
+
+@FUSED
+def test_bernoulli(fused):
+    s, w, grad = tensors()
+    torch.manual_seed(0)
+    out, for_scores, for_weight = run(functional.bernoulli, s, w, grad, fused)
+    m = (out != 0).astype(float)
+    assert 0 < m.mean() < 1
+    np.testing.assert_array_equal(out, w * m)
+    np.testing.assert_allclose(for_scores, grad * w * sigma(s) * (1 - sigma(s)), rtol=1e-12)
+    np.testing.assert_array_equal(for_weight, grad * m)
+
+
+def intermediate_by_hand(s, m, g, step_size):
+    """p - q, one entry at a time, from the definition in the paper's terms."""
+    alpha = step_size / np.sqrt(np.mean(g**2))
+    out = np.empty_like(s)
+    for i in np.ndindex(s.shape):
+        x = min(max(alpha * g[i], -0.5), 0.5)
+        # One step on the draw z = (1 - m, m) with the Jacobian of z / sum(z), then normalised.
+        z = np.array([1 - m[i], m[i]])
+        dz = np.array([0.0, x])
+        drawn = int(m[i])
+        moved = z - (dz - dz[drawn])
+        q = moved[1] / moved.sum()
+        out[i] = sigma(s[i]) - q
+    return out
+
+
+@FUSED
+@pytest.mark.parametrize("step_size", [0.01, 0.3, 5.0])
+def test_intermediate(fused, step_size):
+    s, w, grad = tensors()
+    torch.manual_seed(0)
+    out, for_scores, for_weight = run(
+        lambda s, **kw: functional.intermediate(s, step_size, **kw), s, w, grad, fused
+    )
+    m = (out != 0).astype(float)
+    assert 0 < m.mean() < 1
+    np.testing.assert_array_equal(out, w * m)
+    np.testing.assert_allclose(
+        for_scores, intermediate_by_hand(s, m, grad * w, step_size), rtol=1e-11, atol=1e-13
+    )
+    np.testing.assert_array_equal(for_weight, grad * m)
+
+
+def test_intermediate_is_the_derivative_of_the_divergence_to_the_stepped_draw():
+    """dL/ds is d KL((1-q, q) || (1-p, p)) / ds, by central differences."""
+    s, _, g = tensors(seed=1)
+    torch.manual_seed(0)
+    scores = torch.tensor(s, requires_grad=True)
+    mask = functional.intermediate(scores, 0.1)
+    mask.backward(torch.tensor(g))
+    m, x = mask.detach().numpy(), np.clip(0.1 * g / np.sqrt(np.mean(g**2)), -0.5, 0.5)
+    q = np.where(m == 1, 1 / (1 + x), -x / (1 - x))  # may leave [0, 1]: it is not clipped
+
+    def divergence(s):  # the terms that depend on s
+        return -(q * np.log(sigma(s)) + (1 - q) * np.log(1 - sigma(s)))
+
+    numeric = (divergence(s + 1e-6) - divergence(s - 1e-6)) / 2e-6
+    np.testing.assert_allclose(scores.grad.numpy(), numeric, rtol=1e-6, atol=1e-8)
+
+
+def test_intermediate_of_no_gradient_is_the_noise_alone():
+    s = torch.zeros(4, requires_grad=True)
+    mask = functional.intermediate(s)
+    mask.backward(torch.zeros(4))
+    np.testing.assert_allclose(s.grad, 0.5 - mask.detach(), atol=1e-7)
+
+
+def quadratic(weight, x, y):
+    """A small layer and its loss: sum((x @ w - y)^2)."""
+    return ((x @ weight - y) ** 2).sum()
+
+
+def layer():
+    rng = np.random.default_rng(3)
+    s, w = rng.normal(size=6), rng.normal(size=6)
+    x, y = rng.normal(size=(4, 6)), rng.normal(size=4)
+    return s, w, x, y
+
+
+def every_mask(n):
+    return [np.array(bits, dtype=float) for bits in itertools.product([0, 1], repeat=n)]
+
+
+def probability(m, p):
+    return np.prod(np.where(m == 1, p, 1 - p))
+
+
+def fixed_draw(function, scores, mask, **kwargs):
+    """Calls a sampling function so that it draws exactly ``mask``: with uniform numbers of 0 or 1
+    from a generator that is none. The forward is checked to be that mask."""
+    real = torch.Tensor.uniform_
+    try:
+        torch.Tensor.uniform_ = lambda self, generator=None: self.copy_(
+            torch.where(torch.as_tensor(mask) == 1, -1.0, 2.0)
+        )
+        drawn = function(scores, **kwargs)
+    finally:
+        torch.Tensor.uniform_ = real
+    np.testing.assert_array_equal(drawn.detach().numpy(), mask)
+    return drawn
+
+
+def expectation(function, s, w, x, y, **kwargs):
+    """E[dL/ds] over all masks of the layer, each weighted with its probability."""
+    total = np.zeros_like(s)
+    for m in every_mask(len(s)):
+        scores = torch.tensor(s, requires_grad=True)
+        mask = fixed_draw(function, scores, m, **kwargs)
+        quadratic(torch.tensor(w) * mask, torch.tensor(x), torch.tensor(y)).backward()
+        total += probability(m, sigma(s)) * scores.grad.numpy()
+    return total
+
+
+def gradient_by_mask(m, w, x, y):
+    """g = dL/dm = dL/dW_eff * W by hand: 2 x^T (x (w m) - y) * w."""
+    return 2 * x.T @ (x @ (w * m) - y) * w
+
+
+def test_bernoulli_in_expectation():
+    s, w, x, y = layer()
+    by_hand = sum(
+        probability(m, sigma(s)) * gradient_by_mask(m, w, x, y) for m in every_mask(len(s))
+    ) * (sigma(s) * (1 - sigma(s)))
+    np.testing.assert_allclose(expectation(functional.bernoulli, s, w, x, y), by_hand, rtol=1e-10)
+
+
+def test_intermediate_in_expectation():
+    """The noise p - m has zero mean; E[dL/ds] = E[x / (1 +- x)]."""
+    s, w, x, y = layer()
+    by_hand = np.zeros_like(s)
+    for m in every_mask(len(s)):
+        g = gradient_by_mask(m, w, x, y)
+        step = np.clip(0.1 * g / np.sqrt(np.mean(g**2)), -0.5, 0.5)
+        by_hand += probability(m, sigma(s)) * step / (1 + (2 * m - 1) * step)
+    found = expectation(functional.intermediate, s, w, x, y, step_size=0.1)
+    np.testing.assert_allclose(found, by_hand, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "function", [functional.threshold, functional.bernoulli, functional.intermediate]
+)
+def test_dtype_and_shape_are_those_of_the_scores(function, dtype):
+    s = torch.randn(3, 2, dtype=dtype, requires_grad=True)
+    mask = function(s)
+    assert mask.dtype == dtype
+    assert mask.shape == s.shape
+    (mask * 1e-4).sum().backward()
+    assert s.grad.dtype == dtype
+    assert s.grad.isfinite().all()
+
+
+def test_half_precision_follows_double():
+    """The rule of intermediate sampling in float16, where alpha itself would overflow."""
+    s, _, g = tensors()
+    torch.manual_seed(0)
+    half = torch.tensor(s, dtype=torch.float16, requires_grad=True)
+    mask = functional.intermediate(half)
+    mask.backward(torch.tensor(g * 1e-6, dtype=torch.float16))
+    expected = intermediate_by_hand(
+        half.detach().double().numpy(),
+        mask.detach().double().numpy(),
+        torch.tensor(g * 1e-6, dtype=torch.float16).double().numpy(),
+        0.1,
+    )
+    np.testing.assert_allclose(half.grad.double().numpy(), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("function", [functional.bernoulli, functional.intermediate])
+def test_a_draw_follows_its_probability_and_generator(function):
+    s = torch.tensor([-3.0, 0.0, 3.0]).repeat(100_000, 1)
+    a = function(s, generator=torch.Generator().manual_seed(5))
+    b = function(s, generator=torch.Generator().manual_seed(5))
+    assert torch.equal(a, b)
+    p = sigma(np.array([-3.0, 0.0, 3.0]))
+    deviation = np.sqrt(p * (1 - p) / 100_000)
+    assert np.all(np.abs(a.mean(0).numpy() - p) < 5 * deviation)
+
+
+def test_rescale_is_exact_through_the_sum_of_the_mask():
+    """W_eff = W m n / sum(m), and its gradient by the quotient rule, for the threshold."""
+    rng = np.random.default_rng(0)
+    w, s, x = rng.normal(size=(3, 5)), rng.normal(size=(3, 5)), rng.normal(size=(2, 5))
+    linear = torch.nn.Linear(5, 3, bias=False).double()
+    linear.weight.data = torch.tensor(w)
+    masktorch.wrap(linear, init=lambda _: torch.tensor(s), rescale=True)
+    out = linear(torch.tensor(x))
+    m = (s > 0).astype(float)
+    n, kept = m.size, m.sum()
+    np.testing.assert_allclose(out.detach(), x @ (w * m * n / kept).T, rtol=1e-12)
+    grad_out = rng.normal(size=out.shape)
+    out.backward(torch.tensor(grad_out))
+    big_g = grad_out.T @ x  # dL/dW_eff
+    g = big_g * w
+    for_mask = g * n / kept - np.sum(g * m) * n / kept**2
+    expected = for_mask * sigma(s) * (1 - sigma(s))
+    np.testing.assert_allclose(linear.parametrizations.weight.scores.grad, expected, rtol=1e-10)
