@@ -125,7 +125,7 @@ def test_wrapped_already(small):
     assert list(masktorch.masks(small)) == ["features.0.weight", "head.weight"]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_scripted_modules():
     scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
     with pytest.raises(TypeError, match=r"'weight': its module is a ScriptModule"):

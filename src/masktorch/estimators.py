@@ -1,7 +1,7 @@
 """The estimators: how a mask is chosen from its scores, and what gradient the scores get.
 
 An estimator is a value, a frozen dataclass: two that are equal do the same, and its repr evaluates
-back to it. The formulas are in :mod:`masktorch.functional`.
+back to it. The formulas are in `masktorch.functional`.
 """
 
 import math
@@ -16,18 +16,18 @@ from masktorch import functional
 
 @runtime_checkable
 class Estimator(Protocol):
-    """What :func:`masktorch.wrap` asks of an estimator: two methods.
+    """What `masktorch.wrap` asks of an estimator: two methods.
 
-    ``__call__(scores)`` gives the mask used in training: floating point, shaped like ``scores``,
-    differentiable by the estimator's rule. ``mode(scores)`` gives the deterministic mask: bool, the
+    `__call__(scores)` gives the mask used in training: floating point, shaped like `scores`,
+    differentiable by the estimator's rule. `mode(scores)` gives the deterministic mask: bool, the
     same shape; it is used in evaluation, when frozen, in files and in reports.
 
     An estimator may offer more, each found by its name:
 
-    - ``init``: the scores to start from, a number or a function of the weight (else 1.0);
-    - ``product(scores, weight)``: ``weight * mask`` in fewer passes over memory;
-    - ``scores_for(scores, mask)``: scores near the given ones whose ``mode`` is ``mask`` (else
-      :func:`masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere).
+    - `init`: the scores to start from, a number or a function of the weight (else 1.0);
+    - `product(scores, weight)`: `weight * mask` in fewer passes over memory;
+    - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
+      `masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere).
 
     >>> isinstance(Threshold(), Estimator)
     True
@@ -38,12 +38,12 @@ class Estimator(Protocol):
 
 
 class _Logistic:
-    """What the three share: a weight is kept where ``sigma(score) > tau``."""
+    """What the three share: a weight is kept where `sigma(score) > tau`."""
 
     tau: float
 
     def mode(self, scores: Tensor) -> Tensor:
-        """The deterministic mask ``1[sigma(s) > tau]``, bool."""
+        """The deterministic mask `1[sigma(s) > tau]`, bool."""
         return functional.keeps(scores, self.tau)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
@@ -62,10 +62,10 @@ class _Logistic:
 
 @dataclass(frozen=True)
 class Threshold(_Logistic):
-    """Straight-through threshold: see :func:`masktorch.functional.threshold`.
+    """Straight-through threshold: see `masktorch.functional.threshold`.
 
     Scores start at 1.0, everything kept. Usual training: Adam, learning rate 1e-2. Raises
-    ``ValueError`` for a ``tau`` outside (0, 1).
+    `ValueError` for a `tau` outside (0, 1).
 
     >>> Threshold().mode(torch.tensor([-1.0, 1.0]))
     tensor([False,  True])
@@ -83,10 +83,10 @@ class Threshold(_Logistic):
 
 @dataclass(frozen=True)
 class Bernoulli(_Logistic):
-    """Bernoulli samples, gradient of the expectation: see :func:`masktorch.functional.bernoulli`.
+    """Bernoulli samples, gradient of the expectation: see `masktorch.functional.bernoulli`.
 
-    ``tau`` is the threshold of the deterministic mask only. Scores start at 0.0, every probability
-    one half. Raises ``ValueError`` for a ``tau`` outside (0, 1).
+    `tau` is the threshold of the deterministic mask only. Scores start at 0.0, every probability
+    one half. Raises `ValueError` for a `tau` outside (0, 1).
 
     >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
     tensor([False,  True])
@@ -104,11 +104,11 @@ class Bernoulli(_Logistic):
 
 @dataclass(frozen=True)
 class IntermediateSampling(_Logistic):
-    """Intermediate sampling: see :func:`masktorch.functional.intermediate`.
+    """Intermediate sampling: see `masktorch.functional.intermediate`.
 
-    ``step_size`` is the step on a draw in units of the root mean square of the tensor's gradient.
-    ``tau`` is the threshold of the deterministic mask only. Raises ``ValueError`` for a ``tau``
-    outside (0, 1) or a ``step_size`` that is not positive and finite.
+    `step_size` is the step on a draw in units of the root mean square of the tensor's gradient.
+    `tau` is the threshold of the deterministic mask only. Scores start at 1.0. Raises
+    `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive and finite.
 
     >>> IntermediateSampling(step_size=0.2)
     IntermediateSampling(step_size=0.2, tau=0.5)
@@ -116,7 +116,7 @@ class IntermediateSampling(_Logistic):
 
     step_size: float = functional.STEP_SIZE
     tau: float = 0.5
-    init: ClassVar[float] = 0.0
+    init: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -131,3 +131,14 @@ class IntermediateSampling(_Logistic):
 
     def product(self, scores: Tensor, weight: Tensor) -> Tensor:
         return functional.intermediate(scores, self.step_size, weight=weight)
+
+
+@dataclass(frozen=True)
+class Given:
+    """A mask that is given, not learned: its scores are the mask itself, bool."""
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        return scores
+
+    def mode(self, scores: Tensor) -> Tensor:
+        return scores

@@ -1,12 +1,12 @@
 """From scores to masks, each method with the gradient it gives the scores.
 
-A mask ``m`` in {0, 1} has no useful derivative. A method is therefore two formulas: how ``m`` is
-chosen from the scores ``s``, and a *rule* for ``dL/ds`` given ``g = dL/dm``. Throughout,
-``sigma`` is the logistic function and ``p = sigma(s)``.
+A mask `m` in {0, 1} has no useful derivative. A method is therefore two formulas: how `m` is
+chosen from the scores `s`, and a *rule* for `dL/ds` given `g = dL/dm`. Throughout,
+`sigma` is the logistic function and `p = sigma(s)`.
 
-Each method returns the mask, in the dtype of the scores. Given a ``weight`` it returns
-``weight * m`` instead, in fewer passes over memory than masking and multiplying, with the same
-gradients: ``g = G * weight`` reaches the rule and ``G * m`` the weight, where ``G`` is the
+Each method returns the mask, in the dtype of the scores. Given a `weight` it returns
+`weight * m` instead, in fewer passes over memory than masking and multiplying, with the same
+gradients: `g = G * weight` reaches the rule and `G * m` the weight, where `G` is the
 gradient of the result.
 """
 
@@ -20,13 +20,13 @@ from torch import Tensor
 __all__ = ["bernoulli", "intermediate", "keeps", "threshold"]
 
 STEP_SIZE = 0.1
-"""Default of :func:`intermediate`."""
+"""Default of `intermediate`."""
 MAX_STEP = 0.5
-"""Bound on ``|alpha * g|`` in :func:`intermediate`; below 1, ``1 +- alpha * g`` stays positive."""
+"""Bound on `|alpha * g|` in `intermediate`; below 1, `1 +- alpha * g` stays positive."""
 
 
 def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
-    """The deterministic mask, ``m = 1[sigma(s) > tau]``, as a bool tensor shaped like ``scores``.
+    """The deterministic mask, `m = 1[sigma(s) > tau]`, as a bool tensor shaped like `scores`.
 
     A score exactly at the threshold is masked.
 
@@ -39,12 +39,12 @@ def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:
     """Straight-through threshold.
 
-    Forward ``m = 1[sigma(s) > tau]``; backward ``dL/ds = g * sigma(s) * (1 - sigma(s))``.
+    Forward `m = 1[sigma(s) > tau]`; backward `dL/ds = g * sigma(s) * (1 - sigma(s))`.
 
-    ``scores`` is floating point of any shape, ``tau`` lies in (0, 1), ``weight`` is shaped like
-    ``scores``. Returns the mask (or ``weight * m``) in the shape and dtype of ``scores``.
+    `scores` is floating point of any shape, `tau` lies in (0, 1), `weight` is shaped like
+    `scores`. Returns the mask (or `weight * m`) in the shape and dtype of `scores`.
     Source: the code of "Super-Masks: Are They Good Initializations?" (2019), which applies the
-    threshold to ``sigma(s)``.
+    threshold to `sigma(s)`.
 
     >>> scores = torch.tensor([-2.0, 0.0, 2.0], requires_grad=True)
     >>> threshold(scores)
@@ -61,10 +61,10 @@ def bernoulli(
 ) -> Tensor:
     """A Bernoulli sample with the gradient of its expectation.
 
-    Forward ``m ~ Bernoulli(sigma(s))``, drawn afresh from ``generator`` (PyTorch's own if left
-    out); backward ``dL/ds = g * sigma(s) * (1 - sigma(s))``.
+    Forward `m ~ Bernoulli(sigma(s))`, drawn afresh from `generator` (PyTorch's own if left
+    out); backward `dL/ds = g * sigma(s) * (1 - sigma(s))`.
 
-    Shapes and dtypes as in :func:`threshold`. Source: Zhou et al., "Deconstructing Lottery
+    Shapes and dtypes as in `threshold`. Source: Zhou et al., "Deconstructing Lottery
     Tickets" (arXiv 1905.01067).
 
     >>> scores = torch.tensor([-50.0, 50.0], requires_grad=True)
@@ -83,17 +83,17 @@ def intermediate(
 ) -> Tensor:
     """Intermediate sampling: one gradient step on the draw, then the KL divergence to it.
 
-    Forward ``m ~ Bernoulli(p)``, ``p = sigma(s)``. Backward, with ``x = alpha * g``::
+    Forward `m ~ Bernoulli(p)`, `p = sigma(s)`. Backward, with `x = alpha * g`:
 
         q = 1 / (1 + x)  where m = 1,    q = -x / (1 - x)  where m = 0
         dL/ds = p - q,   the derivative of KL((1-q, q) || (1-p, p)) by s
 
-    ``alpha = step_size / rms(g)`` makes the step relative to the tensor's own gradient (an absolute
-    one is drowned by ``p - m``), and ``|x|`` is bounded by ``MAX_STEP`` while ``q`` stays
+    `alpha = step_size / rms(g)` makes the step relative to the tensor's own gradient (an absolute
+    one is drowned by `p - m`), and `|x|` is bounded by `MAX_STEP` while `q` stays
     unclipped (clipping it biases the rule). So the gradient does not scale with the loss.
 
-    Shapes and dtypes as in :func:`threshold`; ``step_size`` is positive. Source: Intermediate Loss
-    Sampling (2019-10-14); its code returns the derivative by the *probabilities*, ``-q / p``, here
+    Shapes and dtypes as in `threshold`; `step_size` is positive. Source: Intermediate Loss
+    Sampling (2019-10-14); its code returns the derivative by the *probabilities*, `-q / p`, here
     it is the exact one by the scores.
 
     >>> scores = torch.full((3,), 50.0, requires_grad=True)
@@ -119,20 +119,20 @@ Rule = Callable[[Tensor, Tensor, Tensor], Tensor]  # (scores, bool mask, g) -> d
 
 
 def _logistic_rule(scores: Tensor, mask: Tensor, g: Tensor) -> Tensor:
-    """``g * sigma(s) * (1 - sigma(s))``."""
+    """`g * sigma(s) * (1 - sigma(s))`."""
     return cast(Tensor, torch.ops.aten.sigmoid_backward(g, torch.sigmoid(scores)))
 
 
 def _sample(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A bool draw, True with probability ``sigma(s)``; in float32 at least, so that half precision
-    does not round small probabilities away. A comparison draws faster than ``torch.bernoulli``."""
+    """A bool draw, True with probability `sigma(s)`; in float32 at least, so that half precision
+    does not round small probabilities away. A comparison draws faster than `torch.bernoulli`."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     uniform = torch.empty_like(scores, dtype=dtype).uniform_(generator=generator)
     return uniform < torch.sigmoid(scores.to(dtype))
 
 
 class _Masked(torch.autograd.Function):
-    """``weight * mask``; backward the masked gradient for the weight, the rule for the scores."""
+    """`weight * mask`; backward the masked gradient for the weight, the rule for the scores."""
 
     generate_vmap_rule = True
 

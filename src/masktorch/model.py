@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from masktorch.estimators import Estimator, Threshold
+from masktorch.estimators import Estimator, Given, Threshold
 from masktorch.parametrization import Mask, attach, attached, detach
 from masktorch.targets import Place, Targets, conv_and_linear, describe, plan
 
@@ -24,7 +24,7 @@ def wrap(
     init: Init | None = None,
     rescale: bool = False,
 ) -> Model:
-    """Puts a learnable mask on the weights of a model, in place: the layers use ``W * m``.
+    """Puts a learnable mask on the weights of a model, in place: the layers use `W * m`.
 
     The masked tensors stop training and their scores begin to; every other parameter stays as it
     was. A parameter that lives in several places (tied weights) gets one mask for all of them.
@@ -32,17 +32,17 @@ def wrap(
     Args:
         model: any module. Nothing in it changes if an error is raised.
         estimator: how the mask follows from its scores, and the gradient they get.
-        targets: a function ``(module_name, module) -> tensor names``, or a list of full tensor
-            names; any floating-point parameter. By default the ``weight`` of every Conv1d-3d,
+        targets: a function `(module_name, module) -> tensor names`, or a list of full tensor
+            names; any floating-point parameter. By default the `weight` of every Conv1d-3d,
             ConvTranspose1d-3d and Linear.
         bias: mask the biases of the same modules too.
         init: the scores to start from, a number or a function of the weight; by default the
             estimator's own. Scores have the shape, dtype and device of the weight.
-        rescale: use ``W * m * numel / sum(m)``, with the gradient through ``sum(m)`` (dynamic
+        rescale: use `W * m * numel / sum(m)`, with the gradient through `sum(m)` (dynamic
             weight rescaling, Zhou et al., arXiv 1905.01067).
 
-    Raises ``ValueError`` where there is nothing to mask, a name is unknown, a tensor is masked
-    already, computed by another parametrization or not yet shaped; ``TypeError`` where a tensor is
+    Raises `ValueError` where there is nothing to mask, a name is unknown, a tensor is masked
+    already, computed by another parametrization or not yet shaped; `TypeError` where a tensor is
     not floating point or an argument is of the wrong kind.
 
     >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
@@ -64,9 +64,7 @@ def wrap(
     masks[0].mode()  # an estimator that breaks its promise is found out here, nothing changed yet
 
     for (weight, places), mask in zip(planned, masks, strict=True):
-        mask.train(places[0].module.training)
-        for _, module, attribute in places:
-            attach(module, attribute, mask)
+        _attach(mask, places)
         _set_trains(weight, False)
     return model
 
@@ -74,12 +72,12 @@ def wrap(
 def unwrap(model: Model, *, bake: bool = True) -> Model:
     """Takes all masks off a model, in place, and gives its modules their original class back.
 
-    With ``bake=True`` the weights become what the layers used in evaluation: masked entries are
-    exactly 0.0 (and the others rescaled, if ``rescale`` was on). With ``bake=False`` they stay what
+    With `bake=True` the weights become what the layers used in evaluation: masked entries are
+    exactly 0.0 (and the others rescaled, if `rescale` was on). With `bake=False` they stay what
     they are under the masks, bit for bit. The parameter objects, their hooks and their optimiser
-    state survive; ``requires_grad`` is what it was when the tensor was wrapped.
+    state survive; `requires_grad` is what it was when the tensor was wrapped.
 
-    Raises ``ValueError`` if nothing is masked.
+    Raises `ValueError` if nothing is masked.
 
     >>> model = wrap(nn.Linear(2, 1), init=torch.sign)
     >>> _ = model.weight.data, set_masks(model, {"weight": torch.tensor([[True, False]])})
@@ -100,26 +98,33 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
 def freeze_mask(model: Model, frozen: bool = True) -> Model:
     """Stops the masks: no gradient for the scores, the deterministic mask in every mode.
 
-    ``freeze_mask(model, False)`` lets them learn again from where they were. Warns where a mask
-    keeps nothing of its tensor. Raises ``ValueError`` if nothing is masked.
+    `freeze_mask(model, False)` lets them learn again from where they were. Warns where a mask
+    keeps nothing of its tensor. Raises `ValueError` if nothing is masked.
 
     >>> model = freeze_mask(wrap(nn.Linear(2, 1)))
     >>> model.parametrizations.weight.scores.requires_grad
     False
     """
-    for mask, places in masked_tensors(model, "freeze_mask"):
+    found = masked_tensors(model, "freeze_mask")
+    for mask, (place, *_) in found:
+        if not frozen and not isinstance(mask.scores, nn.Parameter):
+            raise ValueError(
+                f"freeze_mask(model, False) can't let {place.name!r} learn: its mask was loaded "
+                "onto a plain model and has no scores. Wrap the model first, then load the masks."
+            )
+    for mask, (place, *_) in found:
         mask.frozen = frozen
         _set_trains(mask.scores, not frozen)
         if frozen:
-            _warn_if_empty(places[0].name, mask.mode())
+            _warn_if_empty(place.name, mask.mode())
     return model
 
 
 def freeze_weights(model: Model, frozen: bool = True) -> Model:
-    """Stops the masked tensors, or with ``frozen=False`` lets them train under their masks.
+    """Stops the masked tensors, or with `frozen=False` lets them train under their masks.
 
     A masked entry's gradient is exactly 0, and whatever an optimiser does to it, it contributes
-    exactly 0. Raises ``ValueError`` if nothing is masked.
+    exactly 0. Raises `ValueError` if nothing is masked.
 
     >>> model = freeze_weights(freeze_mask(wrap(nn.Linear(2, 1))), False)
     >>> [name for name, p in model.named_parameters() if p.requires_grad]
@@ -133,18 +138,19 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
 def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """The scores of all masks, for an optimiser.
 
-    Raises ``ValueError`` if nothing is masked.
+    Raises `ValueError` if nothing is masked.
 
     >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
     12
     """
-    return iter([mask.scores for mask, _ in masked_tensors(model, "mask_parameters")])
+    scores = (mask.scores for mask, _ in masked_tensors(model, "mask_parameters"))
+    return iter([s for s in scores if isinstance(s, nn.Parameter)])
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The deterministic masks by tensor name: bool, shaped like their tensors, on their device.
 
-    Raises ``ValueError`` if nothing is masked.
+    Raises `ValueError` if nothing is masked.
 
     >>> masks(wrap(nn.Linear(2, 1)))
     {'weight': tensor([[True, True]])}
@@ -159,10 +165,10 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     nothing of its tensor.
 
     Args:
-        masks: for every masked tensor its mask, bool, by name, as :func:`masks` returns them.
+        masks: for every masked tensor its mask, bool, by name, as `masks` returns them.
 
-    Raises ``ValueError`` for a missing or unknown name, a wrong shape, or a mask that the estimator
-    cannot express, ``TypeError`` for anything but a bool tensor; the model is then unchanged.
+    Raises `ValueError` for a missing or unknown name, a wrong shape, or a mask that the estimator
+    cannot express, `TypeError` for anything but a bool tensor; the model is then unchanged.
 
     >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
     >>> model.parametrizations.weight.scores.data
@@ -183,6 +189,32 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
             mask.scores.copy_(scores[name])
         _warn_if_empty(name, masks[name])
     return model
+
+
+def give_masks(model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[str, bool]) -> Model:
+    """Puts masks that do not learn, a bool per entry, on the tensors named; raises as `wrap`.
+
+    Everything keeps training or not as before.
+    """
+    planned = plan(model, masks.keys(), bias=False)
+    given = [
+        Mask(
+            Given(),
+            masks[places[0].name].to(weight.device, copy=True),
+            rescale=rescale[places[0].name],
+            trained=weight.requires_grad,
+        )
+        for weight, places in planned
+    ]
+    for (_, places), mask in zip(planned, given, strict=True):
+        _attach(mask, places)
+    return model
+
+
+def _attach(mask: Mask, places: list[Place]) -> None:
+    mask.train(places[0].module.training)
+    for _, module, attribute in places:
+        attach(module, attribute, mask)
 
 
 def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place]]]:

@@ -1,13 +1,13 @@
 """The mask on a tensor, and the class that makes a module use it.
 
 The invariant: a masked parameter stays where it was, under its own name, the same object. Only
-*reading* ``module.weight`` changes: the class of the module is swapped for a subclass on which
-``weight`` is a property that returns the parameter under its mask. Optimisers, ``state_dict`` keys
-of the weights, hooks and initialisers that go through ``named_parameters`` see what they saw.
+*reading* `module.weight` changes: the class of the module is swapped for a subclass on which
+`weight` is a property that returns the parameter under its mask. Optimisers, `state_dict` keys
+of the weights, hooks and initialisers that go through `named_parameters` see what they saw.
 
-The mask itself is the module ``module.parametrizations.weight``, where
-:mod:`torch.nn.utils.parametrize` looks: ``is_parametrized``, ``remove_parametrizations`` and
-``cached`` of torch work on it.
+The mask itself is the module `module.parametrizations.weight`, where
+`torch.nn.utils.parametrize` looks: `is_parametrized`, `remove_parametrizations` and
+`cached` of torch work on it.
 """
 
 import functools
@@ -21,17 +21,25 @@ from masktorch.estimators import Estimator
 
 
 class Mask(nn.Module):
-    """The learnable mask of one tensor, shared by every place that holds the tensor."""
+    """The mask of one tensor, shared by every place that holds the tensor.
+
+    Its scores are a parameter. Those of a given mask are the mask itself, a bool buffer that is
+    frozen for good.
+    """
 
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
 
     def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
         super().__init__()
-        self.scores = nn.Parameter(scores)
+        self.scores: Tensor
+        if scores.dtype is torch.bool:
+            self.register_buffer("scores", scores)
+        else:
+            self.scores = nn.Parameter(scores)
         self.estimator = estimator
         self.rescale = rescale
         self.trained = trained  # requires_grad of the tensor when it was wrapped
-        self.frozen = False
+        self.frozen = scores.dtype is torch.bool
         self.owner: tuple[nn.Module, str] | None = None
 
     def mode(self) -> Tensor:
@@ -46,7 +54,7 @@ class Mask(nn.Module):
         return mask
 
     def forward(self, weight: Tensor) -> Tensor:
-        """``weight * m``, and ``* numel / sum(m)`` if rescaled."""
+        """`weight * m`, and `* numel / sum(m)` if rescaled."""
         if self.training and not self.frozen:
             product = getattr(self.estimator, "product", None)
             if product is not None and not self.rescale:
@@ -73,7 +81,7 @@ class Mask(nn.Module):
 
 
 def attached(module: nn.Module) -> dict[str, Mask]:
-    """The masks on the parameters of ``module`` itself, by parameter name."""
+    """The masks on the parameters of `module` itself, by parameter name."""
     masks = module._modules.get("parametrizations")
     if not isinstance(masks, nn.ModuleDict):
         return {}
@@ -81,7 +89,7 @@ def attached(module: nn.Module) -> dict[str, Mask]:
 
 
 def attach(module: nn.Module, name: str, mask: Mask) -> None:
-    """Puts ``mask`` on the parameter ``name`` of ``module``."""
+    """Puts `mask` on the parameter `name` of `module`."""
     masks = cast(nn.ModuleDict, module._modules.setdefault("parametrizations", nn.ModuleDict()))
     masks[name] = mask
     mask.owner = mask.owner or (module, name)
@@ -89,7 +97,7 @@ def attach(module: nn.Module, name: str, mask: Mask) -> None:
 
 
 def detach(module: nn.Module, name: str) -> None:
-    """Takes the mask off the parameter ``name``; the last one gives the original class back."""
+    """Takes the mask off the parameter `name`; the last one gives the original class back."""
     masks = cast(nn.ModuleDict, module._modules["parametrizations"])
     del masks[name]
     if not masks:
@@ -122,7 +130,7 @@ def _masked_tensor(name: str) -> property:
 
 @functools.cache
 def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
-    """The subclass of ``original`` whose parameters ``names`` are read under their masks.
+    """The subclass of `original` whose parameters `names` are read under their masks.
 
     One class serves every module of that type, so a compiled block is compiled once for all.
     """
@@ -147,7 +155,7 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                 object.__setattr__(self, "_held", before)
 
         def __setattr__(self, name: str, value: Any) -> None:
-            """``layer.weight = tensor`` assigns the tensor under the mask."""
+            """`layer.weight = tensor` assigns the tensor under the mask."""
             if name in names and type(value) is Tensor:
                 with torch.no_grad():
                     self._parameters[name].copy_(value)

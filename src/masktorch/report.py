@@ -21,7 +21,7 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """The masks of a model: ``rows``, one a tensor, and totals. ``print(report)`` is a table."""
+    """The masks of a model: `rows`, one a tensor, and totals. `print(report)` is a table."""
 
     rows: tuple[Row, ...]
 
@@ -37,7 +37,7 @@ class Report:
 
     @property
     def masked_fraction(self) -> float:
-        """``masked / size``."""
+        """`masked / size`."""
         return _fraction(self.masked, self.size)
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Report:
 def report(model: nn.Module) -> Report:
     """Counts what the deterministic masks of a wrapped model mask.
 
-    Raises ``ValueError`` if nothing is masked.
+    Raises `ValueError` if nothing is masked.
 
     >>> from masktorch import set_masks, wrap
     >>> layer = wrap(nn.Linear(2, 3))

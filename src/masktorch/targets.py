@@ -23,7 +23,7 @@ _CONV_AND_LINEAR = (
 
 
 def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
-    """The default targets: the ``weight`` of Conv1d-3d, ConvTranspose1d-3d, Linear and subclasses.
+    """The default targets: the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and subclasses.
 
     >>> conv_and_linear("head", nn.Linear(2, 2)), conv_and_linear("norm", nn.LayerNorm(2))
     (['weight'], [])
@@ -152,7 +152,7 @@ def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Pa
 
 
 def describe(model: nn.Module) -> str:
-    """``Sequential(ReLU, Flatten)``: the class of a model and of its first children."""
+    """`Sequential(ReLU, Flatten)`: the class of a model and of its first children."""
     children = [type(child).__name__ for child in model.children()]
     shown = ", ".join(children[:5] + ["..."] * (len(children) > 5))
     return f"{type(model).__name__}({shown})"
