@@ -29,8 +29,9 @@ class Estimator(Protocol):
     - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
       `masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere).
 
-    >>> isinstance(Threshold(), Estimator)
-    True
+    Examples:
+        >>> isinstance(Threshold(), Estimator)
+        True
     """
 
     def __call__(self, scores: Tensor, /) -> Tensor: ...
@@ -67,8 +68,9 @@ class Threshold(_Logistic):
     Scores start at 1.0, everything kept. Usual training: Adam, learning rate 1e-2. Raises
     `ValueError` for a `tau` outside (0, 1).
 
-    >>> Threshold().mode(torch.tensor([-1.0, 1.0]))
-    tensor([False,  True])
+    Examples:
+        >>> Threshold().mode(torch.tensor([-1.0, 1.0]))
+        tensor([False,  True])
     """
 
     tau: float = 0.5
@@ -88,8 +90,9 @@ class Bernoulli(_Logistic):
     `tau` is the threshold of the deterministic mask only. Scores start at 0.0, every probability
     one half. Raises `ValueError` for a `tau` outside (0, 1).
 
-    >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
-    tensor([False,  True])
+    Examples:
+        >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
+        tensor([False,  True])
     """
 
     tau: float = 0.5
@@ -110,8 +113,9 @@ class IntermediateSampling(_Logistic):
     `tau` is the threshold of the deterministic mask only. Scores start at 1.0. Raises
     `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive and finite.
 
-    >>> IntermediateSampling(step_size=0.2)
-    IntermediateSampling(step_size=0.2, tau=0.5)
+    Examples:
+        >>> IntermediateSampling(step_size=0.2)
+        IntermediateSampling(step_size=0.2, tau=0.5)
     """
 
     step_size: float = functional.STEP_SIZE

@@ -30,8 +30,9 @@ def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
 
     A score exactly at the threshold is masked.
 
-    >>> keeps(torch.tensor([-1.0, 0.0, 1.0]))
-    tensor([False, False,  True])
+    Examples:
+        >>> keeps(torch.tensor([-1.0, 0.0, 1.0]))
+        tensor([False, False,  True])
     """
     return scores > math.log(tau / (1 - tau))
 
@@ -46,12 +47,13 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
     Source: the code of "Super-Masks: Are They Good Initializations?" (2019), which applies the
     threshold to `sigma(s)`.
 
-    >>> scores = torch.tensor([-2.0, 0.0, 2.0], requires_grad=True)
-    >>> threshold(scores)
-    tensor([0., 0., 1.], grad_fn=<_MaskedBackward>)
-    >>> threshold(scores).sum().backward()
-    >>> scores.grad
-    tensor([0.1050, 0.2500, 0.1050])
+    Examples:
+        >>> scores = torch.tensor([-2.0, 0.0, 2.0], requires_grad=True)
+        >>> threshold(scores)
+        tensor([0., 0., 1.], grad_fn=<_MaskedBackward>)
+        >>> threshold(scores).sum().backward()
+        >>> scores.grad
+        tensor([0.1050, 0.2500, 0.1050])
     """
     return _masked(weight, scores, keeps(scores, tau), _logistic_rule)
 
@@ -67,9 +69,10 @@ def bernoulli(
     Shapes and dtypes as in `threshold`. Source: Zhou et al., "Deconstructing Lottery
     Tickets" (arXiv 1905.01067).
 
-    >>> scores = torch.tensor([-50.0, 50.0], requires_grad=True)
-    >>> bernoulli(scores)
-    tensor([0., 1.], grad_fn=<_MaskedBackward>)
+    Examples:
+        >>> scores = torch.tensor([-50.0, 50.0], requires_grad=True)
+        >>> bernoulli(scores)
+        tensor([0., 1.], grad_fn=<_MaskedBackward>)
     """
     return _masked(weight, scores, _sample(scores, generator), _logistic_rule)
 
@@ -96,10 +99,11 @@ def intermediate(
     Sampling (2019-10-14); its code returns the derivative by the *probabilities*, `-q / p`, here
     it is the exact one by the scores.
 
-    >>> scores = torch.full((3,), 50.0, requires_grad=True)
-    >>> (intermediate(scores) * torch.tensor([-1.0, 0.0, 1.0])).sum().backward()
-    >>> scores.grad  # x / (1 + x) for x = 0.1 * g / rms(g), as p = m = 1
-    tensor([-0.1396,  0.0000,  0.1091])
+    Examples:
+        >>> scores = torch.full((3,), 50.0, requires_grad=True)
+        >>> (intermediate(scores) * torch.tensor([-1.0, 0.0, 1.0])).sum().backward()
+        >>> scores.grad  # x / (1 + x) for x = 0.1 * g / rms(g), as p = m = 1
+        tensor([-0.1396,  0.0000,  0.1091])
     """
 
     def rule(scores: Tensor, mask: Tensor, g: Tensor) -> Tensor:

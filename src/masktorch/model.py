@@ -45,9 +45,10 @@ def wrap(
     already, computed by another parametrization or not yet shaped; `TypeError` where a tensor is
     not floating point or an argument is of the wrong kind.
 
-    >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
-    >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
-    ['0.bias', '0.parametrizations.weight.scores']
+    Examples:
+        >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+        >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
+        ['0.bias', '0.parametrizations.weight.scores']
     """
     if isinstance(estimator, type) or not isinstance(estimator, Estimator):
         raise TypeError(
@@ -79,10 +80,11 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
 
     Raises `ValueError` if nothing is masked.
 
-    >>> model = wrap(nn.Linear(2, 1), init=torch.sign)
-    >>> _ = model.weight.data, set_masks(model, {"weight": torch.tensor([[True, False]])})
-    >>> unwrap(model).weight[0, 1].item()
-    0.0
+    Examples:
+        >>> model = wrap(nn.Linear(2, 1), init=torch.sign)
+        >>> _ = model.weight.data, set_masks(model, {"weight": torch.tensor([[True, False]])})
+        >>> unwrap(model).weight[0, 1].item()
+        0.0
     """
     for mask, (place, *others) in masked_tensors(model, "unwrap"):
         parameter = place.parameter
@@ -101,9 +103,10 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
     `freeze_mask(model, False)` lets them learn again from where they were. Warns where a mask
     keeps nothing of its tensor. Raises `ValueError` if nothing is masked.
 
-    >>> model = freeze_mask(wrap(nn.Linear(2, 1)))
-    >>> model.parametrizations.weight.scores.requires_grad
-    False
+    Examples:
+        >>> model = freeze_mask(wrap(nn.Linear(2, 1)))
+        >>> model.parametrizations.weight.scores.requires_grad
+        False
     """
     found = masked_tensors(model, "freeze_mask")
     for mask, (place, *_) in found:
@@ -126,9 +129,10 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
     A masked entry's gradient is exactly 0, and whatever an optimiser does to it, it contributes
     exactly 0. Raises `ValueError` if nothing is masked.
 
-    >>> model = freeze_weights(freeze_mask(wrap(nn.Linear(2, 1))), False)
-    >>> [name for name, p in model.named_parameters() if p.requires_grad]
-    ['weight', 'bias']
+    Examples:
+        >>> model = freeze_weights(freeze_mask(wrap(nn.Linear(2, 1))), False)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['weight', 'bias']
     """
     for _, (place, *_) in masked_tensors(model, "freeze_weights"):
         _set_trains(place.parameter, not frozen)
@@ -140,8 +144,9 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
     Raises `ValueError` if nothing is masked.
 
-    >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
-    12
+    Examples:
+        >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
+        12
     """
     scores = (mask.scores for mask, _ in masked_tensors(model, "mask_parameters"))
     return iter([s for s in scores if isinstance(s, nn.Parameter)])
@@ -152,8 +157,9 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 
     Raises `ValueError` if nothing is masked.
 
-    >>> masks(wrap(nn.Linear(2, 1)))
-    {'weight': tensor([[True, True]])}
+    Examples:
+        >>> masks(wrap(nn.Linear(2, 1)))
+        {'weight': tensor([[True, True]])}
     """
     return {places[0].name: mask.mode() for mask, places in masked_tensors(model, "masks")}
 
@@ -170,9 +176,10 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     Raises `ValueError` for a missing or unknown name, a wrong shape, or a mask that the estimator
     cannot express, `TypeError` for anything but a bool tensor; the model is then unchanged.
 
-    >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
-    >>> model.parametrizations.weight.scores.data
-    tensor([[ 1., -1.]])
+    Examples:
+        >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
+        >>> model.parametrizations.weight.scores.data
+        tensor([[ 1., -1.]])
     """
     found = {places[0].name: mask for mask, places in masked_tensors(model, "set_masks")}
     missing, unknown = found.keys() - masks.keys(), masks.keys() - found.keys()

@@ -61,14 +61,15 @@ def report(model: nn.Module) -> Report:
 
     Raises `ValueError` if nothing is masked.
 
-    >>> from masktorch import set_masks, wrap
-    >>> layer = wrap(nn.Linear(2, 3))
-    >>> keep = layer.weight.detach().bool()
-    >>> keep[0] = False
-    >>> print(report(set_masks(layer, {"weight": keep})))
-    tensor  shape  size  masked  fraction  mask
-    weight  3x2       6       2    0.3333  trains
-    total             6       2    0.3333
+    Examples:
+        >>> from masktorch import set_masks, wrap
+        >>> layer = wrap(nn.Linear(2, 3))
+        >>> keep = layer.weight.detach().bool()
+        >>> keep[0] = False
+        >>> print(report(set_masks(layer, {"weight": keep})))
+        tensor  shape  size  masked  fraction  mask
+        weight  3x2       6       2    0.3333  trains
+        total             6       2    0.3333
     """
     rows = []
     for mask, (place, *_) in masked_tensors(model, "report"):

@@ -25,8 +25,9 @@ _CONV_AND_LINEAR = (
 def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
     """The default targets: the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and subclasses.
 
-    >>> conv_and_linear("head", nn.Linear(2, 2)), conv_and_linear("norm", nn.LayerNorm(2))
-    (['weight'], [])
+    Examples:
+        >>> conv_and_linear("head", nn.Linear(2, 2)), conv_and_linear("norm", nn.LayerNorm(2))
+        (['weight'], [])
     """
     return ["weight"] if isinstance(module, _CONV_AND_LINEAR) else []
 
