@@ -1,0 +1,113 @@
+"""The arms: what each one trains, where it starts, and the order in which they run."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import masktorch
+from benchmarks import BenchmarkError
+from benchmarks.atomic import replacing
+from benchmarks.configuration import ARMS, STARTS_FROM, Configuration
+from benchmarks.data import CLASSES, load
+from benchmarks.networks import lenet_300_100, wide_resnet
+from benchmarks.results import Result, environment, utilisation
+from benchmarks.training import progress_bar, train
+
+ESTIMATORS: dict[str, masktorch.Estimator] = {
+    "threshold": masktorch.Threshold(),
+    "bernoulli": masktorch.Bernoulli(),
+    "intermediate": masktorch.IntermediateSampling(),
+}
+
+
+def run(
+    options: Configuration, arms: Sequence[str], data_dir: Path, output: Path, device_name: str
+) -> list[Path]:
+    """Run `arms`, and the arms they start from, on one data set; return the result files.
+
+    An arm that has its result is skipped, one that was stopped goes on after its last epoch.
+    """
+    torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
+    device = _device(device_name)
+    needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
+    configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
+    data = load(options.dataset, data_dir, options.train_images).to(device)
+    result_paths = []
+    with progress_bar(
+        total=len(configurations) * options.epochs, desc="whole run", unit="epoch"
+    ) as whole_run:
+        for configuration in configurations:
+            result_path = output / f"{configuration.name}.json"
+            result_paths.append(result_path)
+            if result_path.exists():
+                configuration.check_same(Result.read(result_path).configuration, result_path)
+                whole_run.write(f"{configuration.arm}: skipped, {result_path} is there already")
+                whole_run.total -= configuration.epochs
+                whole_run.refresh()
+                continue
+            checkpoint = output / f"{configuration.name}.checkpoint.pt"
+            model = build(configuration, data.image_shape)
+            start(model, configuration, output)
+            history, best_state = train(model, data, configuration, checkpoint, whole_run)
+            model.load_state_dict(best_state)
+            with replacing(_best_path(configuration, output)) as path:
+                torch.save(best_state, path)
+            Result(
+                configuration=configuration,
+                estimator=repr(ESTIMATORS[configuration.estimator])
+                if configuration.estimator
+                else None,
+                epochs=history,
+                utilisation=utilisation(model) if configuration.estimator else [],
+                environment=environment(device),
+                command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+            ).write(result_path)
+            checkpoint.unlink()
+    return result_paths
+
+
+def build(configuration: Configuration, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The network with its random initialisation W0, the same for every arm of a seed."""
+    torch.manual_seed(configuration.seed)
+    if configuration.depth is None or configuration.width is None:
+        return lenet_300_100(image_shape, CLASSES)
+    return wide_resnet(image_shape, CLASSES, configuration.depth, configuration.width)
+
+
+def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
+    """Bring `model`, at W0, to where its arm starts and let train only what the arm trains."""
+    if configuration.estimator is not None:
+        estimator = ESTIMATORS[configuration.estimator]
+        masktorch.wrap(model, estimator, bias=True, init=configuration.init)
+    if configuration.arm not in STARTS_FROM:
+        return
+    source = _best_path(configuration.for_arm(STARTS_FROM[configuration.arm]), output)
+    if not source.exists():
+        raise FileNotFoundError(
+            f"{source} is missing: the arm {configuration.arm} starts from it. Delete "
+            f"{source.name.removesuffix('.best.pt')}.json beside it and run again to train it anew."
+        )
+    model.load_state_dict(torch.load(source, map_location="cpu", weights_only=True))
+    if configuration.arm == "mix":
+        masktorch.freeze_mask(model)
+        masktorch.freeze_weights(model, False)
+
+
+def _best_path(configuration: Configuration, output: Path) -> Path:
+    return output / f"{configuration.name}.best.pt"
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BenchmarkError(
+            f"--device must be one that this torch can compute on (cpu, cuda, cuda:1, ...); found "
+            f"{name!r}: {str(error).splitlines()[0]}"
+        ) from error

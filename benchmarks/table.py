@@ -1,0 +1,83 @@
+"""The results as a Markdown table, the blog's numbers beside ours."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from benchmarks.reference import blog, is_comparable
+from benchmarks.results import Result, overall_masked_fraction
+
+HEADER = (
+    "| # | data set | network | arm | estimator | seeds | epochs | best test accuracy | blog "
+    "| last test accuracy | blog | masked fraction | blog | minutes |"
+)
+NOTES = """
+Best: the epoch with the highest test accuracy, as the blog selects; last: the last epoch, nothing
+selected. Several seeds: mean (lowest to highest). The masked fraction counts the best epoch's mask.
+Minutes: training and evaluation of one run, on the processor named below. The blog's network is
+WRN-28-8, its training 30 epochs, its arms one run each.
+"""
+
+
+def markdown(results: Iterable[Result]) -> str:
+    """A row per configuration, its seeds together, and under the table each row's commands."""
+    groups: dict[object, list[Result]] = {}
+    for result in results:
+        groups.setdefault(replace(result.configuration, seed=0), []).append(result)
+    rows = [_row(number, group) for number, group in enumerate(groups.values(), start=1)]
+    origins = [_origin(number, group) for number, group in enumerate(groups.values(), start=1)]
+    separator = "|" + " --- |" * (HEADER.count("|") - 1)
+    return "\n".join([HEADER, separator, *rows, NOTES, "What makes each row:", "", *origins, ""])
+
+
+def _row(number: int, group: Sequence[Result]) -> str:
+    configuration = group[0].configuration
+    cells = [
+        str(number),
+        configuration.dataset,
+        configuration.network_name,
+        configuration.arm,
+        configuration.estimator or "–",
+        str(len(group)),
+        str(configuration.epochs),
+        _spread([result.best.test_accuracy for result in group], 4),
+        _blog(group[0], "best"),
+        _spread([result.last.test_accuracy for result in group], 4),
+        _blog(group[0], "last"),
+        _spread([m for result in group if (m := result.masked_fraction) is not None], 4),
+        _blog(group[0], "masked"),
+        _spread([result.wall_seconds / 60 for result in group], 1),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def _blog(result: Result, what: str) -> str:
+    configuration = result.configuration
+    reference = blog(configuration.dataset)
+    if (
+        reference is None
+        or configuration.arm not in reference.curves
+        or not is_comparable(configuration)
+    ):
+        return "–"
+    if what == "masked":
+        masks = configuration.estimator is not None
+        return f"{overall_masked_fraction(reference.utilisation):.3f}" if masks else "–"
+    curve = reference.curves[configuration.arm]
+    return f"{curve.best if what == 'best' else curve.last:.3f}"
+
+
+def _origin(number: int, group: Sequence[Result]) -> str:
+    commands = dict.fromkeys(result.command for result in group)
+    processors = dict.fromkeys(result.environment["processor"] for result in group)
+    precision = group[0].configuration.precision
+    made_by = ", ".join(f"`{command}`" for command in commands)
+    return f"{number}. {made_by} ({', '.join(processors)}, {precision})"

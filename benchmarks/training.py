@@ -1,0 +1,194 @@
+"""The one training loop: Adam, the blog's plateau schedule, a checkpoint after every epoch."""
+
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.atomic import replacing
+from benchmarks.augmentation import augment, scale
+from benchmarks.configuration import STARTS_FROM, Configuration
+from benchmarks.data import Dataset, Split
+
+ADAM_EPSILON = 1e-7  # Keras's
+EVALUATION_BATCH = 1000
+
+# In a log file every refresh is a new piece of text, so they come less often there.
+progress_bar = partial(
+    tqdm, mininterval=0.5 if sys.stderr.isatty() else 10, dynamic_ncols=True, file=sys.stderr
+)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    epoch: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+def best_epoch(history: Sequence[Epoch]) -> Epoch:
+    """The epoch with the highest test accuracy, the first of equals: the blog's selection."""
+    return max(history, key=lambda epoch: epoch.test_accuracy)
+
+
+def plateau(lr: float, train_accuracies: Sequence[float]) -> float:
+    """The learning rate after these epochs: x 0.1 at every second epoch in a row whose training
+    accuracy is not more than 1e-4 above the best so far (Keras's ReduceLROnPlateau, patience 2)."""
+    best, waited = -math.inf, 0
+    for accuracy in train_accuracies:
+        if accuracy > best + 1e-4:
+            best, waited = accuracy, 0
+        else:
+            waited += 1
+        if waited == 2:
+            lr, waited = lr * 0.1, 0
+    return lr
+
+
+def epoch_seed(configuration: Configuration, epoch: int) -> int:
+    """The same for all arms that start anew, and another one for those that go on from them."""
+    goes_on = configuration.arm in STARTS_FROM
+    state = np.random.SeedSequence([configuration.seed, int(goes_on), epoch]).generate_state(1)
+    return int(state[0])
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    configuration: Configuration,
+    checkpoint: Path,
+    whole_run: "tqdm[Any]",
+) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """Train what requires gradients, going on from `checkpoint` where there is one; return the
+    epochs and the state of the best one.
+
+    Everything random in an epoch follows from its `epoch_seed`, so a run that was killed and
+    resumed gives the numbers of one that was not, wherever the device computes reproducibly.
+    """
+    device = data.train.images.device
+    model.to(device=device, memory_format=torch.channels_last)
+    optimiser = torch.optim.Adam(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=configuration.first_lr,
+        eps=ADAM_EPSILON,
+        fused=True,
+    )
+    history: list[Epoch] = []
+    best_state: dict[str, Tensor] = {}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        configuration.check_same(Configuration(**saved["configuration"]), checkpoint)
+        model.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        history = [Epoch(**epoch) for epoch in saved["history"]]
+        best_state = saved["best_state"]
+        whole_run.total -= len(history)
+
+    for number in range(len(history) + 1, configuration.epochs + 1):
+        lr = plateau(configuration.first_lr, [epoch.train_accuracy for epoch in history])
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        start = time.perf_counter()
+        label = f"{configuration.arm} {number}/{configuration.epochs}"
+        train_loss, train_accuracy = _train_epoch(
+            model, optimiser, data.train, configuration, number, label
+        )
+        test_loss, test_accuracy = evaluate(model, data.test, configuration)
+        seconds = time.perf_counter() - start
+        history.append(
+            Epoch(number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds)
+        )
+        if best_epoch(history) is history[-1]:
+            best_state = {name: value.clone() for name, value in model.state_dict().items()}
+        with replacing(checkpoint) as path:
+            torch.save(
+                {
+                    "configuration": asdict(configuration),
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "history": [asdict(epoch) for epoch in history],
+                    "best_state": best_state,
+                },
+                path,
+            )
+        whole_run.write(
+            f"{label}: train {train_accuracy:.4f}, test {test_accuracy:.4f}, lr {lr:.0e}, "
+            f"{seconds:.1f} s"
+        )
+        whole_run.update()
+    return history, best_state
+
+
+def _train_epoch(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    split: Split,
+    configuration: Configuration,
+    epoch: int,
+    label: str,
+) -> tuple[float, float]:
+    """One pass over the training set; its mean loss and accuracy as met on the way."""
+    device = split.images.device
+    seed = epoch_seed(configuration, epoch)
+    torch.manual_seed(seed)  # for stochastic masks
+    # Order and augmentation have a stream of their own, so that every arm sees the same images.
+    generator = torch.Generator(device).manual_seed(seed)
+    order = torch.randperm(len(split.labels), generator=generator, device=device)
+    totals = torch.zeros(2, device=device)
+    seen = 0
+    model.train()
+    with progress_bar(total=len(order), desc=label, unit="img", position=1, leave=False) as bar:
+        for batch in order.split(configuration.batch_size):
+            inputs = scale(augment(split.images[batch], generator), configuration.faithful_scaling)
+            loss, correct = _loss_and_hits(
+                model, inputs, split.labels[batch], configuration.precision
+            )
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            totals += torch.stack([loss.detach() * len(batch), correct])
+            seen += len(batch)
+            if bar.update(len(batch)):  # reading the totals waits for the device: only when shown
+                mean_loss, accuracy = (totals / seen).tolist()
+                bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
+    mean_loss, accuracy = (totals / seen).tolist()
+    return mean_loss, accuracy
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tuple[float, float]:
+    """Mean loss and accuracy in eval mode: deterministic masks, running batch-norm averages."""
+    model.eval()
+    totals = torch.zeros(2, device=split.images.device)
+    for images, labels in zip(
+        split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True
+    ):
+        inputs = scale(images, configuration.faithful_scaling)
+        loss, correct = _loss_and_hits(model, inputs, labels, configuration.precision)
+        totals += torch.stack([loss * len(labels), correct])
+    mean_loss, accuracy = (totals / len(split.labels)).tolist()
+    return mean_loss, accuracy
+
+
+def _loss_and_hits(
+    model: nn.Module, inputs: Tensor, labels: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = model(inputs)
+    loss = F.cross_entropy(logits.float(), labels)
+    return loss, (logits.argmax(dim=1) == labels).sum()
