@@ -13,8 +13,9 @@ LEVELS = {
     "functional": set(),
     "targets": set(),
     "estimators": {"functional"},
-    "parametrization": {"estimators"},
+    "parametrization": {"estimators", "functional"},
     "model": {"targets", "parametrization", "estimators"},
+    "maskfile": {"model"},
     "report": {"model"},
     "__init__": {"functional", "estimators", "model", "report"},
 }

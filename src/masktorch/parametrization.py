@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from masktorch import functional
 from masktorch.estimators import Estimator
 
 
@@ -63,7 +64,7 @@ class Mask(nn.Module):
             masked = weight * mask
         else:
             mask = self.mode()
-            masked = torch.where(mask, weight, 0)  # exactly 0, whatever stands under the mask
+            masked = functional.select(weight, mask)
         if self.rescale:
             kept = mask.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
             masked = masked * (mask.numel() / kept.clamp(min=1)).to(weight.dtype)
