@@ -128,7 +128,7 @@ def test_wrapped_already(small):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_scripted_modules():
     scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
-    with pytest.raises(TypeError, match=r"'weight': its module is a ScriptModule"):
+    with pytest.raises(TypeError, match=r"'weight': its module is a TopLevelTracedModule"):
         masktorch.wrap(scripted, targets=["weight"])
 
 

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from masktorch.estimators import Estimator, Given, Threshold
-from masktorch.parametrization import Mask, attach, attached, detach
+from masktorch.parametrization import (
+    Mask,
+    attach,
+    attached,
+    detach,
+    masked_class,
+    original_class,
+)
 from masktorch.targets import Place, Targets, conv_and_linear, describe, plan
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -63,6 +70,8 @@ def wrap(
         scores = _starting_scores(places[0].name, weight, init)
         masks.append(Mask(estimator, scores, rescale=rescale, trained=weight.requires_grad))
     masks[0].mode()  # an estimator that breaks its promise is found out here, nothing changed yet
+    for place in (place for _, places in planned for place in places):
+        _check_class(place)
 
     for (weight, places), mask in zip(planned, masks, strict=True):
         _attach(mask, places)
@@ -86,14 +95,15 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         >>> unwrap(model).weight[0, 1].item()
         0.0
     """
-    for mask, (place, *others) in masked_tensors(model, "unwrap"):
-        parameter = place.parameter
-        if bake:
-            with torch.no_grad():
-                parameter.copy_(mask.eval()(parameter))
-        for _, module, attribute in (place, *others):
+    for mask, places in masked_tensors(model, "unwrap"):
+        mask.eval()
+        for parameter in _parameters(places):
+            if bake:
+                with torch.no_grad():
+                    parameter.copy_(mask(parameter))
+            _set_trains(parameter, mask.trained)
+        for _, module, attribute in places:
             detach(module, attribute)
-        _set_trains(parameter, mask.trained)
     return model
 
 
@@ -134,8 +144,9 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
         >>> [name for name, p in model.named_parameters() if p.requires_grad]
         ['weight', 'bias']
     """
-    for _, (place, *_) in masked_tensors(model, "freeze_weights"):
-        _set_trains(place.parameter, not frozen)
+    for _, places in masked_tensors(model, "freeze_weights"):
+        for parameter in _parameters(places):
+            _set_trains(parameter, not frozen)
     return model
 
 
@@ -218,6 +229,16 @@ def give_masks(model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[st
     return model
 
 
+def _check_class(place: Place) -> None:
+    try:
+        masked_class(original_class(place.module), frozenset())
+    except Exception as error:  # whatever a metaclass or __init_subclass__ raises
+        raise TypeError(
+            f"wrap() can't mask {place.name!r}: the class {type(place.module).__name__} can't be "
+            f"subclassed ({error})."
+        ) from error
+
+
 def _attach(mask: Mask, places: list[Place]) -> None:
     mask.train(places[0].module.training)
     for _, module, attribute in places:
@@ -239,6 +260,11 @@ def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place
             "masktorch.wrap(model) first."
         )
     return list(found.items())
+
+
+def _parameters(places: list[Place]) -> list[nn.Parameter]:
+    """The masked parameter, once; several if something has untied what was tied."""
+    return list(dict.fromkeys(place.parameter for place in places))
 
 
 def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:

@@ -11,7 +11,7 @@ The mask itself is the module `module.parametrizations.weight`, where
 """
 
 import functools
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -76,6 +76,13 @@ class Mask(nn.Module):
         module, name = cast("tuple[nn.Module, str]", self.owner)
         return cast(Tensor, module._parameters[name])
 
+    def append(self, parametrization: nn.Module) -> NoReturn:
+        """torch's register_parametrization asks for it."""
+        raise TypeError(
+            "a masked tensor can't be parametrized further. Register other parametrizations before "
+            "masktorch.wrap, and mask the tensors they compute with (targets=[...])."
+        )
+
     def extra_repr(self) -> str:
         state = "frozen" if self.frozen else "learning"
         return f"{self.estimator!r}, {state}" + (", rescale=True" if self.rescale else "")
@@ -95,6 +102,7 @@ def attach(module: nn.Module, name: str, mask: Mask) -> None:
     masks[name] = mask
     mask.owner = mask.owner or (module, name)
     _set_class(module)
+    _hold(module, None)
 
 
 def detach(module: nn.Module, name: str) -> None:
@@ -103,30 +111,57 @@ def detach(module: nn.Module, name: str) -> None:
     del masks[name]
     if not masks:
         del module._modules["parametrizations"]
+    if not attached(module):
+        module.__dict__.pop("_held", None)
     _set_class(module)
 
 
 def _set_class(module: nn.Module) -> None:
-    original = type(module).__dict__.get("_original_class", type(module))
-    names = frozenset(attached(module))
-    module.__class__ = masked_class(original, names) if names else original
+    original, names = original_class(module), frozenset(attached(module))
+    # past a __setattr__ of the module's own
+    object.__setattr__(module, "__class__", masked_class(original, names) if names else original)
+
+
+def original_class(module: nn.Module) -> Any:
+    """The class of a module as it was before it had masks."""
+    return type(module).__dict__.get("_original_class", type(module))
 
 
 def _masked_tensor(name: str) -> property:
-    def read(module: Any) -> Tensor:
-        weight: Tensor = module._parameters[name]
-        mask: Mask | None = module._modules["parametrizations"]._modules.get(name)
-        if mask is None:  # taken off by torch's remove_parametrizations, another one remains
+    def read(module: Any) -> Any:
+        if name not in module._parameters:
+            raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
+        weight = module._parameters[name]
+        masks = module._modules.get("parametrizations")
+        mask = None if masks is None else masks._modules.get(name)
+        if mask is None:  # a new module of this class, or torch's remove_parametrizations was here
             return weight
-        held: Any = parametrize._cache if parametrize._cache_enabled else module._held
-        if held is None:
-            return cast(Tensor, mask(weight))
-        key = (id(mask), name)
+        held: Any
+        key: Any
+        if parametrize._cache_enabled:
+            held, key = parametrize._cache, (id(mask), name)
+        elif module._held is None:
+            return _apply(mask, weight)
+        else:
+            held, key = module._held, name
         if key not in held:
-            held[key] = mask(weight)
-        return cast(Tensor, held[key])
+            held[key] = _apply(mask, weight)
+        return held[key]
 
     return property(read)
+
+
+def _hold(module: nn.Module, tensors: dict[str, Tensor] | None) -> None:
+    object.__setattr__(module, "_held", tensors)
+
+
+def _apply(mask: Mask, weight: Tensor) -> Tensor:
+    try:
+        return cast(Tensor, mask(weight))
+    except AttributeError as error:
+        # From a property, nn.Module would take it for "no such attribute" and go on to look in its
+        # parameters, where it finds the weight without its mask.
+        raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
 
 
 @functools.cache
@@ -143,17 +178,19 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
     class Masked(original, metaclass=Shared):  # type: ignore[misc]
         _original_class = original
-        _held: dict[Any, Tensor] | None = None  # what was read in the forward under way
+        _held: dict[str, Tensor] | None = None  # what was read in the forward under way
 
         @functools.wraps(original.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             """However often a forward reads its weight, it draws one mask."""
-            before = self._held
-            object.__setattr__(self, "_held", {})
+            if not isinstance(self, Masked) or self._held is not None:
+                # kept by somebody beyond unwrap, or within a forward of this module already
+                return original.forward(self, *args, **kwargs)
+            _hold(self, {})
             try:
-                return super().forward(*args, **kwargs)
+                return original.forward(self, *args, **kwargs)
             finally:
-                object.__setattr__(self, "_held", before)
+                _hold(self, None)
 
         def __setattr__(self, name: str, value: Any) -> None:
             """`layer.weight = tensor` assigns the tensor under the mask."""
@@ -161,12 +198,32 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                 with torch.no_grad():
                     self._parameters[name].copy_(value)
             else:
-                super().__setattr__(name, value)
+                original.__setattr__(self, name, value)
+
+        def __delattr__(self, name: str) -> None:
+            """torch's register_parametrization begins so, and would go on to change this class."""
+            if name in self._parameters:
+                raise TypeError(
+                    f"{name!r} can't be taken from a layer with masks. Register parametrizations "
+                    "before masktorch.wrap, or masktorch.unwrap(model) first."
+                )
+            original.__delattr__(self, name)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             """The class is made at run time, so a copy or a pickle names how to make it."""
-            state = super().__reduce_ex__(2)[2]
-            return _empty, (original, names), state
+            if original.__reduce__ is not object.__reduce__:
+                raise TypeError(
+                    f"a masked {original.__name__} can't be copied or pickled: the class has a "
+                    "__reduce__ of its own. masktorch.unwrap(model) first."
+                )
+            # An RNN reads its weights into its state: let it find the parameters themselves.
+            before = self._held
+            _hold(self, {name: self._parameters[name] for name in attached(self)})
+            try:
+                state: Any = object.__reduce_ex__(self, 2)[2]
+            finally:
+                _hold(self, before)
+            return _empty, (original, names), {**state, "_held": None}
 
     for name in names:
         type.__setattr__(Masked, name, _masked_tensor(name))

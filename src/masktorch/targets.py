@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, cast
 
 import torch
+import torch.fx
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
@@ -20,6 +21,8 @@ _CONV_AND_LINEAR = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
@@ -128,17 +131,30 @@ def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Pa
             f"wrap() expected floating-point tensors, found {name!r} of {parameter.dtype}. "
             "Leave it out of targets."
         )
-    if any(
-        n > 1 and stride == 0 for n, stride in zip(parameter.shape, parameter.stride(), strict=True)
-    ):
+    if _overlaps(parameter):
         raise ValueError(
             f"wrap() can't mask {name!r}: several of its entries share one place in memory (an "
             "expanded tensor). Give it memory of its own with .clone() first."
         )
-    if isinstance(module, torch.jit.ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
         raise TypeError(
-            f"wrap() can't mask {name!r}: its module is a ScriptModule, whose code is fixed. Wrap "
-            "the model before torch.jit.script or torch.jit.trace."
+            f"wrap() can't mask {name!r}: its module is a {type(module).__name__}, whose code is "
+            "fixed. Wrap the model before it is scripted or traced."
+        )
+    if isinstance(module, _CONTAINERS) and not isinstance(module, parametrize.ParametrizationList):
+        raise TypeError(
+            f"wrap() can't mask {name!r}: its module is a {type(module).__name__}, which would "
+            "take the mask for one of its layers. Move the parameter into a module of its own."
+        )
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        raise ValueError(
+            f"wrap() can't mask {name!r}: sparse gradients do not pass a mask. Make the "
+            f"{type(module).__name__} with sparse=False."
+        )
+    if not isinstance(getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict):
+        raise ValueError(
+            f"wrap() can't mask {name!r}: its module has an attribute 'parametrizations' of its own, "
+            "where masks belong. Rename it."
         )
     if parametrize.is_parametrized(module, attribute):
         raise ValueError(
@@ -150,6 +166,15 @@ def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Pa
             f"wrap() can't mask {name!r}: torch.nn.ModuleDict, which holds a module's masks, has "
             f"a method {attribute!r}. Rename the parameter."
         )
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether entries surely share memory: expanded, or more entries than places in its span."""
+    extents = [
+        (n, stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1
+    ]
+    span = 1 + sum((n - 1) * stride for n, stride in extents)
+    return any(stride == 0 for _, stride in extents) or span < tensor.numel()
 
 
 def describe(model: nn.Module) -> str:
