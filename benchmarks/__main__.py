@@ -100,6 +100,9 @@ def run(
             help="MNIST as the blog's code has it: 2x - 1 of the bytes, -1 to 509, not -1 to 1.",
         ),
     ] = False,
+    augmentation: Annotated[
+        bool, typer.Option(help="Flip, rotate and shift the training images as the blog does.")
+    ] = True,
     device: Annotated[
         str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")
     ] = "auto",
@@ -140,6 +143,7 @@ def run(
         precision=precision,
         train_images=train_images,
         faithful_scaling=faithful_scaling,
+        augmentation=augmentation,
     )
     for path in run_arms(options, chosen, data_dir, output, device):
         print(path)

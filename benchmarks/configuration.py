@@ -28,6 +28,7 @@ class Configuration:
     precision: str = "float32"
     train_images: int | None = None  # None: all
     faithful_scaling: bool = False
+    augmentation: bool = True
 
     def for_arm(self, arm: str) -> "Configuration":
         masked, goes_on, wrn = arm in ("mask", "mix"), arm in STARTS_FROM, self.network == "wrn"

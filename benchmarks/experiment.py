@@ -33,6 +33,7 @@ def run(
     """
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
     device = _device(device_name)
+    origin = environment(device)  # before training: the checkout may move on meanwhile
     needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
     configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
     data = load(options.dataset, data_dir, options.train_images).to(device)
@@ -63,7 +64,7 @@ def run(
                 else None,
                 epochs=history,
                 utilisation=utilisation(model) if configuration.estimator else [],
-                environment=environment(device),
+                environment=origin,
                 command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
             ).write(result_path)
             checkpoint.unlink()

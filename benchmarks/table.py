@@ -36,7 +36,7 @@ def _row(number: int, group: Sequence[Result]) -> str:
         configuration.dataset,
         configuration.network_name,
         configuration.arm,
-        configuration.estimator or "–",
+        configuration.estimator or "-",
         str(len(group)),
         str(configuration.epochs),
         _spread([result.best.test_accuracy for result in group], 4),
@@ -52,7 +52,7 @@ def _row(number: int, group: Sequence[Result]) -> str:
 
 def _spread(values: Sequence[float], digits: int) -> str:
     if not values:
-        return "–"
+        return "-"
     mean = f"{sum(values) / len(values):.{digits}f}"
     if len(values) == 1:
         return mean
@@ -67,10 +67,10 @@ def _blog(result: Result, what: str) -> str:
         or configuration.arm not in reference.curves
         or not is_comparable(configuration)
     ):
-        return "–"
+        return "-"
     if what == "masked":
         masks = configuration.estimator is not None
-        return f"{overall_masked_fraction(reference.utilisation):.3f}" if masks else "–"
+        return f"{overall_masked_fraction(reference.utilisation):.3f}" if masks else "-"
     curve = reference.curves[configuration.arm]
     return f"{curve.best if what == 'best' else curve.last:.3f}"
 

@@ -3,7 +3,7 @@
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from benchmarks.atomic import replacing
@@ -153,7 +153,10 @@ def _train_epoch(
     model.train()
     with progress_bar(total=len(order), desc=label, unit="img", position=1, leave=False) as bar:
         for batch in order.split(configuration.batch_size):
-            inputs = scale(augment(split.images[batch], generator), configuration.faithful_scaling)
+            images = split.images[batch]
+            if configuration.augmentation:
+                images = augment(images, generator)
+            inputs = scale(images, configuration.faithful_scaling)
             loss, correct = _loss_and_hits(
                 model, inputs, split.labels[batch], configuration.precision
             )
@@ -190,5 +193,5 @@ def _loss_and_hits(
     inputs = inputs.contiguous(memory_format=torch.channels_last)
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         logits = model(inputs)
-    loss = F.cross_entropy(logits.float(), labels)
+    loss = cross_entropy(logits.float(), labels)
     return loss, (logits.argmax(dim=1) == labels).sum()

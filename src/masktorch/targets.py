@@ -153,8 +153,8 @@ def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Pa
         )
     if not isinstance(getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict):
         raise ValueError(
-            f"wrap() can't mask {name!r}: its module has an attribute 'parametrizations' of its own, "
-            "where masks belong. Rename it."
+            f"wrap() can't mask {name!r}: its module has a 'parametrizations' of its own, where "
+            "masks belong. Rename it."
         )
     if parametrize.is_parametrized(module, attribute):
         raise ValueError(
