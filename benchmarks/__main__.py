@@ -12,7 +12,9 @@ from benchmarks.configuration import ARMS, Configuration
 from benchmarks.download import download as fetch
 from benchmarks.experiment import run as run_arms
 from benchmarks.figures import draw
-from benchmarks.results import read_results
+from benchmarks.results import command_line, read_results
+from benchmarks.sweep import markdown
+from benchmarks.sweep import sweep as run_sweep
 
 # Small enough for two cores and a minute and a half; all else is the blog's.
 DEMO = Configuration(dataset="digits", depth=10, width=1, epochs=30, batch_size=32, mix_lr=1e-3)
@@ -183,6 +185,17 @@ def download(
 ) -> None:
     """Fetch MNIST (12 MB) or CIFAR-10 (170 MB) and check the published MD5s."""
     print(f"{dataset} is in {fetch(dataset, data_dir, base_url)}")
+
+
+@app.command()
+def sweep(
+    data_dir: DataDir = Path("data"),
+    output: Annotated[Path, typer.Option(help="Folder for sweep.json.")] = Path("runs"),
+) -> None:
+    """Compare settings of the three estimators: LeNet-300-100 on MNIST, mask only, held-out data."""
+    path = run_sweep(data_dir, output, command_line())
+    print(markdown(path))
+    print(f"Written to {path}")
 
 
 def _show(folder: Path) -> None:

@@ -1,7 +1,5 @@
 """The arms: what each one trains, where it starts, and the order in which they run."""
 
-import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from benchmarks.atomic import replacing
 from benchmarks.configuration import ARMS, STARTS_FROM, Configuration
 from benchmarks.data import CLASSES, load
 from benchmarks.networks import lenet_300_100, wide_resnet
-from benchmarks.results import Result, environment, utilisation
+from benchmarks.results import Result, command_line, environment, utilisation
 from benchmarks.training import progress_bar, train
 
 ESTIMATORS: dict[str, masktorch.Estimator] = {
@@ -65,7 +63,7 @@ def run(
                 epochs=history,
                 utilisation=utilisation(model) if configuration.estimator else [],
                 environment=origin,
-                command=shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+                command=command_line(),
             ).write(result_path)
             checkpoint.unlink()
     return result_paths

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.atomic import replacing
 from benchmarks.reference import blog, is_comparable
@@ -28,7 +30,7 @@ def draw(results: Sequence[Result], output: Path) -> list[Path]:
     for dataset, network in sorted({_setting(result) for result in results}):
         here = [result for result in results if _setting(result) == (dataset, network)]
         estimators = sorted({e for result in here if (e := result.configuration.estimator)})
-        for estimator in estimators or [None]:
+        for estimator in estimators or [""]:
             shown = [r for r in here if r.configuration.estimator in (None, estimator)]
             title = " · ".join(part for part in (dataset, network, estimator) if part)
             figures = {"curves": training_curves(shown, title)}
@@ -66,9 +68,9 @@ def training_curves(results: Sequence[Result], title: str) -> Figure:
         test = [[epoch.test_accuracy for epoch in run.epochs] for run in runs]
         _curve(axes, train, COLOURS[arm], "--", 1)
         _curve(axes, test, COLOURS[arm], "-", 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    legend = [Patch(color=COLOURS[arm], label=arm) for arm in arms]
+    legend: list[Artist] = [Patch(color=COLOURS[arm], label=arm) for arm in arms]
     legend += [
         Line2D([], [], color="black", linestyle="-", label="test"),
         Line2D([], [], color="black", linestyle="--", label="train"),

@@ -2,7 +2,9 @@
 
 import json
 import platform
+import shlex
 import subprocess
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "threads": torch.get_num_threads(),
     }
+
+
+def command_line() -> str:
+    """The command that is running, as it would be typed."""
+    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
 
 
 def _git(*arguments: str) -> str | None:

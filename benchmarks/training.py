@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from benchmarks.atomic import replacing
 from benchmarks.augmentation import augment, scale
@@ -80,7 +80,7 @@ def train(
     resumed gives the numbers of one that was not, wherever the device computes reproducibly.
     """
     device = data.train.images.device
-    model.to(device=device, memory_format=torch.channels_last)
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.Adam(
         [p for p in model.parameters() if p.requires_grad],
         lr=configuration.first_lr,
@@ -152,7 +152,7 @@ def _train_epoch(
     seen = 0
     model.train()
     with progress_bar(total=len(order), desc=label, unit="img", position=1, leave=False) as bar:
-        for batch in order.split(configuration.batch_size):
+        for batch in torch.split(order, configuration.batch_size):
             images = split.images[batch]
             if configuration.augmentation:
                 images = augment(images, generator)
@@ -161,7 +161,7 @@ def _train_epoch(
                 model, inputs, split.labels[batch], configuration.precision
             )
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
             totals += torch.stack([loss.detach() * len(batch), correct])
             seen += len(batch)
@@ -178,7 +178,9 @@ def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tu
     model.eval()
     totals = torch.zeros(2, device=split.images.device)
     for images, labels in zip(
-        split.images.split(EVALUATION_BATCH), split.labels.split(EVALUATION_BATCH), strict=True
+        torch.split(split.images, EVALUATION_BATCH),
+        torch.split(split.labels, EVALUATION_BATCH),
+        strict=True,
     ):
         inputs = scale(images, configuration.faithful_scaling)
         loss, correct = _loss_and_hits(model, inputs, labels, configuration.precision)
