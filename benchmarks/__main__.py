@@ -192,7 +192,7 @@ def sweep(
     data_dir: DataDir = Path("data"),
     output: Annotated[Path, typer.Option(help="Folder for sweep.json.")] = Path("runs"),
 ) -> None:
-    """Compare settings of the three estimators: LeNet-300-100 on MNIST, mask only, held-out data."""
+    """Compare settings of the estimators: LeNet-300-100 on MNIST, mask only, held-out images."""
     path = run_sweep(data_dir, output, command_line())
     print(markdown(path))
     print(f"Written to {path}")
