@@ -272,3 +272,10 @@ def test_assigning_a_tensor_writes_under_the_mask():
     assert under(layer, "weight") is parameter
     assert parameter.tolist() == [[3.0, 4.0]]
     assert layer.eval().weight.tolist() == [[3.0, 0.0]]
+
+
+def test_a_masked_tensor_cannot_be_set_to_none():
+    layer = masktorch.wrap(nn.Linear(2, 1), bias=True)
+    with pytest.raises(TypeError, match="'bias' has a mask"):
+        layer.bias = None
+    assert layer(torch.ones(1, 2)).shape == (1, 1)

@@ -197,6 +197,8 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             if name in names and type(value) is Tensor:
                 with torch.no_grad():
                     self._parameters[name].copy_(value)
+            elif name in names and value is None:
+                raise TypeError(f"{name!r} has a mask. masktorch.unwrap(model) before removing it.")
             else:
                 original.__setattr__(self, name, value)
 
