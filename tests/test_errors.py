@@ -78,7 +78,8 @@ WRAP = [
     (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "expected init(weight) to return "
      "scores of shape (2, 2) for 'fine.weight', found (1, 2)"),
     (dict(init=lambda w: 1.0, targets=["fine.weight"]), ValueError, "found float"),
-    (dict(), ValueError, "can't mask 'normed.weight'"),
+    (dict(targets=lambda name, module: ["weight"] * (name == "lazy")), ValueError,
+     "can't mask 'lazy.weight'"),
 ]  # fmt: skip
 
 

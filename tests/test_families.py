@@ -312,30 +312,25 @@ def test_a_family_leads_a_whole_life(family, estimator):
     assert torch.equal(evaluate(baked, inputs), evaluate(model, inputs))
 
 
-# family: what the default targets mask: the number of tensors, or what is raised
+# family: what the default targets mask: the number of tensors, and one of them
 DEFAULTS = {
     "BERT": (14, "cls.predictions.transform.dense.weight"),
     "GPT-2": (1, "transformer.wte.weight"),  # only the head, which is the embedding
     "Mixtral": (9, "lm_head.weight"),  # not the experts
     "Llama, tied": (15, "model.embed_tokens.weight"),
-    "Wav2Vec2": "can't mask 'encoder.pos_conv_embed.conv.weight': another parametrization",
+    "Wav2Vec2": (9, "feature_projection.projection.weight"),  # not what weight norm computes
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*leaves out encoder.pos_conv_embed.conv.weight")
 @pytest.mark.parametrize("family", DEFAULTS)
 def test_what_the_default_targets_reach(family):
     model, _, _ = build(family)
     expected = DEFAULTS[family]
-    before = [type(m) for m in model.modules()]
-    if isinstance(expected, str):
-        with pytest.raises(ValueError, match=expected):
-            masktorch.wrap(model)
-        assert [type(m) for m in model.modules()] == before
-    else:
-        names = list(masktorch.masks(masktorch.wrap(model)))
-        count, name = expected
-        assert name in names
-        assert len(names) == count
+    names = list(masktorch.masks(masktorch.wrap(model)))
+    count, name = expected
+    assert name in names
+    assert len(names) == count
 
 
 def test_a_wrapped_language_model_generates():

@@ -580,7 +580,7 @@ REFUSED = {
     "old weight norm": (old_weight_norm, ["0.bias", "0.weight"], "'0.weight'.*'0.weight_v'"),
     "weight norm": (
         lambda: nn.Sequential(nn.Linear(2, 2), weight_norm(nn.Linear(2, 2))),
-        None,
+        ["0.weight", "1.weight"],
         "'1.weight': another parametrization computes it",
     ),
     "keys": (lambda: Keyed("keys"), ["linear.weight", "keys"], "can't mask 'keys'"),
@@ -912,3 +912,16 @@ def test_two_estimators_in_one_module():
     assert not torch.equal(layer.weight, layer.weight)
     masktorch.unwrap(layer)
     assert type(layer) is nn.Linear
+
+
+@pytest.mark.parametrize(
+    "make", [old_weight_norm, lambda: nn.Sequential(weight_norm(nn.Linear(2, 2)))]
+)
+def test_the_default_targets_leave_out_what_is_computed(make):
+    model = make().append(nn.Linear(2, 2))
+    with pytest.warns(
+        UserWarning, match=r"wrap\(\) leaves out 0.weight: not a parameter"
+    ) as caught:
+        masktorch.wrap(model)
+    assert caught[0].filename == __file__
+    assert list(masktorch.masks(model)) == ["1.weight"]

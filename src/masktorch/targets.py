@@ -1,7 +1,8 @@
 """Which tensors are masked, and everything that is checked before the model changes."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 from typing import NamedTuple, cast
 
 import torch
@@ -60,7 +61,7 @@ def plan(model: nn.Module, targets: Targets, *, bias: bool) -> list[Target]:
     if not isinstance(model, nn.Module):
         raise TypeError(f"wrap() expected a torch.nn.Module, found {type(model).__name__}.")
     modules = dict(model.named_modules())
-    chosen = list(_chosen(modules, targets))
+    chosen = _chosen(modules, targets)
     if bias:
         owners = dict.fromkeys(name.rpartition(".")[0] for name in chosen)
         chosen += [
@@ -90,18 +91,34 @@ def plan(model: nn.Module, targets: Targets, *, bias: bool) -> list[Target]:
     return [Target(p, places) for p, places in homes.items() if p in wanted]
 
 
-def _chosen(modules: dict[str, nn.Module], targets: Targets) -> Iterator[str]:
-    if callable(targets):
-        for module_name, module in modules.items():
-            for attribute in targets(module_name, module):
-                yield _join(module_name, attribute)
-    elif isinstance(targets, str) or not isinstance(targets, Iterable):
+def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
+    if isinstance(targets, str) or not (callable(targets) or isinstance(targets, Iterable)):
         raise TypeError(
             "wrap() expected targets to be a function (module_name, module) -> tensor names, or a "
             f"list of full tensor names, found {targets!r}. For one tensor write targets=[name]."
         )
-    else:
-        yield from targets
+    if not callable(targets):
+        return list(targets)
+    chosen: list[str] = []
+    computed: list[str] = []
+    for module_name, module in modules.items():
+        for attribute in targets(module_name, module):
+            names = computed if _is_computed(module, attribute) else chosen
+            names.append(_join(module_name, attribute))
+    if computed:
+        warnings.warn(
+            f"wrap() leaves out {', '.join(computed)}: not a parameter, a parametrization such as "
+            "weight_norm computes it. Name what it is computed from in targets to mask that.",
+            stacklevel=4,
+        )
+    return chosen
+
+
+def _is_computed(module: nn.Module, attribute: str) -> bool:
+    """Whether a tensor is the result of a parametrization, torch's or the older kind of hook."""
+    return attribute not in module._parameters and (
+        parametrize.is_parametrized(module, attribute) or attribute in vars(module)
+    )
 
 
 def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter]) -> None:
