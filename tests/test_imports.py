@@ -17,7 +17,7 @@ LEVELS = {
     "model": {"targets", "parametrization", "estimators"},
     "maskfile": {"model"},
     "report": {"model"},
-    "__init__": {"functional", "estimators", "model", "report"},
+    "__init__": {"functional", "estimators", "model", "maskfile", "report"},
 }
 ALLOWED = {"torch", "numpy", "typing_extensions"} | sys.stdlib_module_names
 

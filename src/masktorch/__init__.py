@@ -2,6 +2,7 @@
 
 from masktorch import functional
 from masktorch.estimators import Bernoulli, Estimator, IntermediateSampling, Threshold
+from masktorch.maskfile import load_masks, save_masks
 from masktorch.model import (
     freeze_mask,
     freeze_weights,
@@ -24,9 +25,11 @@ __all__ = [
     "freeze_mask",
     "freeze_weights",
     "functional",
+    "load_masks",
     "mask_parameters",
     "masks",
     "report",
+    "save_masks",
     "set_masks",
     "unwrap",
     "wrap",

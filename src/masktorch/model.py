@@ -202,9 +202,10 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
             + "masktorch.masks(model) shows the names."
         )
     scores = {name: _scores_for(name, mask, masks[name]) for name, mask in found.items()}
-    for name, mask in found.items():
-        with torch.no_grad():
+    with torch.no_grad():
+        for name, mask in found.items():
             mask.scores.copy_(scores[name])
+    for name in found:
         _warn_if_empty(name, masks[name])
     return model
 
@@ -226,6 +227,8 @@ def give_masks(model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[st
     ]
     for (_, places), mask in zip(planned, given, strict=True):
         _attach(mask, places)
+    for _, (place, *_) in planned:
+        _warn_if_empty(place.name, masks[place.name])
     return model
 
 
