@@ -63,6 +63,10 @@ WRAP = [
      "'normed.parametrizations.weight.original1']"),
     (dict(targets="fine.weight"), TypeError, "expected targets to be a function "
      "(module_name, module) -> tensor names, or a list of full tensor names, found 'fine.weight'"),
+    (dict(targets=[3]), TypeError, "expected targets to be tensor names, found 3"),
+    (dict(targets=lambda name, module: "weight"), TypeError, "to return a list of tensor names, "
+     "found 'weight' for ''. For none return []"),
+    (dict(targets=lambda name, module: None), TypeError, "found None for ''"),
     (dict(targets=3), TypeError, "expected targets to be a function"),
     (dict(targets=[]), ValueError, "found nothing to mask in Everything(Linear, "
      "ParametrizedLinear, LazyLinear, Linear): targets is empty"),
@@ -161,7 +165,7 @@ def test_wrap_of_no_module():
 @pytest.mark.parametrize("tau", [0, 1, -0.1, 1.5, float("nan")])
 @pytest.mark.parametrize("estimator", [Threshold, Bernoulli, IntermediateSampling])
 def test_tau_outside_the_unit_interval(estimator, tau):
-    message = rf"{estimator.__name__} expected tau in \(0, 1\), found {tau}"
+    message = rf"expected tau in \(0, 1\), found {tau}"
     with pytest.raises(ValueError, match=message):
         estimator(tau=tau)
 
@@ -213,6 +217,22 @@ class HalfKept:
 
     def __repr__(self):
         return "HalfKept()"
+
+
+def test_set_masks_of_no_dict():
+    with pytest.raises(TypeError, match=r"expected a dict from tensor names to masks.*found list"):
+        masktorch.set_masks(masktorch.wrap(nn.Linear(2, 2)), [YES])
+
+
+class BoolMask(HalfKept):
+    def __call__(self, scores):
+        return self.mode(scores)
+
+
+def test_an_estimator_whose_mask_has_no_gradient():
+    layer = masktorch.wrap(nn.Linear(2, 2), BoolMask())
+    with pytest.raises(TypeError, match=r"HalfKept\(\) expected to return a floating-point mask"):
+        layer(torch.ones(1, 2))
 
 
 def test_a_mask_the_estimator_cannot_express():

@@ -6,7 +6,7 @@ back to it. The formulas are in `masktorch.functional`.
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Estimator(Protocol):
 
     An estimator may offer more, each found by its name:
 
+    - `draws`: False where the mask of training follows from the scores alone (else a draw is held
+      for one forward);
     - `init`: the scores to start from, a number or a function of the weight (else 1.0);
     - `product(scores, weight)`: `weight * mask` in fewer passes over memory;
     - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
@@ -43,24 +45,32 @@ class _Logistic:
 
     tau: float
 
+    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The mask of training, floating point."""
+        return self._masked(scores, None)
+
+    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """`weight` times the mask of training."""
+        return self._masked(scores, weight)
+
     def mode(self, scores: Tensor) -> Tensor:
         """The deterministic mask `1[sigma(s) > tau]`, bool."""
         return functional.keeps(scores, self.tau)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores with those not yet on their side of the threshold set 1 beyond it."""
-        at = math.log(self.tau / (1 - self.tau))
+        at = functional.logit(self.tau)
         decided = torch.where(mask, scores > at, scores < at)
         return torch.where(decided, scores, torch.where(mask, at + 1, at - 1).to(scores.dtype))
 
     def __post_init__(self) -> None:
-        if not 0 < self.tau < 1:
-            raise ValueError(
-                f"{type(self).__name__} expected tau in (0, 1), found {self.tau!r}. It is the "
-                "value of sigma(score) above which a weight is kept; 0.5 is the usual choice."
-            )
+        functional.logit(self.tau)  # raises for one outside (0, 1)
 
 
+@final
 @dataclass(frozen=True)
 class Threshold(_Logistic):
     """Straight-through threshold: see `masktorch.functional.threshold`.
@@ -74,15 +84,14 @@ class Threshold(_Logistic):
     """
 
     tau: float = 0.5
+    draws: ClassVar[bool] = False
     init: ClassVar[float] = 1.0
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        return functional.threshold(scores, self.tau)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
+    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.threshold(scores, self.tau, weight=weight)
 
 
+@final
 @dataclass(frozen=True)
 class Bernoulli(_Logistic):
     """Bernoulli samples, gradient of the expectation: see `masktorch.functional.bernoulli`.
@@ -98,13 +107,11 @@ class Bernoulli(_Logistic):
     tau: float = 0.5
     init: ClassVar[float] = 0.0
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        return functional.bernoulli(scores)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
+    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.bernoulli(scores, weight=weight)
 
 
+@final
 @dataclass(frozen=True)
 class IntermediateSampling(_Logistic):
     """Intermediate sampling: see `masktorch.functional.intermediate`.
@@ -130,10 +137,7 @@ class IntermediateSampling(_Logistic):
                 f"{self.step_size!r}. It is the step on a draw in units of rms(dL/dmask)."
             )
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        return functional.intermediate(scores, self.step_size)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
+    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.intermediate(scores, self.step_size, weight=weight)
 
 

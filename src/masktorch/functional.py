@@ -17,12 +17,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["bernoulli", "intermediate", "keeps", "select", "threshold"]
+__all__ = ["bernoulli", "intermediate", "keeps", "logit", "select", "threshold"]
 
 STEP_SIZE = 0.1
 """Default of `intermediate`."""
 MAX_STEP = 0.5
 """Bound on `|alpha * g|` in `intermediate`; below 1, `1 +- alpha * g` stays positive."""
+
+
+def logit(tau: float) -> float:
+    """The score `s` at which `sigma(s) = tau`. Raises `ValueError` for a `tau` outside (0, 1).
+
+    Examples:
+        >>> logit(0.5)
+        0.0
+    """
+    if not 0 < tau < 1:
+        raise ValueError(
+            f"expected tau in (0, 1), found {tau!r}. It is the value of sigma(score) above which a "
+            "weight is kept; 0.5 is the usual choice."
+        )
+    return math.log(tau / (1 - tau))
 
 
 def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
@@ -34,7 +49,8 @@ def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
         >>> keeps(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([False, False,  True])
     """
-    return scores > math.log(tau / (1 - tau))
+    at = logit(tau)  # not rounded to the scores' half precision, as it is not in the forward
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)) > at
 
 
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:
@@ -42,8 +58,8 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
 
     Forward `m = 1[sigma(s) > tau]`; backward `dL/ds = g * sigma(s) * (1 - sigma(s))`.
 
-    `scores` is floating point of any shape, `tau` lies in (0, 1), `weight` is shaped like
-    `scores`. Returns the mask (or `weight * m`) in the shape and dtype of `scores`.
+    `scores` is floating point of any shape, `tau` lies in (0, 1), `weight` has the shape and dtype
+    of `scores`. Returns the mask (or `weight * m`) in that shape and dtype.
     Source: the code of "Super-Masks: Are They Good Initializations?" (2019), which applies the
     threshold to `sigma(s)`.
 
@@ -55,7 +71,7 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
         >>> scores.grad
         tensor([0.1050, 0.2500, 0.1050])
     """
-    return _masked(weight, scores, scores, math.log(tau / (1 - tau)), _logistic_rule)
+    return _masked(weight, scores, scores, logit(tau), _logistic_rule)
 
 
 def bernoulli(

@@ -1,8 +1,9 @@
 """What a user does to a model: wrap it, freeze masks and weights, read and set masks, unwrap it."""
 
+import numbers
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from masktorch.parametrization import (
     masked_class,
     original_class,
 )
-from masktorch.targets import Place, Targets, conv_and_linear, describe, plan
+from masktorch.targets import Place, Targets, conv_and_linear, describe, join, plan
 
 Model = TypeVar("Model", bound=nn.Module)
 Init = float | Callable[[Tensor], Tensor]
@@ -69,7 +70,9 @@ def wrap(
     for weight, places in planned:
         scores = _starting_scores(places[0].name, weight, init)
         masks.append(Mask(estimator, scores, rescale=rescale, trained=weight.requires_grad))
-    masks[0].mode()  # an estimator that breaks its promise is found out here, nothing changed yet
+        masks[
+            -1
+        ].mode()  # an estimator that breaks its promise is found out before anything changes
     for place in (place for _, places in planned for place in places):
         _check_class(place)
 
@@ -90,17 +93,15 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     Raises `ValueError` if nothing is masked.
 
     Examples:
-        >>> model = wrap(nn.Linear(2, 1), init=torch.sign)
-        >>> _ = model.weight.data, set_masks(model, {"weight": torch.tensor([[True, False]])})
+        >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
         >>> unwrap(model).weight[0, 1].item()
         0.0
     """
     for mask, places in masked_tensors(model, "unwrap"):
-        mask.eval()
         for parameter in _parameters(places):
             if bake:
                 with torch.no_grad():
-                    parameter.copy_(mask(parameter))
+                    parameter.copy_(mask(parameter, training=False))
             _set_trains(parameter, mask.trained)
         for _, module, attribute in places:
             detach(module, attribute)
@@ -120,7 +121,7 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
     """
     found = masked_tensors(model, "freeze_mask")
     for mask, (place, *_) in found:
-        if not frozen and not isinstance(mask.scores, nn.Parameter):
+        if not frozen and not mask.learns:
             raise ValueError(
                 f"freeze_mask(model, False) can't let {place.name!r} learn: its mask was loaded "
                 "onto a plain model and has no scores. Wrap the model first, then load the masks."
@@ -159,8 +160,8 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
         12
     """
-    scores = (mask.scores for mask, _ in masked_tensors(model, "mask_parameters"))
-    return iter([s for s in scores if isinstance(s, nn.Parameter)])
+    found = masked_tensors(model, "mask_parameters")
+    return iter([cast(nn.Parameter, mask.scores) for mask, _ in found if mask.learns])
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
@@ -172,14 +173,14 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         >>> masks(wrap(nn.Linear(2, 1)))
         {'weight': tensor([[True, True]])}
     """
-    return {places[0].name: mask.mode() for mask, places in masked_tensors(model, "masks")}
+    return {places[0].name: mask.mode().clone() for mask, places in masked_tensors(model, "masks")}
 
 
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     """Moves the scores so that the deterministic masks are exactly those given.
 
-    Scores that already stand for the given mask stay where they are. Warns where a mask keeps
-    nothing of its tensor.
+    Scores that are on their side of the threshold already stay where they are. Warns where a mask
+    keeps nothing of its tensor.
 
     Args:
         masks: for every masked tensor its mask, bool, by name, as `masks` returns them.
@@ -193,6 +194,11 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         tensor([[ 1., -1.]])
     """
     found = {places[0].name: mask for mask, places in masked_tensors(model, "set_masks")}
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            "set_masks() expected a dict from tensor names to masks, as masktorch.masks(model) "
+            f"returns it, found {type(masks).__name__}."
+        )
     missing, unknown = found.keys() - masks.keys(), masks.keys() - found.keys()
     if missing or unknown:
         raise ValueError(
@@ -243,7 +249,6 @@ def _check_class(place: Place) -> None:
 
 
 def _attach(mask: Mask, places: list[Place]) -> None:
-    mask.train(places[0].module.training)
     for _, module, attribute in places:
         attach(module, attribute, mask)
 
@@ -255,8 +260,8 @@ def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place
     found: dict[Mask, list[Place]] = {}
     for module_name, module in model.named_modules():
         for attribute, mask in attached(module).items():
-            name = f"{module_name}.{attribute}" if module_name else attribute
-            found.setdefault(mask, []).append(Place(name, module, attribute))
+            place = Place(join(module_name, attribute), module, attribute)
+            found.setdefault(mask, []).append(place)
     if not found:
         raise ValueError(
             f"{caller}() expected a wrapped model: nothing is masked in {describe(model)}. Call "
@@ -271,8 +276,8 @@ def _parameters(places: list[Place]) -> list[nn.Parameter]:
 
 
 def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:
-    if isinstance(init, (int, float)) and not isinstance(init, bool):
-        return torch.full_like(weight, init, requires_grad=False)
+    if isinstance(init, numbers.Real) and not isinstance(init, bool):
+        return torch.full_like(weight, float(init), requires_grad=False)
     if not callable(init):
         raise TypeError(
             f"wrap() expected init to be a number or a function of the weight, found {init!r}."

@@ -6,8 +6,8 @@ The invariant: a masked parameter stays where it was, under its own name, the sa
 of the weights, hooks and initialisers that go through `named_parameters` see what they saw.
 
 The mask itself is the module `module.parametrizations.weight`, where
-`torch.nn.utils.parametrize` looks: `is_parametrized`, `remove_parametrizations` and
-`cached` of torch work on it.
+`torch.nn.utils.parametrize` looks: `is_parametrized` and `cached` of torch work on it, and
+`remove_parametrizations` takes it off (baked, in the mode the module is in).
 """
 
 import functools
@@ -54,21 +54,36 @@ class Mask(nn.Module):
             )
         return mask
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """`weight * m`, and `* numel / sum(m)` if rescaled."""
-        if self.training and not self.frozen:
+    def draws(self, training: bool) -> bool:
+        """Whether two reads of the tensor may see two masks."""
+        return training and not self.frozen and getattr(self.estimator, "draws", True)
+
+    def forward(self, weight: Tensor, training: bool) -> Tensor:
+        """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
+        if training and not self.frozen:
             product = getattr(self.estimator, "product", None)
             if product is not None and not self.rescale:
                 return cast(Tensor, product(self.scores, weight))
             mask = self.estimator(self.scores)
+            if not mask.is_floating_point() or mask.shape != self.scores.shape:
+                raise TypeError(
+                    f"{self.estimator!r} expected to return a floating-point mask of shape "
+                    f"{tuple(self.scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
+                )
             masked = weight * mask
         else:
             mask = self.mode()
             masked = functional.select(weight, mask)
         if self.rescale:
             kept = mask.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
-            masked = masked * (mask.numel() / kept.clamp(min=1)).to(weight.dtype)
+            factor = mask.numel() / kept.clamp(min=1)  # may be too large for half precision
+            masked = (masked.to(factor.dtype) * factor).to(weight.dtype)
         return masked
+
+    @property
+    def learns(self) -> bool:
+        """Whether there are scores to train: not where the mask was given."""
+        return isinstance(self.scores, nn.Parameter)
 
     @property
     def original(self) -> Tensor:
@@ -136,16 +151,15 @@ def _masked_tensor(name: str) -> property:
         mask = None if masks is None else masks._modules.get(name)
         if mask is None:  # a new module of this class, or torch's remove_parametrizations was here
             return weight
-        held: Any
-        key: Any
-        if parametrize._cache_enabled:
-            held, key = parametrize._cache, (id(mask), name)
-        elif module._held is None:
-            return _apply(mask, weight)
-        else:
-            held, key = module._held, name
-        if key not in held:
-            held[key] = _apply(mask, weight)
+        cached = parametrize._cache_enabled
+        held: Any = parametrize._cache if cached else module._held
+        key = (id(mask), name) if cached else name
+        if held is not None and key in held:
+            return held[key]
+        if held is None or not (cached or mask.draws(module.training)):
+            return _apply(mask, weight, module.training)
+        with torch.enable_grad():  # a later read may want the gradient that the first does not
+            held[key] = _apply(mask, weight, module.training)
         return held[key]
 
     return property(read)
@@ -155,9 +169,9 @@ def _hold(module: nn.Module, tensors: dict[str, Tensor] | None) -> None:
     object.__setattr__(module, "_held", tensors)
 
 
-def _apply(mask: Mask, weight: Tensor) -> Tensor:
+def _apply(mask: Mask, weight: Tensor, training: bool) -> Tensor:
     try:
-        return cast(Tensor, mask(weight))
+        return cast(Tensor, mask(weight, training))
     except AttributeError as error:
         # From a property, nn.Module would take it for "no such attribute" and go on to look in its
         # parameters, where it finds the weight without its mask.
@@ -194,11 +208,18 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
         def __setattr__(self, name: str, value: Any) -> None:
             """`layer.weight = tensor` assigns the tensor under the mask."""
+            if name in names and name in self._parameters:
+                expected = self._parameters[name].shape
+                if not isinstance(value, Tensor) or value.shape != expected:
+                    found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+                    raise ValueError(
+                        f"{name!r} has a mask: expected a tensor of shape {tuple(expected)}, found "
+                        f"{found}. masktorch.unwrap(model) first to set anything else."
+                    )
+                (self._held or {}).pop(name, None)
             if name in names and type(value) is Tensor:
                 with torch.no_grad():
                     self._parameters[name].copy_(value)
-            elif name in names and value is None:
-                raise TypeError(f"{name!r} has a mask. masktorch.unwrap(model) before removing it.")
             else:
                 original.__setattr__(self, name, value)
 

@@ -65,7 +65,7 @@ def plan(model: nn.Module, targets: Targets, *, bias: bool) -> list[Target]:
     if bias:
         owners = dict.fromkeys(name.rpartition(".")[0] for name in chosen)
         chosen += [
-            _join(owner, "bias")
+            join(owner, "bias")
             for owner in owners
             if owner in modules and modules[owner]._parameters.get("bias") is not None
         ]
@@ -82,13 +82,17 @@ def plan(model: nn.Module, targets: Targets, *, bias: bool) -> list[Target]:
     for module_name, module in modules.items():
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                place = Place(_join(module_name, attribute), module, attribute)
+                place = Place(join(module_name, attribute), module, attribute)
                 homes.setdefault(parameter, []).append(place)
     parameters = {place.name: p for p, places in homes.items() for place in places}
     for name in chosen:
         _check(name, modules, parameters)
     wanted = {parameters[name] for name in chosen}
-    return [Target(p, places) for p, places in homes.items() if p in wanted]
+    planned = [Target(p, places) for p, places in homes.items() if p in wanted]
+    for _, places in planned:
+        for place in places:  # a tied tensor is masked wherever it lives
+            _check(place.name, modules, parameters)
+    return planned
 
 
 def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
@@ -98,13 +102,22 @@ def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
             f"list of full tensor names, found {targets!r}. For one tensor write targets=[name]."
         )
     if not callable(targets):
-        return list(targets)
+        names = list(targets)
+        if wrong := [name for name in names if not isinstance(name, str)]:
+            raise TypeError(f"wrap() expected targets to be tensor names, found {wrong[0]!r}.")
+        return names
     chosen: list[str] = []
     computed: list[str] = []
     for module_name, module in modules.items():
-        for attribute in targets(module_name, module):
+        attributes = targets(module_name, module)
+        if isinstance(attributes, str) or not isinstance(attributes, Iterable):
+            raise TypeError(
+                "wrap() expected targets(module_name, module) to return a list of tensor names, "
+                f"found {attributes!r} for {module_name!r}. For none return []."
+            )
+        for attribute in attributes:
             names = computed if _is_computed(module, attribute) else chosen
-            names.append(_join(module_name, attribute))
+            names.append(join(module_name, attribute))
     if computed:
         warnings.warn(
             f"wrap() leaves out {', '.join(computed)}: not a parameter, a parametrization such as "
@@ -126,7 +139,7 @@ def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Pa
     module = modules.get(owner)
     if module is None or attribute not in module._parameters:
         if module is not None and parametrize.is_parametrized(module, attribute):
-            inside = _join(owner, f"parametrizations.{attribute}.original")
+            inside = join(owner, f"parametrizations.{attribute}.original")
             near = [n for n in parameters if n.startswith(inside)]
             raise ValueError(
                 f"wrap() can't mask {name!r}: another parametrization computes it. Mask what it "
@@ -206,5 +219,6 @@ def _names(parameters: Iterable[str]) -> str:
     return f"It has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
 
 
-def _join(module_name: str, attribute: str) -> str:
+def join(module_name: str, attribute: str) -> str:
+    """The full name of a tensor."""
     return f"{module_name}.{attribute}" if module_name else attribute
