@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
+import torch
 import typer
 
 from benchmarks import BenchmarkError, table
@@ -51,6 +52,8 @@ def demo(
 ) -> None:
     """The blog's three arms, small, on scikit-learn's digits: train, then print and draw."""
     print(DEMO_TEXT)
+    # A network this small gains little from a second thread, and on a busy machine waits for it.
+    torch.set_num_threads(1)
     run_arms(DEMO, DEMO_ARMS, Path("data"), output, "cpu")
     _show(output)
 

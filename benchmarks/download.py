@@ -1,6 +1,7 @@
 """Fetch the canonical archives, check their published MD5s and lay them out for `data`."""
 
 import hashlib
+import http.client
 import shutil
 import tarfile
 import urllib.error
@@ -77,7 +78,9 @@ def _fetch(url: str, target: Path, md5: str) -> None:
                 partial.open("wb") as file,
             ):
                 shutil.copyfileobj(source, file)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()
             raise BenchmarkError(
                 f"{url} could not be fetched: {error}. Try again, or put {target.name} at "
                 f"{target} by hand."

@@ -1,6 +1,7 @@
 """The blog's figures, drawn from result files alone, its own numbers faintly beside ours."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
+from benchmarks.configuration import Configuration
 from benchmarks.reference import blog, is_comparable
 from benchmarks.results import Result
 
@@ -32,6 +35,7 @@ def draw(results: Sequence[Result], output: Path) -> list[Path]:
         estimators = sorted({e for result in here if (e := result.configuration.estimator)})
         for estimator in estimators or [""]:
             shown = [r for r in here if r.configuration.estimator in (None, estimator)]
+            _check_seeds_alone_differ(shown)
             title = " · ".join(part for part in (dataset, network, estimator) if part)
             figures = {"curves": training_curves(shown, title)}
             if masks := [result for result in shown if result.configuration.arm == "mask"]:
@@ -46,6 +50,20 @@ def draw(results: Sequence[Result], output: Path) -> list[Path]:
 
 def _setting(result: Result) -> tuple[str, str]:
     return result.configuration.dataset, result.configuration.network_name
+
+
+def _check_seeds_alone_differ(results: Sequence[Result]) -> None:
+    """The runs of an arm are averaged, so they must be runs of one configuration."""
+    first: dict[str, Configuration] = {}
+    for result in results:
+        other = result.configuration
+        one = first.setdefault(other.arm, other)
+        differing = [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
+        if set(differing) - {"seed"}:
+            raise BenchmarkError(
+                f"{one.name}.json and {other.name}.json can't be drawn as seeds of one run: they "
+                f"differ in {', '.join(differing)}. Move one to another folder."
+            )
 
 
 def training_curves(results: Sequence[Result], title: str) -> Figure:

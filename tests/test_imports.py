@@ -15,8 +15,8 @@ LEVELS = {
     "estimators": {"functional"},
     "parametrization": {"estimators", "functional"},
     "model": {"targets", "parametrization", "estimators"},
-    "maskfile": {"model"},
-    "report": {"model"},
+    "maskfile": {"model", "parametrization"},
+    "report": {"model", "parametrization"},
     "__init__": {"functional", "estimators", "model", "maskfile", "report"},
 }
 ALLOWED = {"torch", "numpy", "typing_extensions"} | sys.stdlib_module_names

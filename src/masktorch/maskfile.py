@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from masktorch.model import give_masks, masked_tensors, set_masks
+from masktorch.parametrization import is_sharded
 
 Model = TypeVar("Model", bound=nn.Module)
 Path = str | os.PathLike[str]
@@ -85,6 +86,8 @@ def save_masks(model: nn.Module, path: Path) -> None:
     for mask, (place, *_) in masked_tensors(model, "save_masks"):
         if place.parameter.is_meta:
             raise ValueError(f"save_masks() can't save the mask of {place.name!r}: {_NO_VALUES}")
+        if is_sharded(place.parameter):
+            raise ValueError(f"save_masks() can't save the mask of {place.name!r}: {_SHARDED}")
         kept = mask.mode().cpu().numpy()
         coded.append(_encode(kept.ravel()))
         rows.append(
@@ -163,6 +166,12 @@ _NO_VALUES = (
 )
 
 
+_SHARDED = (
+    "each process holds a part of it (FSDP2). Load masks before fully_shard; to save them, gather "
+    "the state dict into a plain wrapped model (see docs/distributed.md)."
+)
+
+
 def _check(
     path: str,
     rows: list[_Row],
@@ -190,6 +199,8 @@ def _check(
     for name, shape, _, rescale, *_ in rows:
         if is_lazy(tensors[name]) or tensors[name].is_meta:
             raise _unfit(path, f"{name!r} needs its weights: {_NO_VALUES}")
+        if is_sharded(tensors[name]):
+            raise _unfit(path, f"{name!r} needs all its weights: {_SHARDED}")
         if shape != list(tensors[name].shape):
             raise _unfit(
                 path,

@@ -1,12 +1,14 @@
 """What a user does to a model: wrap it, freeze masks and weights, read and set masks, unwrap it."""
 
 import numbers
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from masktorch.estimators import Estimator, Given, Threshold
 from masktorch.parametrization import (
@@ -14,8 +16,10 @@ from masktorch.parametrization import (
     attach,
     attached,
     detach,
+    is_sharded,
     masked_class,
     original_class,
+    total,
 )
 from masktorch.targets import Place, Targets, conv_and_linear, describe, join, plan
 
@@ -63,6 +67,7 @@ def wrap(
             "wrap() expected an estimator such as masktorch.Threshold(): a value with "
             f"__call__(scores) and mode(scores). Found {estimator!r}."
         )
+    _check_not_distributed(model, "wrap", "First wrap, then DDP or fully_shard.")
     planned = plan(model, targets, bias=bias)
     if init is None:
         init = getattr(estimator, "init", 1.0)
@@ -97,6 +102,12 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         >>> unwrap(model).weight[0, 1].item()
         0.0
     """
+    _check_not_distributed(
+        model,
+        "unwrap",
+        "Under DDP unwrap its .module; with FSDP2 gather the state dict into a plain wrapped model "
+        "(see docs/distributed.md).",
+    )
     for mask, places in masked_tensors(model, "unwrap"):
         for parameter in _parameters(places):
             if bake:
@@ -257,6 +268,9 @@ def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place
     """Every mask with the places of its tensor, in the order of the model."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}() expected a torch.nn.Module, found {type(model).__name__}.")
+    for module in _distributed(model):
+        if not isinstance(module, DistributedDataParallel):
+            module.reshard()  # what FSDP2 has gathered is a copy: changes to it would be lost
     found: dict[Mask, list[Place]] = {}
     for module_name, module in model.named_modules():
         for attribute, mask in attached(module).items():
@@ -268,6 +282,20 @@ def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place
             "masktorch.wrap(model) first."
         )
     return list(found.items())
+
+
+def _distributed(model: nn.Module) -> list[Any]:
+    """The modules that DDP or FSDP2 has taken."""
+    fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
+    return [m for m in model.modules() if isinstance(m, (DistributedDataParallel, fsdp))]
+
+
+def _check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
+    if isinstance(model, nn.Module) and (taken := _distributed(model)):
+        raise ValueError(
+            f"{caller}() can't change a model that is distributed already: it found a "
+            f"{type(taken[0]).__name__}, which has fixed what the parameters are. {instead}"
+        )
 
 
 def _parameters(places: list[Place]) -> list[nn.Parameter]:
@@ -293,7 +321,7 @@ def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:
 
 
 def _scores_for(name: str, mask: Mask, wanted: Tensor) -> Tensor:
-    scores = mask.scores.detach()
+    scores: Any = mask.scores.detach()
     if not isinstance(wanted, Tensor) or wanted.dtype is not torch.bool:
         found = wanted.dtype if isinstance(wanted, Tensor) else type(wanted).__name__
         raise TypeError(f"set_masks() expected a bool tensor for {name!r}, found {found}.")
@@ -303,6 +331,9 @@ def _scores_for(name: str, mask: Mask, wanted: Tensor) -> Tensor:
             f"{tuple(wanted.shape)}."
         )
     wanted = wanted.to(scores.device)
+    if is_sharded(scores) and not is_sharded(wanted):
+        tensors = sys.modules["torch.distributed.tensor"]
+        wanted = tensors.distribute_tensor(wanted, scores.device_mesh, scores.placements)
     scores_for = getattr(mask.estimator, "scores_for", None)
     moved = wanted.to(scores.dtype) if scores_for is None else scores_for(scores, wanted)
     if not torch.equal(mask.estimator.mode(moved), wanted):
@@ -321,7 +352,7 @@ def _set_trains(parameter: Tensor, trains: bool) -> None:
 
 
 def _warn_if_empty(name: str, mask: Tensor) -> None:
-    if mask.numel() and not mask.is_meta and not mask.any():
+    if mask.numel() and not mask.is_meta and not total(mask):
         warnings.warn(
             f"The mask of {name!r} keeps nothing: its layer computes with zeros. Start the scores "
             "higher (init=...), lower tau, or leave the tensor out of targets.",

@@ -103,6 +103,17 @@ class Mask(nn.Module):
         return f"{self.estimator!r}, {state}" + (", rescale=True" if self.rescale else "")
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, of which each process holds a part."""
+    return type(tensor) is not nn.Parameter and hasattr(tensor, "full_tensor")
+
+
+def total(mask: Tensor) -> int:
+    """The entries that a mask keeps, over all processes."""
+    kept = mask.sum()
+    return int(kept.full_tensor() if is_sharded(kept) else kept)  # type: ignore[attr-defined]
+
+
 def attached(module: nn.Module) -> dict[str, Mask]:
     """The masks on the parameters of `module` itself, by parameter name."""
     masks = module._modules.get("parametrizations")
@@ -151,6 +162,10 @@ def _masked_tensor(name: str) -> property:
         mask = None if masks is None else masks._modules.get(name)
         if mask is None:  # a new module of this class, or torch's remove_parametrizations was here
             return weight
+        if module._held is None and is_sharded(weight):
+            return weight  # FSDP2 asks for the parameter itself; a forward sees it gathered
+        if module._held and name in module._held:
+            return module._held[name]
         cached = parametrize._cache_enabled
         held: Any = parametrize._cache if cached else module._held
         key = (id(mask), name) if cached else name
@@ -220,6 +235,15 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             if name in names and type(value) is Tensor:
                 with torch.no_grad():
                     self._parameters[name].copy_(value)
+            elif name in names and isinstance(value, nn.Parameter) and name in self._parameters:
+                # nn.Module first asks hasattr(self, name): let it find the parameter, not draw a
+                # mask, nor compute one while FSDP2 swaps weight and scores one after the other.
+                before = self._held
+                _hold(self, {name: self._parameters[name]})
+                try:
+                    original.__setattr__(self, name, value)
+                finally:
+                    _hold(self, before)
             else:
                 original.__setattr__(self, name, value)
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from masktorch.model import masked_tensors
+from masktorch.parametrization import total
 
 
 class Row(NamedTuple):
@@ -74,7 +75,7 @@ def report(model: nn.Module) -> Report:
     rows = []
     for mask, (place, *_) in masked_tensors(model, "report"):
         kept = mask.mode()
-        masked = kept.numel() - int(kept.sum())
+        masked = kept.numel() - total(kept)
         rows.append(
             Row(
                 name=place.name,

@@ -1,0 +1,80 @@
+"""The benchmarks lie beside the tests, not in the installed package."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import experiment
+from benchmarks.configuration import Configuration
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Tiny networks gain nothing from more, and sums come out the same on every machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _denormals_as_before():
+    """`run` flushes them; the library's own tests should not depend on who ran first."""
+    yield
+    torch.set_flush_denormal(False)
+
+
+@pytest.fixture
+def real_data():
+    folder = Path(os.environ.get("MASKTORCH_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no data in {folder}; MASKTORCH_DATA may name another folder")
+    return folder
+
+
+@pytest.fixture
+def tiny():
+    """A configuration with 4 batches an epoch; scores start close enough to 0 to cross it."""
+
+    def make(**changes):
+        settings = dict(
+            dataset="digits", network="lenet-300-100", depth=None, width=None, init=0.02,
+            epochs=2, batch_size=16, train_images=64, mix_lr=1e-3,
+        )  # fmt: skip
+        return Configuration(**{**settings, **changes})
+
+    return make
+
+
+@pytest.fixture
+def go(tmp_path):
+    """Run arms of a configuration in a folder below tmp_path."""
+
+    def run(configuration, arms, folder="runs"):
+        return experiment.run(configuration, arms, tmp_path / "data", tmp_path / folder, "cpu")
+
+    return run
+
+
+@pytest.fixture
+def outcome():
+    """All that must be the same when a run is repeated: every number but the times."""
+
+    def read(folder):
+        numbers = {}
+        for path in sorted(folder.glob("*.json")):
+            content = json.loads(path.read_text())
+            for key in ("environment", "command", "wall_seconds"):
+                del content[key]
+            for epoch in (*content["epochs"], content["best"], content["last"]):
+                del epoch["seconds"]
+            state = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
+            numbers[path.stem] = (content, {k: v.tolist() for k, v in state.items()})
+        return numbers
+
+    return read

@@ -1,0 +1,147 @@
+"""The command line: what it explains, what it runs, what it says when something is wrong."""
+
+import re
+import sys
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks import __main__ as cli
+from benchmarks.configuration import Configuration
+
+
+def call(*arguments):
+    """Exit code and output, spaces and line ends made one space."""
+    outcome = CliRunner().invoke(cli.app, arguments, terminal_width=200)
+    if outcome.exception and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    return outcome.exit_code, " ".join(outcome.output.split())
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `run` would have been asked to do."""
+    calls = []
+    monkeypatch.setattr(cli, "run_arms", lambda *arguments: calls.append(arguments) or [])
+    return calls
+
+
+def test_help_names_every_command():
+    code, text = call("--help")
+    assert code == 0
+    assert "Without a command: the demo" in text
+    for command in ("demo", "run", "table", "figures", "download"):
+        assert re.search(rf"\b{command} [A-Z]", text)
+
+
+def test_help_of_run_explains_arms_and_options():
+    _, text = call("run", "--help")
+    for words in ("mask: scores train", "mix: weights train under the frozen mask", "auto: cuda"):
+        assert words in text
+    for field in Configuration.__dataclass_fields__:
+        if field != "arm":
+            assert f"--{field.replace('_', '-')}" in text
+
+
+def test_defaults_of_run_are_the_blogs(asked):
+    assert call("run", "--dataset", "cifar10")[0] == 0
+    ((options, arms, data_dir, output, device),) = asked
+    assert options == Configuration(
+        "cifar10", network="wrn", depth=28, width=8, estimator="threshold", init=None, epochs=30,
+        batch_size=128, lr=1e-2, mix_lr=1e-5, seed=0, precision="float32",
+    )  # fmt: skip
+    assert options == Configuration("cifar10")
+    assert arms == ["mask", "weights", "mix"]
+    assert (str(data_dir), str(output), device) == ("data", "runs", "auto")
+
+
+def test_every_option_of_run_arrives(asked):
+    text = (
+        "run --dataset mnist --arms mask,weights-then-weights --estimator intermediate --init 0.5 "
+        "--network lenet-300-100 --depth 16 --width 2 --epochs 3 --batch-size 64 --lr 0.1 "
+        "--mix-lr 0.2 --seed 7 --precision bfloat16 --train-images 99 --faithful-scaling "
+        "--device cuda:1 --data-dir d --output o"
+    )
+    assert call(*text.split())[0] == 0
+    ((options, arms, *rest),) = asked
+    assert options == Configuration(
+        "mnist", network="lenet-300-100", depth=16, width=2, estimator="intermediate", init=0.5,
+        epochs=3, batch_size=64, lr=0.1, mix_lr=0.2, seed=7, precision="bfloat16",
+        train_images=99, faithful_scaling=True,
+    )  # fmt: skip
+    assert arms == ["mask", "weights-then-weights"]
+    assert [str(argument) for argument in rest] == ["d", "o", "cuda:1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run", "Missing option '--dataset'"),
+        ("run --dataset svhn", "'svhn' is not one of 'digits', 'mnist', 'cifar10'"),
+        ("run --dataset digits --arms mask,mox", "'mox' is no arm; choose from mask, weights, mix"),
+        ("run --dataset digits --epochs 0", "Invalid value for '--epochs'"),
+        ("run --dataset digits --faithful-scaling", "is about MNIST alone; found --dataset digits"),
+    ],
+)
+def test_wrong_use(asked, arguments, message):
+    code, text = call(*arguments.split())
+    assert code == 2
+    assert message in text
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("run --dataset mnist --data-dir nowhere", "error: No mnist files"),
+        ("run --dataset digits --depth 11", "error: The depth of a wide residual network"),
+        ("table nowhere", "error: nowhere holds no result"),
+        ("figures nowhere", "error: nowhere holds no result"),
+    ],
+)
+def test_errors_are_messages_not_tracebacks(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments.split()])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    assert str(stopped.value).startswith(message)
+
+
+def test_without_a_command_it_is_the_demo(tmp_path, monkeypatch):
+    tiny = replace(cli.DEMO, network="lenet-300-100", epochs=1, train_images=64)
+    monkeypatch.setattr(cli, "DEMO", tiny)
+    monkeypatch.chdir(tmp_path)
+    code, text = call()
+    assert code == 0
+    assert "made small" in text
+    assert "| mask |" in text
+    assert "table, figures are in runs/demo" in text.replace("table and", "table,")
+    names = {path.name for path in (tmp_path / "runs" / "demo").iterdir()}
+    stem = "digits-lenet-300-100"
+    assert names == {
+        *(f"{stem}-{arm}-seed0.{end}" for end in ("json", "best.pt")
+          for arm in ("mask-threshold", "weights", "mix-threshold")),
+        "table.md", f"curves-{stem}-threshold.png", f"utilisation-{stem}-threshold.png",
+    }  # fmt: skip
+    assert "| mask |" in (tmp_path / "runs" / "demo" / "table.md").read_text()
+    again, text = call()
+    assert again == 0
+    assert text.count("skipped") == 3
+
+
+def test_the_demo_says_what_is_smaller():
+    demo = cli.DEMO
+    assert f"WRN-{demo.depth}-{demo.width}" in cli.DEMO_TEXT
+    assert f"of {demo.batch_size}" in cli.DEMO_TEXT
+    assert f"{demo.epochs}\nepochs per arm" in cli.DEMO_TEXT
+    blog = Configuration("digits")
+    assert demo == replace(blog, depth=10, width=1, batch_size=32, mix_lr=1e-3)
+
+
+def test_download_passes_its_options_on(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "fetch", lambda *arguments: calls.append(arguments) or "there")
+    code, text = call("download", "mnist", "--data-dir", "d", "--base-url", "u/")
+    assert (code, text) == (0, "mnist is in there")
+    assert [str(argument) for argument in calls[0]] == ["mnist", "d", "u/"]

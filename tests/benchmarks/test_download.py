@@ -1,0 +1,132 @@
+import hashlib
+import io
+import tarfile
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from benchmarks import BenchmarkError, download
+
+MNIST = {name: name.encode() * 9 for name in download.MNIST_MD5}
+BATCHES = {name: name.encode() * 9 for name in download.CIFAR10_MD5}
+
+
+def md5(content):
+    return hashlib.md5(content).hexdigest()
+
+
+def archive(members):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+class Handler(SimpleHTTPRequestHandler):
+    files: dict = {}  # noqa: RUF012
+    asked: list = []  # noqa: RUF012
+
+    def do_GET(self):
+        name = self.path.removeprefix("/mirror/")
+        self.asked.append(name)
+        if name not in self.files:
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.files[name])))
+        self.end_headers()
+        self.wfile.write(self.files[name])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def mirror(monkeypatch):
+    """A server on loopback whose files can be set, and the MD5s of what it should have."""
+    monkeypatch.setattr(download, "MNIST_MD5", {n: md5(c) for n, c in MNIST.items()})
+    monkeypatch.setattr(download, "CIFAR10_MD5", {n: md5(c) for n, c in BATCHES.items()})
+    handler = type("Here", (Handler,), {"files": dict(MNIST), "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    handler.url = f"http://127.0.0.1:{server.server_port}/mirror/"
+    yield handler
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def serve_cifar(mirror, monkeypatch, members):
+    content = archive(members)
+    mirror.files[download.CIFAR10_ARCHIVE] = content
+    monkeypatch.setattr(download, "CIFAR10_ARCHIVE_MD5", md5(content))
+
+
+def test_mnist_is_fetched_once(mirror, tmp_path):
+    folder = download.download("mnist", tmp_path, mirror.url)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == MNIST
+    assert folder == tmp_path / "MNIST" / "raw"
+    assert len(mirror.asked) == 4
+    download.download("mnist", tmp_path, mirror.url)
+    assert len(mirror.asked) == 4
+
+
+def test_only_what_is_missing_or_wrong_is_fetched(mirror, tmp_path):
+    folder = download.download("mnist", tmp_path, mirror.url)
+    first, second, *_ = sorted(MNIST)
+    (folder / first).unlink()
+    (folder / second).write_bytes(b"damaged")
+    mirror.asked.clear()
+    download.download("mnist", tmp_path, mirror.url)
+    assert sorted(mirror.asked) == [first, second]
+    assert (folder / second).read_bytes() == MNIST[second]
+
+
+@pytest.mark.parametrize("content", [b"", b"something else"])
+def test_a_wrong_file_is_not_kept(mirror, tmp_path, content):
+    name = next(iter(MNIST))
+    mirror.files[name] = content
+    with pytest.raises(BenchmarkError, match=rf"{name}: expected MD5 .*found .*Nothing was kept"):
+        download.download("mnist", tmp_path, mirror.url)
+    assert list((tmp_path / "MNIST" / "raw").iterdir()) == []
+
+
+def test_no_such_file_and_no_such_server(mirror, tmp_path):
+    with pytest.raises(BenchmarkError, match=r"could not be fetched: .*404"):
+        download.download("mnist", tmp_path, mirror.url + "elsewhere/")
+    with pytest.raises(BenchmarkError, match="could not be fetched"):
+        download.download("mnist", tmp_path, "http://127.0.0.1:9/")
+
+
+def test_cifar10_is_unpacked_and_its_archive_removed(mirror, tmp_path, monkeypatch):
+    members = {f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()}
+    serve_cifar(mirror, monkeypatch, members)
+    folder = download.download("cifar10", tmp_path, mirror.url)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == BATCHES
+    assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+    download.download("cifar10", tmp_path, mirror.url)
+    assert len(mirror.asked) == 1
+
+
+def test_nothing_else_leaves_the_archive(mirror, tmp_path, monkeypatch):
+    members = {f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()}
+    serve_cifar(mirror, monkeypatch, {"../escaped": b"!", "/tmp/escaped": b"!", **members})
+    download.download("cifar10", tmp_path / "data", mirror.url)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
+
+
+def test_an_archive_without_a_batch(mirror, tmp_path, monkeypatch):
+    serve_cifar(mirror, monkeypatch, {"cifar-10-batches-py/data_batch_1": BATCHES["data_batch_1"]})
+    with pytest.raises(BenchmarkError, match="cifar-10-batches-py/data_batch_2 in it, found none"):
+        download.download("cifar10", tmp_path, mirror.url)
+
+
+def test_digits_need_no_download(tmp_path):
+    with pytest.raises(BenchmarkError, match="Only mnist and cifar10"):
+        download.download("digits", tmp_path)

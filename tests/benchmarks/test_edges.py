@@ -1,0 +1,298 @@
+"""Files, archives and addresses at the edge of what the readers take."""
+
+import ast
+import gc
+import io
+import os
+import pickle
+import re
+import socketserver
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import benchmarks
+from benchmarks import BenchmarkError, download
+from benchmarks.augmentation import transform
+from benchmarks.data import CIFAR10_FILES, MNIST_FILES, load
+
+ROOT = Path(benchmarks.__file__).parents[1]
+
+
+class Python2Pickler(pickle._Pickler):
+    """What the canonical batches hold: protocol 2 with byte strings, as Python 2 wrote them."""
+
+    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
+
+    def save_bytes(self, content):
+        self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
+        self.memoize(content)
+
+    dispatch[bytes] = save_bytes
+
+    @classmethod
+    def dumps(cls, value):
+        file = io.BytesIO()
+        cls(file, 2).dump(value)
+        return file.getvalue().replace(b"cnumpy._core.", b"cnumpy.core.")
+
+
+DATA = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
+GOOD = {b"batch_label": b"one of 5", b"labels": [3, 0, 9], b"data": DATA, b"filenames": [b"a"] * 3}
+
+
+def write_cifar10(folder, content=None, binary=False):
+    """Six batches; the third is `content`."""
+    for n, name in enumerate(CIFAR10_FILES):
+        records = np.concatenate([np.uint8(GOOD[b"labels"])[:, None], DATA], axis=1).tobytes()
+        whole = records if binary else Python2Pickler.dumps(GOOD)
+        text = whole if content is None or n != 2 else content
+        (folder / f"{name}{'.bin' if binary else ''}").write_bytes(text)
+    return folder / f"data_batch_3{'.bin' if binary else ''}"
+
+
+def test_python2_pickles(tmp_path):
+    path = write_cifar10(tmp_path)
+    assert b"numpy.core.multiarray" in path.read_bytes()
+    assert b"_codecs" not in path.read_bytes()
+    data = load("cifar10", tmp_path)
+    assert data.train.images.shape == (15, 3, 32, 32)
+    assert data.test.labels.tolist() == [3, 0, 9]
+    # Red comes first, each channel row by row.
+    assert data.test.images[1, :, 2, 5].tolist() == [
+        DATA[1, c * 1024 + 2 * 32 + 5] for c in range(3)
+    ]
+    data.train.images[0] = 0  # writable
+
+
+class Call:
+    def __init__(self, function, *arguments):
+        self.reduced = function, arguments
+
+    def __reduce__(self):
+        return self.reduced
+
+
+BATCHES = [
+    (dict(GOOD, data=1) | {b"data": DATA[:, :-1]}, "ValueError: cannot reshape array"),
+    ({**GOOD, b"data": DATA.tolist()}, "AttributeError: 'list' object has no attribute 'reshape'"),
+    ({**GOOD, b"data": DATA.astype(np.int64)}, "torch.int64 images, torch.int64 labels"),
+    ({**GOOD, b"labels": [0.5, 1, 2]}, "torch.uint8 images, torch.float32 labels"),
+    ({**GOOD, b"labels": [3, 0]}, "expected a label for each of 3 images, found 2 labels"),
+    ({**GOOD, b"labels": [3, 0, 10]}, "expected labels from 0 to 9, found 0 to 10"),
+    ({**GOOD, b"labels": [3, -1, 9]}, "expected labels from 0 to 9, found -1 to 9"),
+    ({"data": DATA, "labels": [3, 0, 9]}, "KeyError: b'data'"),
+    ({b"data": DATA, b"fine_labels": [1, 2, 3]}, "KeyError: b'labels'"),
+    ([DATA], "TypeError: list indices must be integers"),
+]
+
+
+@pytest.mark.parametrize(("batch", "message"), BATCHES, ids=range(len(BATCHES)))
+def test_a_wrong_batch(batch, message, tmp_path):
+    path = write_cifar10(tmp_path, pickle.dumps(batch, 3))
+    with pytest.raises(BenchmarkError, match=rf"^{re.escape(str(path))}: expected ") as raised:
+        load("cifar10", tmp_path)
+    assert message in str(raised.value)
+    assert str(raised.value).endswith(
+        "Delete the file and fetch it again with `python -m benchmarks download`, or name another "
+        "folder with --data-dir."
+    )
+
+
+def evil(tmp_path):
+    mark = tmp_path / "mark"
+    return {
+        "system": (Call(os.system, f"touch {mark}"), "system"),
+        "eval": (Call(eval, f"open({str(mark)!r}, 'w')"), "builtins.eval"),
+        "getattr": (Call(getattr, 1, "real"), "builtins.getattr"),
+        "hidden in labels": ({**GOOD, b"labels": Call(os.mkdir, str(mark))}, "mkdir"),
+        "numpy.load": (Call(np.load, str(mark)), "numpy.load"),
+        "torch": (Call(torch.save, 1, str(mark)), "torch.serialization.save"),
+    }
+
+
+@pytest.mark.parametrize("case", evil(Path()))
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_a_malicious_pickle(case, protocol, tmp_path):
+    batch, name = evil(tmp_path)[case]
+    path = write_cifar10(tmp_path, pickle.dumps(batch, protocol))
+    message = rf"^{re.escape(str(path))}: expected .* found UnpicklingError: a reference to "
+    with pytest.raises(BenchmarkError, match=message) as raised:
+        load("cifar10", tmp_path)
+    refused = re.search(r"a reference to (\S+)\. Delete", str(raised.value))[1]
+    assert name.removeprefix("builtins.") in refused or "_codecs" in refused  # bytes in protocol 2
+    assert not (tmp_path / "mark").exists()
+
+
+RECORD = bytes([9]) + bytes(3072)
+
+RECORDS = [
+    (b"", "expected a whole number of 3073-byte records, found 0 bytes"),
+    (RECORD[:-1], "found 3072 bytes"),
+    (RECORD + b"x", "found 3074 bytes"),
+    (RECORD + bytes([10]) + bytes(3072), "expected labels from 0 to 9, found 9 to 10"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), RECORDS, ids=range(len(RECORDS)))
+def test_wrong_records(content, message, tmp_path):
+    path = write_cifar10(tmp_path, content, binary=True)
+    with pytest.raises(BenchmarkError, match=rf"^{re.escape(str(path))}: .*{message}"):
+        load("cifar10", tmp_path)
+
+
+def test_one_batch_is_missing(tmp_path):
+    write_cifar10(tmp_path).unlink()
+    message = f"{tmp_path} holds cifar10 only in part: data_batch_3 not found. Fetch the data with"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        load("cifar10", tmp_path)
+
+
+def test_every_folder_that_was_looked_in_is_named(tmp_path):
+    places = [tmp_path, tmp_path / "MNIST" / "raw", tmp_path / "mnist"]
+    message = (
+        f"No mnist files ({MNIST_FILES[0]}, ...) in any of these folders: "
+        f"{', '.join(map(str, places))}. Fetch the data with `python -m benchmarks download mnist "
+        f"--data-dir DIR`, or name the folder that has it with --data-dir."
+    )
+    with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
+        load("mnist", tmp_path)
+
+
+@pytest.mark.parametrize("count", [-1, 0, 1439])
+def test_train_images(count, tmp_path):
+    message = (
+        "--train-images must lie between 1 and 1438, the size of digits's training set; "
+        f"found {count}."
+    )
+    with pytest.raises(BenchmarkError, match=re.escape(message)):
+        load("digits", tmp_path, count)
+
+
+@pytest.fixture
+def real():
+    for folder in (os.environ.get("MASKTORCH_DATA"), ROOT / "data"):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    pytest.skip("no real data: set MASKTORCH_DATA to its folder")
+
+
+MNIST_TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+MNIST_TEST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+# (data set, shape of train, of test, their label counts, mean pixel of train by channel, of test)
+REAL = [
+    ("mnist", (60_000, 1, 28, 28), (10_000, 1, 28, 28), MNIST_TRAIN, MNIST_TEST, [0.1307],
+     [0.1325]),
+    ("cifar10", (50_000, 3, 32, 32), (10_000, 3, 32, 32), [5000] * 10, [1000] * 10,
+     [0.4914, 0.4822, 0.4465], [0.4942, 0.4851, 0.4504]),
+]  # fmt: skip
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("case", REAL, ids=lambda case: case[0])
+def test_real_data(case, real):
+    name, train, test, train_counts, test_counts, train_mean, test_mean = case
+    try:
+        data = load(name, real)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert data.train.images.shape == train
+    assert data.test.images.shape == test
+    assert data.train.labels.bincount().tolist() == train_counts
+    assert data.test.labels.bincount().tolist() == test_counts
+    for split, mean in ((data.train, train_mean), (data.test, test_mean)):
+        assert split.images.dtype == torch.uint8
+        found = split.images.numpy().mean((0, 2, 3)) / 255
+        assert found.round(4).tolist() == mean
+
+
+class Short(socketserver.BaseRequestHandler):
+    """Promises more than it sends, or speaks no HTTP at all."""
+
+    def handle(self):
+        self.request.recv(4096)
+        self.request.sendall(self.server.answer)
+
+
+@pytest.fixture
+def server():
+    with socketserver.TCPServer(("127.0.0.1", 0), Short) as one:
+        thread = threading.Thread(target=one.serve_forever, args=(0.01,))
+        thread.start()
+        one.url = f"http://127.0.0.1:{one.server_address[1]}/"
+        yield one
+        one.shutdown()
+        thread.join()
+
+
+ANSWERS = [
+    (b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\nabc", "expected MD5 f68b3c2dcbeaaa9fbdd348bbd"
+     "eb94873, found 900150983cd24fb0d6963f7d28e17f72 in 3 bytes. Nothing was kept; try again"),
+    (b"nonsense\r\n\r\n", "could not be fetched: nonsense"),
+    (b"", "could not be fetched: Remote end closed connection"),
+    (b"HTTP/1.0 503 Busy\r\n\r\n", "could not be fetched: HTTP Error 503: Busy. Try again, or put"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "message"), ANSWERS, ids=range(len(ANSWERS)))
+def test_a_broken_server(answer, message, server, tmp_path):
+    server.answer = answer
+    with pytest.raises(BenchmarkError, match=re.escape(message)) as raised:
+        download.download("mnist", tmp_path, server.url)
+    assert str(raised.value).startswith(f"{server.url}train-images-idx3-ubyte.gz")
+    del raised
+    gc.collect()  # a connection that was left open would warn here
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("url", ["nowhere/", "ftpp://nowhere/", "http://:x/"])
+def test_an_address_that_is_none(url, tmp_path):
+    with pytest.raises(BenchmarkError, match=f"^{url}train-images.* could not be fetched: "):
+        download.download("mnist", tmp_path, url)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_against_numpy():
+    """Turned by 20 degrees and shifted: bilinear by hand, coordinates clipped at the border."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (7, 7)).astype(np.uint8)
+    degrees, shift = 20.0, (0.1, -0.2)
+    out = transform(
+        torch.from_numpy(image)[None, None], torch.tensor([True]), torch.tensor([degrees]),
+        torch.tensor([shift]),
+    )[0, 0]  # fmt: skip
+    a, centre = np.deg2rad(degrees), 3.0
+    best = []
+    for sign in (1, -1):  # which way is up is kornia's choice, as the direction is random anyway
+        expected = np.empty((7, 7))
+        for y in range(7):
+            for x in range(7):
+                dx, dy = x - centre - 7 * shift[0], y - centre - 7 * shift[1]
+                u = np.cos(a) * dx - sign * np.sin(a) * dy
+                v = sign * np.sin(a) * dx + np.cos(a) * dy
+                u, v = centre - u, centre + v  # the flip comes first, so it is undone last
+                u, v = min(max(u, 0), 6), min(max(v, 0), 6)
+                i, j = min(int(v), 5), min(int(u), 5)
+                p, q = v - i, u - j
+                expected[y, x] = (
+                    (1 - p) * ((1 - q) * image[i, j] + q * image[i, j + 1])
+                    + p * ((1 - q) * image[i + 1, j] + q * image[i + 1, j + 1])
+                )  # fmt: skip
+        best.append(np.abs(expected - out.numpy()).max())
+    assert min(best) < 0.05, best
+
+
+def test_no_torchvision():
+    files = [
+        p for part in ("src", "benchmarks", "tests", "docs") for p in (ROOT / part).rglob("*.py")
+    ]
+    assert len(files) > 20
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+            names.append(getattr(node, "module", None) or "")
+            assert not any(str(n).split(".")[0] == "torchvision" for n in names), path

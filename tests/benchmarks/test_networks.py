@@ -1,0 +1,143 @@
+"""The two networks, against the published sizes and a computation written out here."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import benchmarks
+import masktorch
+from benchmarks import BenchmarkError
+from benchmarks.networks import Block, lenet_300_100, wide_resnet
+from benchmarks.results import utilisation
+
+REFERENCE = json.loads(Path(benchmarks.__file__).with_name("reference.json").read_text())
+SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
+def test_the_blogs_layers(dataset):
+    network = masktorch.wrap(wide_resnet(SHAPES[dataset], 10, depth=28, width=8), bias=True)
+    layers = [(layer.layer, layer.parameters) for layer in utilisation(network)]
+    published = REFERENCE["datasets"][dataset]["utilization"]
+    assert layers == [(layer["layer"], layer["parameters"]) for layer in published]
+    assert len(layers) == 29
+    masked = sum(p.numel() for p in masktorch.mask_parameters(network))
+    assert masked == {"cifar10": 23_348_554, "mnist": 23_348_266}[dataset]
+
+
+def test_shapes_on_the_way():
+    with torch.device("meta"):
+        network = wide_resnet((3, 32, 32), 10, depth=28, width=8)
+        x = torch.empty(2, 3, 32, 32)
+    shapes = {}
+    for name, part in network.named_children():
+        x = part(x)
+        shapes[name] = tuple(x.shape[1:])
+    assert shapes == {
+        "stem": (16, 32, 32),
+        "stem_norm": (16, 32, 32),
+        "stem_relu": (16, 32, 32),
+        "group1": (128, 32, 32),
+        "pool1": (128, 16, 16),
+        "group2": (256, 16, 16),
+        "pool2": (256, 8, 8),
+        "group3": (512, 8, 8),
+        "average": (512, 1, 1),
+        "flatten": (512,),
+        "classifier": (10,),
+    }
+    assert all(m.stride == (1, 1) for m in network.modules() if isinstance(m, nn.Conv2d))
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 25
+    assert {(m.eps, m.momentum, m.affine) for m in norms} == {(1e-3, 0.01, True)}
+
+
+@pytest.mark.parametrize(
+    "network", [wide_resnet((3, 8, 8), 10, 16, 2), lenet_300_100((1, 28, 28), 10)]
+)
+def test_start_as_keras(network):
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    for layer in layers:
+        outputs, inputs, *kernel = layer.weight.shape
+        area = kernel[0] * kernel[1] if kernel else 1
+        limit = (6 / (area * (inputs + outputs))) ** 0.5  # Keras's glorot_uniform
+        largest = layer.weight.abs().max().item()
+        assert largest <= limit
+        assert largest > 0.95 * limit
+        n = layer.weight.numel()
+        assert layer.weight.var().item() == pytest.approx(limit**2 / 3, rel=6 / n**0.5)
+        assert layer.bias.abs().max() == 0
+
+
+def norm(x, layer):
+    """Batch norm by the formula, on the batch's own statistics."""
+    mean = x.mean((0, 2, 3), keepdim=True)
+    variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
+    shape = (1, -1, 1, 1)
+    return (x - mean) / (variance + 1e-3).sqrt() * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (4, 4)])
+def test_block(inputs, outputs):
+    block = Block(inputs, outputs).double()
+    for p in block.parameters():
+        nn.init.normal_(p)
+    x = torch.randn(6, inputs, 5, 5, dtype=torch.float64)
+    state = dict(block.named_parameters())
+    y = F.conv2d(x, state["conv1.weight"], state["conv1.bias"], padding=1)
+    y = norm(y, block.norm1).clamp_min(0)
+    y = F.conv2d(y, state["conv2.weight"], state["conv2.bias"], padding=1)
+    y = norm(y, block.norm2).clamp_min(0)
+    if inputs == outputs:
+        assert "shortcut.weight" not in state
+        expected = y + x
+    else:
+        kernel = state["shortcut.weight"]
+        assert kernel.shape == (outputs, inputs, 1, 1)
+        channels = torch.einsum("oi,nihw->nohw", kernel[:, :, 0, 0], x)
+        expected = y + channels + state["shortcut.bias"].view(1, -1, 1, 1)
+    torch.testing.assert_close(block(x), expected)
+    assert (expected < 0).any()  # or a ReLU after the sum could not be told from none
+
+
+def test_running_averages_move_as_keras_moves_them():
+    block = Block(2, 2)
+    x = torch.randn(4, 2, 3, 3)
+    mean = block.conv1(x).mean((0, 2, 3))
+    block(x)
+    torch.testing.assert_close(block.norm1.running_mean, 0.01 * mean)  # 0.99 * 0 + 0.01 * mean
+
+
+def test_lenet_300_100():
+    network = lenet_300_100((1, 28, 28), 10)
+    sizes = [(m.in_features, m.out_features) for m in network if isinstance(m, nn.Linear)]
+    assert sizes == [(784, 300), (300, 100), (100, 10)]
+    assert sum(p.numel() for p in network.parameters()) == 266_610
+    x = torch.randn(5, 1, 28, 28)
+    y = x.reshape(5, 784)
+    for i, layer in enumerate([network.hidden1, network.hidden2, network.classifier]):
+        y = y @ layer.weight.T + layer.bias
+        y = y.clamp_min(0) if i < 2 else y
+    torch.testing.assert_close(network(x), y)
+
+
+@pytest.mark.parametrize("depth", [-2, 4, 9, 11, 27, 29])
+def test_bad_depth(depth):
+    message = (
+        f"The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); found {depth}."
+    )
+    with pytest.raises(BenchmarkError, match=re.escape(message)):
+        wide_resnet((3, 32, 32), 10, depth, 1)
+
+
+@pytest.mark.parametrize("width", [0, -1])
+def test_bad_width(width):
+    with pytest.raises(
+        BenchmarkError, match=f"width of a network must be at least 1; found {width}"
+    ):
+        wide_resnet((3, 32, 32), 10, 10, width)

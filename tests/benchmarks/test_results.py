@@ -1,0 +1,522 @@
+"""Result files, and the table and the figures that are made from them alone."""
+
+import itertools
+import json
+import os
+import re
+import struct
+from dataclasses import asdict, fields, replace
+
+import pytest
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.patches import Rectangle
+
+import masktorch
+from benchmarks import BenchmarkError, figures, table
+from benchmarks.atomic import replacing
+from benchmarks.configuration import ARMS, Configuration
+from benchmarks.figures import draw
+from benchmarks.reference import blog, is_comparable
+from benchmarks.results import Layer, Result, overall_masked_fraction, read_results
+from benchmarks.training import Epoch
+
+
+def result(arm="mask", seed=0, test=(0.5, 0.75, 0.625), **changes):
+    settings = {"dataset": "mnist", **changes}
+    configuration = replace(Configuration(**settings), seed=seed, epochs=len(test)).for_arm(arm)
+    layers = [Layer("stem", 100, 0.5), Layer("classifier", 300, 0.1 + 0.1 * seed)]
+    published = blog(configuration.dataset)
+    if configuration.network_name == "wrn-28-8":
+        layers = [replace(layer, masked=0.5 * layer.masked) for layer in published.utilisation]
+    return Result(
+        configuration=configuration,
+        estimator="Threshold(tau=0.5)" if configuration.estimator else None,
+        epochs=[
+            Epoch(n, 1e-2, 1 / n, 0.9 * a, 1.1 / n, a, 30.0) for n, a in enumerate(test, start=1)
+        ],
+        utilisation=layers if configuration.estimator else [],
+        environment={"processor": "Abacus", "torch": "2", "masktorch": "0"},
+        command=f"python -m benchmarks run --seed {seed}",
+    )
+
+
+def save(folder, *results):
+    for r in results:
+        r.write(folder / f"{r.configuration.name}.json")
+    return folder
+
+
+def test_a_results_schema(tiny, go):
+    mask, weights = go(tiny(seed=3), ["mask", "weights"])
+    assert mask.name == "digits-lenet-300-100-mask-threshold-seed3.json"
+    assert weights.name == "digits-lenet-300-100-weights-seed3.json"
+    content = json.loads(mask.read_text())
+    assert content.keys() == {
+        "configuration", "estimator", "epochs", "utilisation", "environment", "command",
+        "best", "last", "wall_seconds", "masked_fraction",
+    }  # fmt: skip
+    assert content["configuration"] == {
+        "dataset": "digits", "arm": "mask", "network": "lenet-300-100", "depth": None,
+        "width": None, "estimator": "threshold", "init": 0.02, "epochs": 2, "batch_size": 16,
+        "lr": 1e-2, "mix_lr": None, "seed": 3, "precision": "float32", "train_images": 64,
+        "faithful_scaling": False, "augmentation": True,
+    }  # fmt: skip
+    assert content["estimator"] == "Threshold(tau=0.5)"
+    assert [e["epoch"] for e in content["epochs"]] == [1, 2]
+    for e in content["epochs"]:
+        assert e.keys() == {
+            "epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"
+        }  # fmt: skip
+        assert 0 <= e["train_accuracy"] <= 1
+        assert 0 < e["seconds"] < 60
+    assert content["best"] in content["epochs"]
+    assert content["last"] == content["epochs"][-1]
+    assert content["wall_seconds"] == sum(e["seconds"] for e in content["epochs"])
+    sizes = {layer["layer"]: layer["parameters"] for layer in content["utilisation"]}
+    assert sizes == {"hidden1": 64 * 300 + 300, "hidden2": 300 * 100 + 100, "classifier": 1010}
+    masked = sum(layer["parameters"] * layer["masked"] for layer in content["utilisation"])
+    assert content["masked_fraction"] == pytest.approx(masked / sum(sizes.values()))
+    assert 0 < content["masked_fraction"] < 1
+    origin = content["environment"]
+    assert (origin["masktorch"], origin["torch"]) == (masktorch.__version__, torch.__version__)
+    assert origin["device"] == "cpu"
+    assert origin["threads"] == torch.get_num_threads()
+    assert origin["processor"]
+    assert origin["commit"] is None or re.fullmatch(r"[0-9a-f]{40}", origin["commit"])
+    assert origin["dirty"] in (None, True, False)
+    assert content["command"].startswith("python -m benchmarks")
+
+    plain = json.loads(weights.read_text())
+    assert plain["utilisation"] == []
+    assert plain["masked_fraction"] is None
+    assert plain["estimator"] is None
+    assert plain["configuration"]["estimator"] is None
+    assert plain["configuration"]["init"] is None
+
+
+def test_without_git(tiny, go, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    origin = Result.read(go(tiny(), ["weights"])[0]).environment
+    assert (origin["commit"], origin["dirty"]) == (None, None)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_read_what_was_written(arm, tmp_path):
+    written = result(arm)
+    written.write(tmp_path / "a" / "r.json")
+    assert Result.read(tmp_path / "a" / "r.json") == written
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["r.json"]
+
+
+def test_best_last_and_masked():
+    r = result(test=(0.5, 0.75, 0.625, 0.75), network="lenet-300-100")
+    assert (r.best.epoch, r.last.epoch) == (2, 4)
+    assert r.masked_fraction == pytest.approx((50 + 30) / 400)
+    assert r.wall_seconds == 120
+
+
+class StopError(Exception):
+    pass
+
+
+def test_a_failure_while_writing_leaves_the_old(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    for text in ("old", "new"):
+        with replacing(path) as partial:
+            partial.write_text(text)
+    assert path.read_text() == "new"
+
+    def broken():
+        with replacing(path) as partial:
+            partial.write_text("ne")
+            raise StopError
+
+    with pytest.raises(StopError):
+        broken()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "new"
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        result().write(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert path.read_text() == "new"
+
+
+def test_results_checkpoints_and_figures_are_written_whole(tiny, go, monkeypatch, tmp_path):
+    """Nothing appears under its own name but by a replace."""
+    moved, replace_file = [], os.replace
+
+    def watch(source, target):
+        moved.append(os.path.basename(target))
+        assert os.path.dirname(source) == os.path.dirname(target)
+        assert not os.path.exists(target) or target.name.endswith(".checkpoint.pt")
+        replace_file(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    go(tiny(), ["weights"])
+    name = "digits-lenet-300-100-weights-seed0"
+    assert moved == [f"{name}.checkpoint.pt"] * 2 + [f"{name}.best.pt", f"{name}.json"]
+    moved.clear()
+    draw(read_results(tmp_path / "runs"), tmp_path / "figures")
+    assert moved == ["curves-digits-lenet-300-100.png"]
+
+
+def test_a_finished_arm_is_skipped(tiny, go, tmp_path, capsys, monkeypatch):
+    paths = go(tiny(), ["mask", "weights"])
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "runs").iterdir()}
+    capsys.readouterr()
+    assert go(tiny(), ["mask", "weights"]) == paths
+    assert f"weights: skipped, {paths[1]} is there already" in capsys.readouterr().out
+    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "runs").iterdir()}
+    assert after == before
+    assert go(tiny(mix_lr=0.5), ["mask", "weights", "mix"])[:2] == paths  # no field of theirs
+
+
+# (field, another value, how both are named)
+OTHERS = [
+    ("epochs", 3, "epochs is 2 there and 3 here"),
+    ("batch_size", 8, "batch_size is 16 there and 8 here"),
+    ("lr", 0.5, "lr is 0.01 there and 0.5 here"),
+    ("init", None, "init is 0.02 there and None here"),
+    ("precision", "bfloat16", "precision is 'float32' there and 'bfloat16' here"),
+    ("train_images", 65, "train_images is 64 there and 65 here"),
+    ("augmentation", False, "augmentation is True there and False here"),
+]
+
+
+@pytest.mark.parametrize("finished", [True, False], ids=["result", "checkpoint"])
+@pytest.mark.parametrize(("field", "value", "message"), OTHERS)
+def test_another_configuration(field, value, message, finished, tiny, go, tmp_path, monkeypatch):
+    if finished:
+        path = go(tiny(), ["mask"])[0]
+    else:
+        path = tmp_path / "runs" / "digits-lenet-300-100-mask-threshold-seed0.checkpoint.pt"
+
+        def stop(*arguments):
+            raise StopError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Result, "write", stop)
+            with pytest.raises(StopError):
+                go(tiny(), ["mask"])
+    content = path.read_bytes()
+    expected = (
+        f"{path} comes from a run with another configuration: {message}. Give this run another "
+        f"--output folder, or delete that file."
+    )
+    with pytest.raises(BenchmarkError, match=f"^{re.escape(expected)}$"):
+        go(tiny(**{field: value}), ["mask"])
+    assert path.read_bytes() == content
+
+
+def test_every_field_is_compared(tmp_path):
+    one = Configuration("digits")
+    for field in fields(Configuration):
+        with pytest.raises(BenchmarkError, match=rf"{field.name} is .* there and 'other' here"):
+            replace(one, **{field.name: "other"}).check_same(one, tmp_path)
+    one.check_same(replace(one), tmp_path)
+
+
+def test_the_state_an_arm_starts_from_is_missing(tiny, go, tmp_path):
+    path = go(tiny(), ["mask"])[0]
+    best = path.with_name(f"{path.stem}.best.pt")
+    best.unlink()
+    message = f"{best} is missing: the arm mix starts from it. Delete {path.name} beside it and run"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        go(tiny(), ["mix"])
+
+
+FOREIGN = [
+    "", "{", "[]", "3", "null", '"x"', "{}", '{"configuration": {}}', '{"name": "package.json"}',
+    json.dumps({**asdict(result()), "configuration": {"dataset": "mnist", "colour": 1}}),
+    json.dumps({**asdict(result()), "epochs": [{"epoch": 1}]}),
+    json.dumps({k: v for k, v in asdict(result()).items() if k != "command"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_foreign_json(content, tmp_path):
+    path = save(tmp_path, result()) / "zz.json"
+    path.write_text(content)
+    message = f"{path}: expected a result of `python -m benchmarks run`, found another file ("
+    with pytest.raises(BenchmarkError, match=re.escape(message)) as raised:
+        read_results(tmp_path)
+    assert str(raised.value).endswith("). Move it out of the results' folder.")
+
+
+def test_no_results(tmp_path):
+    message = f"{tmp_path} holds no result (*.json). Make some with"
+    with pytest.raises(FileNotFoundError, match=re.escape(message)):
+        read_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere holds no result"):
+        read_results(tmp_path / "nowhere")
+
+
+def rows(text):
+    lines = text.splitlines()
+    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    assert lines[1].count("---") == len(header)
+    found = []
+    for line in lines[2:]:
+        if not line.startswith("|"):
+            break
+        found.append([cell.strip() for cell in line.strip("|").split("|")])
+        assert len(found[-1]) == len(header)
+    return header, found
+
+
+def test_table_of_one_seed():
+    text = table.markdown([result(arm) for arm in ARMS])
+    header, found = rows(text)
+    assert header == [
+        "#", "data set", "network", "arm", "estimator", "seeds", "epochs", "best test accuracy",
+        "blog", "last test accuracy", "blog", "masked fraction", "blog", "minutes",
+    ]  # fmt: skip
+    ours = ["0.7500", "0.6250"]
+    theirs = blog("mnist").utilisation
+    masked = sum(x.parameters * x.masked for x in theirs) / sum(x.parameters for x in theirs)
+    fraction, blogs = f"{masked / 2:.4f}", f"{masked:.3f}"
+    setting = ["mnist", "wrn-28-8"]
+    tail = ["1", "3", ours[0]]
+    assert found == [
+        ["1", *setting, "mask", "threshold", *tail, "0.991", ours[1], "0.991", fraction, blogs,
+         "1.5"],
+        ["2", *setting, "weights", "-", *tail, "0.991", ours[1], "0.991", "-", "-", "1.5"],
+        ["3", *setting, "mix", "threshold", *tail, "0.994", ours[1], "0.993", fraction, blogs,
+         "1.5"],
+        ["4", *setting, "weights-then-weights", "-", *tail, "-", ours[1], "-", "-", "-", "1.5"],
+    ]  # fmt: skip
+    assert "\n1. `python -m benchmarks run --seed 0` (Abacus, float32)\n" in text
+
+
+def test_table_of_cifar10():
+    """The blog's numbers as protocol.md has them, to the digits it gives."""
+    _, found = rows(table.markdown([result(arm, dataset="cifar10") for arm in ARMS[:3]]))
+    protocol = [(0.83, 0.80), (0.87, 0.87), (0.907, 0.904)]
+    for row, numbers in zip(found, protocol, strict=True):
+        assert (float(row[8]), float(row[10])) == pytest.approx(numbers, abs=0.006)
+
+
+def test_table_of_several_seeds():
+    small = dict(dataset="digits", network="lenet-300-100")
+    text = table.markdown(
+        [
+            result("weights", **small),
+            result("mask", 0, (0.5, 0.8), **small),
+            result("mask", 1, (0.7, 0.6), **small),
+            result("mask", 2, (0.9, 0.1), **small),
+            result("mask", 0, (0.5, 0.8), estimator="bernoulli", **small),
+            result("mask", 0, (0.5, 0.8), lr=0.5, **small),
+        ]
+    )
+    _, found = rows(text)
+    assert [row[3:7] for row in found] == [
+        ["weights", "-", "1", "3"],
+        ["mask", "threshold", "3", "2"],
+        ["mask", "bernoulli", "1", "2"],
+        ["mask", "threshold", "1", "2"],
+    ]
+    assert found[1][7:] == [
+        "0.8000 (0.7000 to 0.9000)", "-", "0.5000 (0.1000 to 0.8000)", "-",
+        "0.2750 (0.2000 to 0.3500)", "-", "1.0 (1.0 to 1.0)",
+    ]  # fmt: skip
+    seeds = ", ".join(f"`python -m benchmarks run --seed {seed}`" for seed in range(3))
+    assert f"\n2. {seeds} (Abacus, float32)\n" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "comparable"),
+    [
+        ({}, True),
+        ({"depth": 10, "width": 1}, True),
+        ({"estimator": None}, True),
+        ({"estimator": "bernoulli"}, False),
+        ({"network": "lenet-300-100"}, False),
+    ],
+)
+def test_comparable(changes, comparable):
+    assert is_comparable(replace(Configuration("mnist"), **changes)) is comparable
+
+
+def test_the_blogs_numbers():
+    assert blog("digits") is None
+    found = {
+        (dataset, arm): (curve.best, curve.last)
+        for dataset in ("mnist", "cifar10")
+        for arm, curve in blog(dataset).curves.items()
+    }
+    protocol = {
+        ("mnist", "mask"): (0.991, 0.991), ("mnist", "weights"): (0.991, 0.991),
+        ("mnist", "mix"): (0.994, 0.993), ("cifar10", "mask"): (0.83, 0.80),
+        ("cifar10", "weights"): (0.87, 0.87), ("cifar10", "mix"): (0.907, 0.904),
+    }  # fmt: skip
+    assert found.keys() == protocol.keys()
+    for key, (best, last) in protocol.items():
+        assert found[key] == pytest.approx((best, last), abs=0.006), key
+    for dataset in ("mnist", "cifar10"):
+        assert all(len(c.train) == len(c.test) == 30 for c in blog(dataset).curves.values())
+
+
+def test_overall_masked_fraction():
+    assert overall_masked_fraction([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25
+
+
+def png_size(path):
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    return struct.unpack(">II", head[16:])
+
+
+def test_figures_from_files_alone(tmp_path):
+    thirty = [0.5 + 0.01 * n for n in range(30)]
+    folder = save(
+        tmp_path / "results",
+        *(result(arm, seed, thirty) for arm in ARMS for seed in (0, 1)),
+        *(result(arm, dataset="cifar10") for arm in ARMS[:2]),
+        result("mask", dataset="cifar10", estimator="bernoulli"),
+        result("weights", dataset="digits", network="lenet-300-100"),
+        result("mask", dataset="digits", depth=10, width=1),
+    )
+    paths = draw(read_results(folder), tmp_path / "figures")
+    assert [path.name for path in paths] == [
+        "curves-cifar10-wrn-28-8-bernoulli.png",
+        "utilisation-cifar10-wrn-28-8-bernoulli.png",
+        "curves-cifar10-wrn-28-8-threshold.png",
+        "utilisation-cifar10-wrn-28-8-threshold.png",
+        "curves-digits-lenet-300-100.png",
+        "curves-digits-wrn-10-1-threshold.png",
+        "utilisation-digits-wrn-10-1-threshold.png",
+        "curves-mnist-wrn-28-8-threshold.png",
+        "utilisation-mnist-wrn-28-8-threshold.png",
+    ]
+    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(
+        path.name for path in paths
+    )
+    for path in paths:
+        width, height = png_size(path)
+        assert 750 <= width <= 2500
+        assert 750 <= height <= 1500
+        assert 10_000 < path.stat().st_size < 500_000
+    assert png_size(paths[-1])[0] > 1500  # 29 layers need room
+    assert not list(folder.glob("*.png"))
+
+
+def lines(figure):
+    (axes,) = figure.axes
+    return {
+        (line.get_color(), line.get_linestyle(), line.get_alpha()): line.get_ydata().tolist()
+        for line in axes.lines
+    }
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_what_the_curves_show():
+    figure = figures.training_curves([result("mask"), result("weights"), result("mix")], "T")
+    drawn = lines(figure)
+    assert len(drawn) == 12  # three arms, train and test, ours and the blog's
+    published = blog("mnist").curves
+    for arm, colour in (("mask", "tab:blue"), ("weights", "tab:orange"), ("mix", "tab:green")):
+        assert drawn[colour, "-", 1] == [0.5, 0.75, 0.625]
+        assert drawn[colour, "--", 1] == pytest.approx([0.45, 0.675, 0.5625])
+        assert drawn[colour, "-", figures.FAINT] == published[arm].test
+        assert drawn[colour, "--", figures.FAINT] == published[arm].train
+    assert legend(figure) == ["mask", "weights", "mix", "test", "train", "the blog (WRN-28-8)"]
+    (axes,) = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch of the arm", "accuracy")
+    assert axes.get_title() == "Training curves: T"
+
+
+def test_no_curves_of_the_blog_where_it_has_none():
+    others = [
+        result("mask", dataset="digits", depth=10, width=1),
+        result("mask", network="lenet-300-100"),
+        result("mask", estimator="bernoulli"),
+        result("weights-then-weights"),
+    ]
+    for r in others:
+        figure = figures.training_curves([r], "")
+        assert len(lines(figure)) == 2
+        assert "the blog (WRN-28-8)" not in legend(figure)
+
+
+def test_curves_of_several_seeds():
+    runs = [result("weights", seed, test) for seed, test in enumerate([(0.2, 0.4), (0.4, 0.8)])]
+    figure = figures.training_curves(runs, "")
+    assert lines(figure)["tab:orange", "-", 1] == pytest.approx([0.3, 0.6])
+    band = figure.axes[0].collections[1].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == pytest.approx((0.2, 0.8))
+
+
+def bars(axes):
+    found = [p for p in axes.patches if isinstance(p, Rectangle)]
+    return {
+        colour: [p.get_height() for p in found if p.get_alpha() == alpha]
+        for colour, alpha in (("ours", None), ("blog", figures.FAINT))
+    }
+
+
+def test_what_the_utilisation_shows():
+    masks = [result("mask", seed) for seed in (0, 1)]
+    figure = figures.mask_utilisation(masks, "T")
+    above, below = figure.axes
+    published = blog("mnist").utilisation
+    percent = [100 * layer.masked for layer in published]
+    sizes = [layer.parameters for layer in published]
+    assert bars(above)["blog"] == pytest.approx(percent)
+    assert bars(above)["ours"] == pytest.approx([p / 2 for p in percent])
+    assert bars(below) == {"ours": sizes, "blog": sizes}
+    assert [t.get_text() for t in below.get_xticklabels()] == [x.layer for x in published]
+    assert above.get_ylabel() == "masked (%)"
+    assert (below.get_ylabel(), below.get_yscale()) == ("parameters", "log")
+    assert legend(figure) == ["ours", "the blog (WRN-28-8)"]
+
+    figure = figures.mask_utilisation(
+        [result("mask", s, network="lenet-300-100") for s in (0, 1)], ""
+    )
+    above, below = figure.axes
+    assert bars(above) == {"ours": pytest.approx([50, 15]), "blog": []}
+    assert not figure.legends
+
+
+@pytest.mark.parametrize("count", [10, 29])
+def test_labels_do_not_overlap(count):
+    """As drawn: layer names neither run into each other nor leave the picture."""
+    changes = {} if count == 29 else dict(dataset="digits", depth=10, width=1)
+    r = result("mask", **changes)
+    if count == 10:
+        layers = [Layer(f"group3.block1.conv{n}", 10, 0.1) for n in range(10)]
+        r = replace(r, utilisation=layers)
+    figure = figures.mask_utilisation([r], "a title")
+    FigureCanvasAgg(figure).draw()
+    boxes = [t.get_window_extent() for t in figure.axes[1].get_xticklabels()]
+    assert len(boxes) == count
+    assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))
+    assert all(b.y0 >= 0 for b in boxes)
+    title = figure.axes[0].title.get_window_extent()
+    for shown in figure.legends:
+        assert not shown.get_window_extent().overlaps(title)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"test": (0.1, 0.2)}, "epochs"), ({"lr": 0.5}, "lr")]
+)
+def test_runs_that_are_no_seeds_of_one(changes, field, tmp_path):
+    """Not averaged; the table has a row for each."""
+    folder = save(tmp_path / "runs", result("mask", 0), result("mask", 1, **changes))
+    stem = "mnist-wrn-28-8-mask-threshold-seed"
+    fields = ", ".join(sorted([field, "seed"], key=["epochs", "lr", "seed"].index))
+    message = (
+        f"{stem}0.json and {stem}1.json can't be drawn as seeds of one run: they differ in "
+        f"{fields}. Move one to another folder."
+    )
+    with pytest.raises(BenchmarkError, match=f"^{re.escape(message)}$"):
+        draw(read_results(folder), tmp_path / "figures")
+    assert len(rows(table.markdown(read_results(folder)))[1]) == 2

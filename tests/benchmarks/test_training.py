@@ -1,0 +1,460 @@
+"""The schedule, evaluation, what each arm trains, and that a stopped run goes on to the same."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import benchmarks
+import masktorch
+from benchmarks import experiment, training
+from benchmarks.configuration import ARMS
+from benchmarks.data import Split, load
+from benchmarks.results import Result, utilisation
+from benchmarks.training import Epoch, best_epoch, evaluate, plateau
+
+ROOT = Path(benchmarks.__file__).parents[1]
+
+
+def epochs(*test_accuracies):
+    return [Epoch(n, 0.1, 0, 0, 0, a, 0) for n, a in enumerate(test_accuracies, start=1)]
+
+
+# (training accuracies, how often the learning rate has been divided by 10 after them)
+PLATEAUS = [
+    ([], 0),
+    ([0.5], 0),
+    ([0.1, 0.2, 0.3, 0.4], 0),
+    ([0.5, 0.5], 0),
+    ([0.5, 0.5, 0.5], 1),
+    ([0.5, 0.4, 0.6], 0),  # one bad epoch alone
+    ([0.5, 0.4, 0.6, 0.5, 0.7, 0.6], 0),  # never two in a row
+    ([0.5, 0.4, 0.45], 1),  # better than the last, not than the best
+    ([0.5, 0.5001, 0.5001], 1),  # 1e-4 more is not more than 1e-4 more
+    ([0.5, 0.5002, 0.5001], 0),
+    ([0.5, 0.50006, 0.50012], 0),  # compared with the best, which only a better one moves
+    ([0.5, 0.5, 0.5, 0.5], 1),  # counted anew after each drop
+    ([0.5, 0.5, 0.5, 0.5, 0.5], 2),
+    ([0.5, 0.5, 0.5, 0.4, 0.5002], 1),
+    ([0.9, 0.1, 0.2, 0.3, 0.4], 2),  # the best outlives a drop
+    ([0.0, 0.0, 0.0], 1),
+    ([0.5] * 9, 4),
+]
+
+
+@pytest.mark.parametrize(("accuracies", "drops"), PLATEAUS)
+def test_plateau(accuracies, drops):
+    assert plateau(1e-2, accuracies) == pytest.approx(1e-2 * 0.1**drops, rel=1e-12)
+
+
+class ReduceLROnPlateau:
+    """Keras's callback (monitor="acc", factor=0.1, patience=2, min_delta=1e-4), retold."""
+
+    def __init__(self, lr):
+        self.lr, self.best, self.wait = lr, -float("inf"), 0
+
+    def on_epoch_end(self, current):
+        if current - 1e-4 > self.best:
+            self.best = current
+            self.wait = 0
+            return
+        self.wait += 1
+        if self.wait >= 2:
+            self.lr *= 0.1
+            self.wait = 0
+
+
+def test_plateau_as_keras():
+    levels = (0.2, 0.20005, 0.3, 0.9)
+    for accuracies in itertools.product(levels, repeat=6):
+        keras = ReduceLROnPlateau(1e-2)
+        for accuracy in accuracies:
+            keras.on_epoch_end(accuracy)
+        assert plateau(1e-2, accuracies) == pytest.approx(keras.lr), accuracies
+
+
+def test_the_schedule_is_followed(tiny, go):
+    paths = go(tiny(epochs=8, lr=0.3, mix_lr=0.2), ["weights", "weights-then-weights"])
+    for path, first in zip(paths, (0.3, 0.2), strict=True):
+        history = Result.read(path).epochs
+        accuracies = [epoch.train_accuracy for epoch in history]
+        rates = [plateau(first, accuracies[:n]) for n in range(8)]
+        assert [epoch.lr for epoch in history] == rates
+        assert rates[-1] < first
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best"), [([0.3], 1), ([0.1, 0.3, 0.2], 2), ([0.1, 0.3, 0.3], 2), ([0.0, 0], 1)]
+)
+def test_best_epoch(accuracies, best):
+    assert best_epoch(epochs(*accuracies)).epoch == best
+
+
+@pytest.fixture
+def digits(tmp_path):
+    return load("digits", tmp_path)
+
+
+def test_evaluation_of_any_batch_size(digits, tiny, monkeypatch):
+    model = experiment.build(tiny(network="wrn", depth=10, width=1), digits.image_shape)
+    model(torch.rand(32, 1, 8, 8))  # running averages that are not those of a test batch
+    options = tiny()
+    assert len(digits.test.labels) == 359
+    found = {}
+    for size in (1000, 359, 100, 7):
+        monkeypatch.setattr(training, "EVALUATION_BATCH", size)
+        found[size] = evaluate(model, digits.test, options)
+        assert found[size] == pytest.approx(found[1000], rel=1e-5)
+    model.eval()
+    logits = model(digits.test.images.float() / 127.5 - 1)
+    losses = -logits.log_softmax(1)[range(359), digits.test.labels]
+    hits = logits.argmax(1) == digits.test.labels
+    assert found[1000] == pytest.approx((losses.mean().item(), hits.float().mean().item()))
+
+
+def test_evaluation_changes_nothing(digits, tiny):
+    model = masktorch.wrap(experiment.build(tiny(), (1, 8, 8)), masktorch.Bernoulli(), init=0.1)
+    before, stream = [p.clone() for p in model.state_dict().values()], torch.get_rng_state()
+    first = evaluate(model, digits.test, tiny())
+    assert evaluate(model, digits.test, tiny()) == first
+    assert torch.equal(torch.get_rng_state(), stream)
+    assert all(map(torch.equal, before, model.state_dict().values()))
+    assert not model.training
+
+
+def weights(state):
+    return {name: value for name, value in state.items() if not name.endswith(".scores")}
+
+
+def equal(a, b):
+    return {name: torch.equal(a[name], b[name]) for name in a.keys() & b.keys()}
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """Every arm's model: its state when it starts to train and when it has trained, and what of
+    it may train."""
+    seen = {}
+
+    def train(model, data, configuration, *rest):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        trained = {name for name, p in model.named_parameters() if p.requires_grad}
+        history, best = training.train(model, data, configuration, *rest)
+        after = {name: value.clone() for name, value in model.state_dict().items()}
+        seen[configuration.seed, configuration.arm] = (before, after, best, trained)
+        return history, best
+
+    monkeypatch.setattr(experiment, "train", train)
+    return seen
+
+
+@pytest.mark.parametrize("estimator", ["threshold", "bernoulli", "intermediate"])
+@pytest.mark.parametrize("network", ["wrn", "lenet-300-100"])
+def test_every_arm_trains_what_it_should(network, estimator, tiny, go, watched, tmp_path):
+    size = dict(depth=10, width=1) if network == "wrn" else {}
+    options = tiny(network=network, estimator=estimator, lr=0.02, epochs=3, **size)
+    paths = go(options, ARMS)
+    w0 = experiment.build(options, (1, 8, 8)).state_dict()
+    kernels = {n for n in w0 if "norm" not in n}
+    norms = {n for n in w0 if "norm" in n and n.endswith(("weight", "bias"))}
+    assert len(norms) == (14 if network == "wrn" else 0)
+
+    before, after, mask_best, trained = watched[0, "mask"]
+    scores = {n for n in before if n.endswith(".scores")}
+    assert len(scores) == len(kernels)
+    assert trained == scores | norms
+    assert all(equal(w0, before).values())
+    assert all(same == (n in kernels) for n, same in equal(w0, after).items())
+    kernel_scores = {n: before[n] for n in scores if ".bias." not in n}  # biases are 0: no gradient
+    assert not any(equal(kernel_scores, after).values())
+    assert all((before[n] == 0.02).all() for n in scores)
+
+    before, after, weights_best, trained = watched[0, "weights"]
+    assert trained == kernels | norms
+    assert before.keys() == w0.keys()
+    assert all(equal(w0, before).values())
+    assert not any(equal(w0, after).values())
+
+    before, after, _, trained = watched[0, "mix"]
+    assert trained == kernels | norms
+    assert before.keys() == mask_best.keys()
+    assert all(equal(before, mask_best).values())
+    assert {n for n, same in equal(before, after).items() if same} == scores
+    model = masktorch.wrap(experiment.build(options, (1, 8, 8)), bias=True)
+    model.load_state_dict(after)
+    dropped = 0
+    for name, mask in masktorch.masks(model).items():
+        assert torch.equal(after[name][~mask], w0[name][~mask])
+        if mask.any():
+            assert not torch.equal(after[name][mask], w0[name][mask])
+        dropped += (~mask).sum().item()
+    assert dropped > 100
+    utilisation = Result.read(paths[2]).utilisation
+    assert sum(round(layer.parameters * layer.masked) for layer in utilisation) == dropped
+
+    before, after, _, trained = watched[0, "weights-then-weights"]
+    assert trained == kernels | norms
+    assert all(equal(before, weights_best).values())
+    assert not any(equal(before, after).values())
+
+    # What a result reports as best is what its file holds.
+    for path, arm in zip(paths, ARMS, strict=True):
+        kept = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
+        assert kept.keys() == watched[0, arm][2].keys()
+        assert all(equal(kept, watched[0, arm][2]).values())
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_the_best_state_is_the_best_epochs(arm, tiny, go, digits, monkeypatch):
+    """Where later epochs are worse or as good, the file has the best one's weights."""
+    accuracies = itertools.cycle([0.1, 0.5, 0.3, 0.5])
+
+    def staged(*arguments):
+        return evaluate(*arguments)[0], next(accuracies)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", staged)
+        path = go(tiny(epochs=4, lr=0.1, mix_lr=0.05), [arm])[-1]
+    result = Result.read(path)
+    assert result.best.epoch == 2
+    model = experiment.build(result.configuration, (1, 8, 8))
+    experiment.start(model, result.configuration, path.parent)
+    model.load_state_dict(torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True))
+    loss, _ = evaluate(model, digits.test, result.configuration)
+    assert loss == pytest.approx(result.best.test_loss, rel=1e-6)
+    assert len({epoch.test_loss for epoch in result.epochs}) == 4
+    if result.configuration.estimator:  # the mask that is reported is the best epoch's as well
+        assert result.utilisation == utilisation(model)
+
+
+def test_seeds(tiny, go, watched, outcome, tmp_path):
+    for seed in (0, 1):
+        go(tiny(seed=seed), ["mask", "weights"], "both")
+    starts = {key: weights(before) for key, (before, *_) in watched.items()}
+    assert all(equal(starts[0, "mask"], starts[0, "weights"]).values())
+    assert all(equal(starts[1, "mask"], starts[1, "weights"]).values())
+    assert not equal(starts[0, "mask"], starts[1, "mask"])["hidden1.weight"]
+    found = outcome(tmp_path / "both")
+    assert len(found) == 4
+    for arm in ("mask-threshold", "weights"):
+        zero, one = (
+            found[f"digits-lenet-300-100-{arm}-seed{seed}"][0]["epochs"] for seed in (0, 1)
+        )
+        assert all(a["train_loss"] != b["train_loss"] for a, b in zip(zero, one, strict=True))
+
+
+def test_arms_see_the_same_images(tiny, go, monkeypatch):
+    """The arms that start anew do; those that go on get images of their own; no epoch repeats."""
+    seen = []
+    scale = training.scale
+
+    def watch(images, *rest):
+        if images.dtype != torch.uint8:  # augmented: a training batch
+            seen.append(images.sum((1, 2, 3)).tolist())
+        return scale(images, *rest)
+
+    monkeypatch.setattr(training, "scale", watch)
+    go(tiny(estimator="bernoulli"), ARMS)
+    assert len(seen) == 4 * 2 * 4
+    per_epoch = [seen[i : i + 4] for i in range(0, 32, 4)]
+    mask, weight, mix, more = (per_epoch[i : i + 2] for i in range(0, 8, 2))
+    assert mask == weight
+    assert mix == more
+    assert all(a != b for a, b in itertools.combinations([*mask, *mix], 2))
+
+
+STOPS = {
+    "first epoch": ("scale", 2),
+    "middle of epoch 2": ("scale", 7),
+    "evaluation of epoch 2": ("scale", 10),
+    "last arm, epoch 2": ("scale", 27),
+    "between arms": ("start", 2),
+    "before the last arm": ("start", 3),
+    "trained, nothing written": ("utilisation", 1),
+    "mix trained, nothing written": ("utilisation", 2),
+}
+
+
+@pytest.mark.parametrize("estimator", ["threshold", "bernoulli"])
+@pytest.mark.parametrize("stop", STOPS)
+def test_resumed(stop, estimator, tiny, go, outcome, tmp_path, monkeypatch):
+    options = tiny(estimator=estimator, lr=0.02)
+    arms = ["mask", "weights", "mix"]
+    go(options, arms, "whole")
+
+    name, last = STOPS[stop]
+    module = training if name == "scale" else experiment
+    original, calls = getattr(module, name), itertools.count(1)
+
+    def dying(*arguments):
+        if next(calls) == last:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, dying)
+        with pytest.raises(KeyboardInterrupt):
+            go(options, arms, "stopped")
+    assert next(calls) == last + 1
+    assert len(list((tmp_path / "stopped").glob("*.json"))) < 3
+    torch.manual_seed(1234)  # whatever the process that resumes has drawn before
+    go(options, arms, "stopped")
+    expected = outcome(tmp_path / "whole")
+    assert len(expected) == 3
+    assert outcome(tmp_path / "stopped") == expected
+    assert {p.name.split(".", 1)[1] for p in (tmp_path / "stopped").iterdir()} == {
+        "json",
+        "best.pt",
+    }
+
+
+def test_resuming_does_not_train_again(tiny, go, monkeypatch):
+    options = tiny(epochs=3)
+    original, trained = training._train_epoch, []
+
+    def dying(model, optimiser, split, configuration, epoch, label):
+        trained.append(epoch)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return original(model, optimiser, split, configuration, epoch, label)
+
+    monkeypatch.setattr(training, "_train_epoch", dying)
+    with pytest.raises(KeyboardInterrupt):
+        go(options, ["weights"])
+    go(options, ["weights"])
+    assert trained == [1, 2, 3, 3]
+    go(options, ["weights"])
+    assert trained == [1, 2, 3, 3]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
+def test_killed(tiny, go, outcome, tmp_path):
+    options = tiny(estimator="bernoulli", epochs=100)
+    command = [
+        sys.executable, "-m", "benchmarks", "run", "--dataset", "digits", "--arms", "mask",
+        "--network", "lenet-300-100", "--estimator", "bernoulli", "--init", "0.02", "--epochs",
+        "100", "--batch-size", "16", "--train-images", "64", "--output", tmp_path / "killed",
+    ]  # fmt: skip
+    threads = str(torch.get_num_threads())  # sums depend on their number
+    checkpoint = tmp_path / "killed" / "digits-lenet-300-100-mask-bernoulli-seed0.checkpoint.pt"
+    with subprocess.Popen(
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not checkpoint.exists():
+                assert process.poll() is None, process.stderr.read()
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+        finally:
+            process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    done = torch.load(checkpoint, weights_only=True)["history"]
+    assert 1 <= len(done) < 100
+    assert not list((tmp_path / "killed").glob("*.json"))
+    go(options, ["mask"], "killed")
+    go(options, ["mask"], "whole")
+    assert len(outcome(tmp_path / "whole")) == 1
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_repeated_as_a_whole(tiny, go, outcome, tmp_path):
+    for folder in ("a", "b"):
+        go(tiny(network="wrn", depth=10, width=1), ["mix"], folder)
+    assert len(outcome(tmp_path / "a")) == 2  # mix and the arm it starts from
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
+
+
+def test_without_augmentation(tiny, go, monkeypatch):
+    def forbidden(*arguments):
+        raise AssertionError("augmented")
+
+    with_it = Result.read(go(tiny(), ["weights"], "with")[0])
+    monkeypatch.setattr(training, "augment", forbidden)
+    without = Result.read(go(tiny(augmentation=False), ["weights"], "without")[0])
+    assert without.configuration.augmentation is False
+    assert without.last.train_loss < with_it.last.train_loss  # plain digits are easier
+    with pytest.raises(AssertionError, match="augmented"):
+        go(tiny(), ["weights"], "patched")
+
+
+def test_bfloat16(tiny, go, monkeypatch):
+    """The network computes in it; parameters, loss and what is reported stay float32."""
+    found, cross_entropy = set(), training.cross_entropy
+
+    def watch(logits, labels):
+        found.add(("logits", logits.dtype))
+        return cross_entropy(logits, labels)
+
+    monkeypatch.setattr(training, "cross_entropy", watch)
+    build = experiment.build
+
+    def hooked(*arguments):
+        model = build(*arguments)
+        model[-1].register_forward_hook(lambda m, i, out: found.add(("out", out.dtype)))
+        return model
+
+    monkeypatch.setattr(experiment, "build", hooked)
+    small = dict(network="wrn", depth=10, width=1)
+    exact = Result.read(go(tiny(**small), ["mask"], "float32")[0])
+    assert found == {("logits", torch.float32), ("out", torch.float32)}
+    found.clear()
+    path = go(tiny(precision="bfloat16", **small), ["mask"], "bfloat16")[0]
+    assert found == {("logits", torch.float32), ("out", torch.bfloat16)}
+    rough = Result.read(path)
+    assert rough.epochs[0].train_loss != exact.epochs[0].train_loss
+    assert rough.epochs[0].train_loss == pytest.approx(exact.epochs[0].train_loss, rel=0.02)
+    state = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
+    assert {v.dtype for v in state.values()} == {torch.float32, torch.int64}
+
+
+def test_it_learns(tiny, go):
+    options = tiny(epochs=6, train_images=None, augmentation=False, lr=1e-2, batch_size=64)
+    mask, weight = (Result.read(path) for path in go(options, ["mask", "weights"]))
+    assert weight.best.test_accuracy > 0.9
+    assert mask.best.test_accuracy > 0.8
+    assert mask.masked_fraction > 0.05
+
+
+def test_adam_as_kerass(tiny, go, monkeypatch):
+    made = []
+    adam = torch.optim.Adam
+
+    def watch(parameters, **settings):
+        made.append(settings)
+        return adam(parameters, **settings)
+
+    monkeypatch.setattr(torch.optim, "Adam", watch)
+    go(tiny(), ["mix"])
+    assert [(s["lr"], s["eps"]) for s in made] == [(1e-2, 1e-7), (1e-3, 1e-7)]
+    assert all(s.keys() <= {"lr", "eps", "fused"} for s in made)  # betas and decay: the defaults
+
+
+def test_the_loss_of_uneven_batches(tiny, digits, monkeypatch):
+    """Means over images, not over batches; here the last batch is a third of the others."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
+    model[0].anchor = nn.Parameter(torch.zeros(()))
+    data = Split(*(part[:40] for part in digits.train))
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.0)
+    monkeypatch.setattr(
+        training, "cross_entropy", lambda logits, labels: (logits[:, 0] + model[0].anchor).mean()
+    )
+    options = tiny(augmentation=False, batch_size=18)
+    loss, accuracy = training._train_epoch(model, optimiser, data, options, 1, "")
+    logits = model(data.images.float() / 127.5 - 1)
+    assert loss == pytest.approx(logits[:, 0].mean().item(), rel=1e-4)
+    assert accuracy == pytest.approx((logits.argmax(1) == data.labels).float().mean().item())
+
+
+def test_the_commands_of_a_result(tiny, go, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "run", "--output", "a b"])
+    path = go(tiny(), ["weights"])[0]
+    assert json.loads(path.read_text())["command"] == "python -m benchmarks run --output 'a b'"
