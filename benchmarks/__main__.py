@@ -7,10 +7,11 @@ from typing import Annotated, Literal
 import torch
 import typer
 
-from benchmarks import BenchmarkError, table
+from benchmarks import table
 from benchmarks.atomic import replacing
 from benchmarks.configuration import ARMS, Configuration
 from benchmarks.download import download as fetch
+from benchmarks.experiment import rebuild as rebuild_network
 from benchmarks.experiment import run as run_arms
 from benchmarks.figures import draw
 from benchmarks.results import command_line, read_results
@@ -154,6 +155,20 @@ def run(
         print(path)
 
 
+@app.command()
+def rebuild(
+    masks: Annotated[Path, typer.Argument(help="A *.masks.npz file of the mask arm.")],
+    dataset: Annotated[Literal["digits", "mnist", "cifar10"], typer.Option()],
+    network: Annotated[Literal["wrn", "lenet-300-100"], typer.Option()] = "lenet-300-100",
+    seed: Annotated[int, typer.Option(min=0, help="The run's.")] = 0,
+    data_dir: DataDir = Path("data"),
+) -> None:
+    """Make a masked network from its seed and its mask file alone, and evaluate it."""
+    configuration = Configuration(dataset=dataset, network=network, seed=seed)
+    accuracy = rebuild_network(configuration, masks, data_dir)
+    print(f"test accuracy {accuracy:.4f} from seed {seed} and {masks.stat().st_size:,} bytes")
+
+
 @app.command("table")
 def show_table(folder: Folder = Path("runs")) -> None:
     """Print the results of a folder as a Markdown table and write it there as table.md."""
@@ -210,7 +225,7 @@ def _show(folder: Path) -> None:
 def main() -> None:
     try:
         app(prog_name="python -m benchmarks")
-    except (BenchmarkError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError) as error:  # the benchmarks' own and masktorch's
         sys.exit(f"error: {error}")
 
 

@@ -13,7 +13,7 @@ from benchmarks.configuration import ARMS, STARTS_FROM, Configuration
 from benchmarks.data import CLASSES, load
 from benchmarks.networks import lenet_300_100, wide_resnet
 from benchmarks.results import Result, command_line, environment, utilisation
-from benchmarks.training import progress_bar, train
+from benchmarks.training import evaluate, progress_bar, train
 
 ESTIMATORS: dict[str, masktorch.Estimator] = {
     "threshold": masktorch.Threshold(),
@@ -55,6 +55,8 @@ def run(
             model.load_state_dict(best_state)
             with replacing(_best_path(configuration, output)) as path:
                 torch.save(best_state, path)
+            if configuration.arm == "mask":
+                masktorch.save_masks(model.cpu(), output / f"{configuration.name}.masks.npz")
             Result(
                 configuration=configuration,
                 estimator=repr(ESTIMATORS[configuration.estimator])
@@ -67,6 +69,23 @@ def run(
             ).write(result_path)
             checkpoint.unlink()
     return result_paths
+
+
+def rebuild(configuration: Configuration, masks: Path, data_dir: Path) -> float:
+    """The test accuracy of a network made from its seed and a mask file alone.
+
+    The file has a fingerprint of the weights, so it goes onto the same ones, bit for bit, or not at
+    all. Where batch norm was trained beside the masks they do not make the network.
+    """
+    data = load(configuration.dataset, data_dir)
+    model = build(configuration.for_arm("mask"), data.image_shape)
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        raise BenchmarkError(
+            f"A seed and masks make a network that has nothing else to train; found batch norm in "
+            f"{configuration.network_name}. Use --network lenet-300-100, or the .best.pt file."
+        )
+    masktorch.load_masks(model, masks)
+    return evaluate(model, data.test, configuration)[1]
 
 
 def build(configuration: Configuration, image_shape: tuple[int, int, int]) -> nn.Module:

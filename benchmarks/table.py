@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from benchmarks.configuration import STARTS_FROM
 from benchmarks.reference import blog, is_comparable
 from benchmarks.results import Result, overall_masked_fraction
 
@@ -38,7 +39,7 @@ def _row(number: int, group: Sequence[Result]) -> str:
         configuration.arm,
         configuration.estimator or "-",
         str(len(group)),
-        str(configuration.epochs),
+        _epochs(group[0]),
         _spread([result.best.test_accuracy for result in group], 4),
         _blog(group[0], "best"),
         _spread([result.last.test_accuracy for result in group], 4),
@@ -48,6 +49,12 @@ def _row(number: int, group: Sequence[Result]) -> str:
         _spread([result.wall_seconds / 60 for result in group], 1),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _epochs(result: Result) -> str:
+    """An arm that goes on from another one has had that one's epochs before its own."""
+    epochs, arm = result.configuration.epochs, result.configuration.arm
+    return f"{epochs} after {epochs} of {STARTS_FROM[arm]}" if arm in STARTS_FROM else str(epochs)
 
 
 def _spread(values: Sequence[float], digits: int) -> str:

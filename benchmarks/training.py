@@ -24,9 +24,7 @@ ADAM_EPSILON = 1e-7  # Keras's
 EVALUATION_BATCH = 1000
 
 # disable=None: none where there is no terminal; the line an epoch leaves is enough for a log.
-progress_bar = partial(
-    tqdm, mininterval=0.5, dynamic_ncols=True, disable=None, file=sys.stderr
-)
+progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=None, file=sys.stderr)
 
 
 @dataclass(frozen=True)

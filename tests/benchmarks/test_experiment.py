@@ -8,7 +8,7 @@ import torch
 import masktorch
 from benchmarks import BenchmarkError, results
 from benchmarks.configuration import Configuration
-from benchmarks.experiment import build, run, start
+from benchmarks.experiment import build, rebuild, run, start
 
 WRN = Configuration("digits", depth=10, width=1, epochs=2, batch_size=32, train_images=96)
 LENET = Configuration(
@@ -77,3 +77,14 @@ def test_utilisation_counts_kernel_and_bias_together():
     *_, classifier = results.utilisation(masktorch.set_masks(model, kept))
     assert (classifier.layer, classifier.parameters) == ("classifier", 1010)
     assert classifier.masked == pytest.approx(900 / 1010)
+
+
+def test_a_network_from_its_seed_and_masks_alone(tmp_path):
+    (path,) = go(tmp_path, arms=["mask"])
+    masks, settings = path.with_suffix(".masks.npz"), LENET.for_arm("mask")
+    assert rebuild(settings, masks, tmp_path) == results.Result.read(path).best.test_accuracy
+    assert masks.stat().st_size < 10_000
+    with pytest.raises(ValueError, match="expected the weights that the masks were saved over"):
+        rebuild(replace(settings, seed=1), masks, tmp_path)
+    with pytest.raises(BenchmarkError, match="found batch norm in wrn-10-1"):
+        rebuild(WRN, masks, tmp_path)

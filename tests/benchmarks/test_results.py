@@ -287,9 +287,11 @@ def test_table_of_one_seed():
         ["1", *setting, "mask", "threshold", *tail, "0.991", ours[1], "0.991", fraction, blogs,
          "1.5"],
         ["2", *setting, "weights", "-", *tail, "0.991", ours[1], "0.991", "-", "-", "1.5"],
-        ["3", *setting, "mix", "threshold", *tail, "0.994", ours[1], "0.993", fraction, blogs,
+        ["3", *setting, "mix", "threshold", "1", "3 after 3 of mask", ours[0], "0.994",
+         ours[1], "0.993", fraction, blogs,
          "1.5"],
-        ["4", *setting, "weights-then-weights", "-", *tail, "-", ours[1], "-", "-", "-", "1.5"],
+        ["4", *setting, "weights-then-weights", "-", "1", "3 after 3 of weights", ours[0], "-",
+         ours[1], "-", "-", "-", "1.5"],
     ]  # fmt: skip
     assert "\n1. `python -m benchmarks run --seed 0` (Abacus, float32)\n" in text
 

@@ -313,6 +313,7 @@ def test_resumed(stop, estimator, tiny, go, outcome, tmp_path, monkeypatch):
     assert {p.name.split(".", 1)[1] for p in (tmp_path / "stopped").iterdir()} == {
         "json",
         "best.pt",
+        "masks.npz",
     }
 
 
