@@ -122,7 +122,8 @@ def test_without_a_command_it_is_the_demo(tmp_path, monkeypatch):
     assert names == {
         *(f"{stem}-{arm}-seed0.{end}" for end in ("json", "best.pt")
           for arm in ("mask-threshold", "weights", "mix-threshold")),
-        f"{stem}-mask-threshold-seed0.masks.npz", "table.md", f"curves-{stem}-threshold.png", f"utilisation-{stem}-threshold.png",
+        f"{stem}-mask-threshold-seed0.masks.npz", "table.md",
+        f"curves-{stem}-threshold.png", f"utilisation-{stem}-threshold.png",
     }  # fmt: skip
     assert "| mask |" in (tmp_path / "runs" / "demo" / "table.md").read_text()
     again, text = call()
