@@ -659,6 +659,7 @@ def test_export_of_a_wrapped_model_in_eval(strict):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
 def test_onnx_export_after_unwrap():
     pytest.importorskip("onnx")
     pytest.importorskip("onnxscript")
