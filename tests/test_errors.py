@@ -235,6 +235,13 @@ def test_an_estimator_whose_mask_has_no_gradient():
         layer(torch.ones(1, 2))
 
 
+def test_an_estimator_whose_mask_is_cut_off_from_the_scores():
+    layer = masktorch.wrap(nn.Linear(2, 2), HalfKept())
+    with pytest.raises(TypeError, match="depends on the scores differentiably"):
+        layer(torch.ones(1, 2))
+    assert layer.eval()(torch.ones(1, 2)).shape == (1, 2)
+
+
 def test_a_mask_the_estimator_cannot_express():
     layer = masktorch.wrap(nn.Linear(2, 2), HalfKept(), init=lambda w: w)
     half = torch.tensor([[True, False], [False, True]])

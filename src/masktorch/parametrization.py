@@ -70,6 +70,11 @@ class Mask(nn.Module):
                     f"{self.estimator!r} expected to return a floating-point mask of shape "
                     f"{tuple(self.scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
                 )
+            if torch.is_grad_enabled() and self.scores.requires_grad and not mask.requires_grad:
+                raise TypeError(
+                    f"{self.estimator!r} expected to return a mask that depends on the scores "
+                    "differentiably, found one without a gradient. mode() may be so, __call__ not."
+                )
             masked = weight * mask
         else:
             mask = self.mode()
