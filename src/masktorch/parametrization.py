@@ -167,16 +167,17 @@ def _masked_tensor(name: str) -> property:
         mask = None if masks is None else masks._modules.get(name)
         if mask is None:  # a new module of this class, or torch's remove_parametrizations was here
             return weight
-        if module._held is None and is_sharded(weight):
+        held: Any = module._held
+        if held is None and is_sharded(weight):
             return weight  # FSDP2 asks for the parameter itself; a forward sees it gathered
-        if module._held and name in module._held:
-            return module._held[name]
-        cached = parametrize._cache_enabled
-        held: Any = parametrize._cache if cached else module._held
-        key = (id(mask), name) if cached else name
-        if held is not None and key in held:
-            return held[key]
-        if held is None or not (cached or mask.draws(module.training)):
+        if held and name in held:
+            return held[name]
+        key: Any = name
+        if parametrize._cache_enabled:  # the user holds what is read for longer than a forward
+            held, key = parametrize._cache, (id(mask), name)
+            if key in held:
+                return held[key]
+        elif held is None or not mask.draws(module.training):
             return _apply(mask, weight, module.training)
         with torch.enable_grad():  # a later read may want the gradient that the first does not
             held[key] = _apply(mask, weight, module.training)

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import socketserver
+import subprocess
 import threading
 from pathlib import Path
 
@@ -172,12 +173,17 @@ def test_train_images(count, tmp_path):
         load("digits", tmp_path, count)
 
 
-@pytest.fixture
-def real():
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
     for folder in (os.environ.get("MASKTORCH_DATA"), ROOT / "data"):
         if folder and Path(folder).is_dir():
             return Path(folder)
-    pytest.skip("no real data: set MASKTORCH_DATA to its folder")
+    unpack = ROOT.parent / "shared" / "data" / "unpack"
+    if not unpack.is_file():
+        pytest.skip("no real data: set MASKTORCH_DATA to its folder")
+    folder = tmp_path_factory.mktemp("data")
+    subprocess.run([unpack, folder], check=True, capture_output=True)
+    return folder
 
 
 MNIST_TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
