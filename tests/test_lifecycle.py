@@ -312,8 +312,10 @@ def test_a_first_read_without_gradient_leaves_the_next_its_own(estimator):
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(frozen, reentrant):
+@pytest.mark.parametrize(
+    ("estimator", "frozen"), [(Threshold(), False), (Threshold(), True), (Bernoulli(), True)]
+)
+def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(estimator, frozen, reentrant):
     def gradients(checkpointed):
         class Two(nn.Linear):
             def segment(self, x):
@@ -326,7 +328,7 @@ def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(frozen, re
                 return x
 
         torch.manual_seed(0)
-        layer = masktorch.wrap(Two(4, 4, bias=False), init=torch.clone)
+        layer = masktorch.wrap(Two(4, 4, bias=False), estimator, init=torch.clone)
         masktorch.freeze_weights(masktorch.freeze_mask(layer, frozen), False)
         layer(torch.randn(3, 4, requires_grad=True)).sum().backward()
         return [p.grad for p in layer.parameters()]
@@ -359,13 +361,14 @@ def test_rescale_in_half_precision_and_of_nothing():
         assert torch.count_nonzero(weight) == 1
 
 
-def test_a_tensor_masked_at_another_place_is_not_masked_again():
+@pytest.mark.parametrize(("masked", "chosen"), [(0, "1.weight"), (1, "0.weight")])
+def test_a_tensor_masked_at_another_place_is_not_masked_again(masked, chosen):
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
-    masktorch.wrap(model[0], Bernoulli(), targets=["weight"])
-    with pytest.raises(ValueError, match=r"found a mask on '0.weight' already"):
-        masktorch.wrap(model)
-    assert model[0].parametrizations.weight.estimator == Bernoulli()
+    masktorch.wrap(model[masked], Bernoulli(), targets=["weight"])
+    with pytest.raises(ValueError, match=rf"found a mask on '{masked}.weight' already"):
+        masktorch.wrap(model, targets=[chosen])
+    assert model[masked].parametrizations.weight.estimator == Bernoulli()
 
 
 def test_masks_are_copies():
