@@ -89,6 +89,9 @@ def run(
     epochs: Annotated[int, typer.Option(min=1, help="Per arm.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     lr: Annotated[float, typer.Option(min=0, help="Adam's, arms mask and weights.")] = 1e-2,
+    score_lr: Annotated[
+        float | None, typer.Option(min=0, help="Of the scores, arm mask.", show_default="lr")
+    ] = None,
     mix_lr: Annotated[
         float, typer.Option(min=0, help="Adam's, arms mix and weights-then-weights.")
     ] = 1e-5,
@@ -98,6 +101,13 @@ def run(
     ] = "float32",
     train_images: Annotated[
         int | None, typer.Option(help="Train on the first so many only.", show_default="all")
+    ] = None,
+    held_out: Annotated[
+        int | None,
+        typer.Option(
+            help="Measure on so many of the last training images, and do not train on them.",
+            show_default="on the test set",
+        ),
     ] = None,
     faithful_scaling: Annotated[
         bool,
@@ -144,10 +154,12 @@ def run(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
+        score_lr=score_lr,
         mix_lr=mix_lr,
         seed=seed,
         precision=precision,
         train_images=train_images,
+        held_out=held_out,
         faithful_scaling=faithful_scaling,
         augmentation=augmentation,
     )
@@ -207,11 +219,17 @@ def download(
 
 @app.command()
 def sweep(
+    which: Annotated[
+        Literal["lenet", "wrn"],
+        typer.Option(
+            help="lenet: LeNet-300-100 on MNIST. wrn: WRN-16-1 on a part of CIFAR-10.",
+        ),
+    ] = "lenet",
     data_dir: DataDir = Path("data"),
-    output: Annotated[Path, typer.Option(help="Folder for sweep.json.")] = Path("runs"),
+    output: Annotated[Path, typer.Option(help="Folder for WHICH.json.")] = Path("runs"),
 ) -> None:
-    """Compare settings of the estimators: LeNet-300-100 on MNIST, mask only, held-out images."""
-    path = run_sweep(data_dir, output, command_line())
+    """Compare settings of the estimators, mask only, on held-out training images."""
+    path = run_sweep(which, data_dir, output, command_line())
     print(markdown(path))
     print(f"Written to {path}")
 

@@ -23,10 +23,12 @@ class Configuration:
     epochs: int = 30
     batch_size: int = 128
     lr: float = 1e-2  # of the arms mask and weights
+    score_lr: float | None = None  # of the mask arm's scores; None: lr
     mix_lr: float | None = 1e-5  # of the arms that go on from another arm's best
     seed: int = 0
     precision: str = "float32"
     train_images: int | None = None  # None: all
+    held_out: int | None = None  # measure on so many of the last training images; None: on test
     faithful_scaling: bool = False
     augmentation: bool = True
 
@@ -39,6 +41,7 @@ class Configuration:
             width=self.width if wrn else None,
             estimator=self.estimator if masked else None,
             init=self.init if masked else None,
+            score_lr=self.score_lr if arm == "mask" else None,
             mix_lr=self.mix_lr if goes_on else None,
         )
 
@@ -46,6 +49,11 @@ class Configuration:
     def first_lr(self) -> float:
         """Where this arm's learning rate starts."""
         return self.lr if self.mix_lr is None else self.mix_lr
+
+    @property
+    def first_score_lr(self) -> float:
+        """Where the scores' learning rate starts."""
+        return self.first_lr if self.score_lr is None else self.score_lr
 
     @property
     def network_name(self) -> str:

@@ -1,6 +1,7 @@
 """The arms: what each one trains, where it starts, and the order in which they run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
 from benchmarks.configuration import ARMS, STARTS_FROM, Configuration
-from benchmarks.data import CLASSES, load
+from benchmarks.data import CLASSES, Dataset, Split, load
 from benchmarks.networks import lenet_300_100, wide_resnet
 from benchmarks.results import Result, command_line, environment, utilisation
 from benchmarks.training import evaluate, progress_bar, train
@@ -34,7 +35,7 @@ def run(
     origin = environment(device)  # before training: the checkout may move on meanwhile
     needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
     configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
-    data = load(options.dataset, data_dir, options.train_images).to(device)
+    data = images(options, data_dir).to(device)
     result_paths = []
     with progress_bar(
         total=len(configurations) * options.epochs, desc="whole run", unit="epoch"
@@ -69,6 +70,24 @@ def run(
             ).write(result_path)
             checkpoint.unlink()
     return result_paths
+
+
+def images(configuration: Configuration, data_dir: Path) -> Dataset:
+    """Its training images; as its test set, where it holds any out, the last training images."""
+    if configuration.held_out is None:
+        return load(configuration.dataset, data_dir, configuration.train_images)
+    data = load(configuration.dataset, data_dir)
+    first = len(data.train.labels) - configuration.held_out
+    kept = first if configuration.train_images is None else configuration.train_images
+    if configuration.held_out < 1 or not 1 <= kept <= first:
+        raise BenchmarkError(
+            f"--train-images and --held-out must be at least 1 and together at most "
+            f"{len(data.train.labels)}, the size of {data.name}'s training set; found "
+            f"{configuration.train_images} and {configuration.held_out}."
+        )
+    pixels, labels = data.train
+    train, test = Split(pixels[:kept], labels[:kept]), Split(pixels[first:], labels[first:])
+    return replace(data, train=train, test=test)
 
 
 def rebuild(configuration: Configuration, masks: Path, data_dir: Path) -> float:

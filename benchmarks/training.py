@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+import masktorch
 from benchmarks.atomic import replacing
 from benchmarks.augmentation import augment, scale
 from benchmarks.configuration import STARTS_FROM, Configuration
@@ -30,7 +31,7 @@ progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=None, 
 @dataclass(frozen=True)
 class Epoch:
     epoch: int
-    lr: float
+    lr: float  # of all but scores with a learning rate of their own, which moves in proportion
     train_loss: float
     train_accuracy: float
     test_loss: float
@@ -57,6 +58,18 @@ def plateau(lr: float, train_accuracies: Sequence[float]) -> float:
     return lr
 
 
+def parameter_groups(model: nn.Module, configuration: Configuration) -> list[dict[str, Any]]:
+    """What trains, scores apart from the rest, with the learning rate that each starts from."""
+    masked = configuration.estimator is not None
+    scores = set(masktorch.mask_parameters(model)) if masked else set()
+    trains = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trains if p not in scores], "initial_lr": configuration.first_lr},
+        {"params": [p for p in trains if p in scores], "initial_lr": configuration.first_score_lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
 def epoch_seed(configuration: Configuration, epoch: int) -> int:
     """The same for all arms that start anew, and another one for those that go on from them."""
     goes_on = configuration.arm in STARTS_FROM
@@ -80,7 +93,7 @@ def train(
     device = data.train.images.device
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.Adam(
-        [p for p in model.parameters() if p.requires_grad],
+        parameter_groups(model, configuration),
         lr=configuration.first_lr,
         eps=ADAM_EPSILON,
         fused=True,
@@ -97,9 +110,10 @@ def train(
         whole_run.total -= len(history)
 
     for number in range(len(history) + 1, configuration.epochs + 1):
-        lr = plateau(configuration.first_lr, [epoch.train_accuracy for epoch in history])
+        accuracies = [epoch.train_accuracy for epoch in history]
+        lr = plateau(configuration.first_lr, accuracies)
         for group in optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = plateau(group["initial_lr"], accuracies)
         start = time.perf_counter()
         label = f"{configuration.arm} {number}/{configuration.epochs}"
         train_loss, train_accuracy = _train_epoch(

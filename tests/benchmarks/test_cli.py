@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from benchmarks import __main__ as cli
 from benchmarks.configuration import Configuration
+from benchmarks.sweep import SWEEPS
 
 
 def call(*arguments):
@@ -61,14 +62,14 @@ def test_every_option_of_run_arrives(asked):
         "run --dataset mnist --arms mask,weights-then-weights --estimator intermediate --init 0.5 "
         "--network lenet-300-100 --depth 16 --width 2 --epochs 3 --batch-size 64 --lr 0.1 "
         "--mix-lr 0.2 --seed 7 --precision bfloat16 --train-images 99 --faithful-scaling "
-        "--device cuda:1 --data-dir d --output o"
+        "--score-lr 0.3 --held-out 50 --device cuda:1 --data-dir d --output o"
     )
     assert call(*text.split())[0] == 0
     ((options, arms, *rest),) = asked
     assert options == Configuration(
         "mnist", network="lenet-300-100", depth=16, width=2, estimator="intermediate", init=0.5,
         epochs=3, batch_size=64, lr=0.1, mix_lr=0.2, seed=7, precision="bfloat16",
-        train_images=99, faithful_scaling=True,
+        train_images=99, faithful_scaling=True, score_lr=0.3, held_out=50,
     )  # fmt: skip
     assert arms == ["mask", "weights-then-weights"]
     assert [str(argument) for argument in rest] == ["d", "o", "cuda:1"]
@@ -138,6 +139,17 @@ def test_the_demo_says_what_is_smaller():
     assert f"{demo.epochs}\nepochs per arm" in cli.DEMO_TEXT
     blog = Configuration("digits")
     assert demo == replace(blog, depth=10, width=1, batch_size=32, mix_lr=1e-3)
+
+
+@pytest.mark.parametrize("which", SWEEPS)
+def test_sweep_passes_its_options_on(which, monkeypatch):
+    calls = []
+    monkeypatch.setattr(cli, "run_sweep", lambda *arguments: calls.append(arguments) or "there")
+    monkeypatch.setattr(cli, "markdown", "| table of {} |".format)
+    monkeypatch.setattr(sys, "argv", ["__main__.py", "sweep", "--output", "o"])
+    code, text = call("sweep", "--which", which, "--data-dir", "d", "--output", "o")
+    assert (code, text) == (0, "| table of there | Written to there")
+    assert [*map(str, calls[0])] == [which, "d", "o", "python -m benchmarks sweep --output o"]
 
 
 def test_download_passes_its_options_on(monkeypatch):

@@ -8,7 +8,9 @@ import torch
 import masktorch
 from benchmarks import BenchmarkError, results
 from benchmarks.configuration import Configuration
-from benchmarks.experiment import build, rebuild, run, start
+from benchmarks.data import load
+from benchmarks.experiment import build, images, rebuild, run, start
+from benchmarks.training import evaluate
 
 WRN = Configuration("digits", depth=10, width=1, epochs=2, batch_size=32, train_images=96)
 LENET = Configuration(
@@ -48,6 +50,40 @@ def test_impossible_devices(device, tmp_path):
     with pytest.raises(BenchmarkError, match=f"--device must be one.*found '{device}'"):
         run(LENET, ["mask"], "unused", tmp_path, device)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_held_out_images(tmp_path):
+    """The last of the training set are measured on, the test set by no one, and none is in both."""
+    whole = load("digits", tmp_path)
+    some = images(replace(LENET, held_out=100), tmp_path)
+    assert len(some.train.labels) == 96
+    assert torch.equal(some.train.images, whole.train.images[:96])
+    assert torch.equal(some.test.images, whole.train.images[-100:])
+    assert torch.equal(some.test.labels, whole.train.labels[-100:])
+    rest = images(replace(LENET, held_out=100, train_images=None), tmp_path)
+    assert torch.equal(torch.cat([rest.train.images, rest.test.images]), whole.train.images)
+    assert torch.equal(torch.cat([rest.train.labels, rest.test.labels]), whole.train.labels)
+
+
+@pytest.mark.parametrize(
+    ("held_out", "train_images"), [(0, 96), (-1, 96), (1438, None), (1343, 96), (100, 0)]
+)
+def test_impossible_splits(held_out, train_images, tmp_path):
+    options = replace(LENET, held_out=held_out, train_images=train_images)
+    message = f"at most 1438, the size of digits's training set; found {train_images} and "
+    with pytest.raises(BenchmarkError, match=f"{message}{held_out}"):
+        go(tmp_path, options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_on_held_out_images(tmp_path):
+    (path,) = go(tmp_path, replace(LENET, held_out=100, init=0.02), ["mask"])
+    result = results.Result.read(path)
+    assert result.configuration.held_out == 100
+    model = build(result.configuration, (1, 8, 8))
+    masktorch.load_masks(model, path.with_suffix(".masks.npz"))
+    held_out = images(result.configuration, tmp_path).test
+    assert evaluate(model, held_out, result.configuration)[1] == result.best.test_accuracy
 
 
 def test_init_and_biases():

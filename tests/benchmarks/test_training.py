@@ -91,6 +91,60 @@ def test_the_schedule_is_followed(tiny, go):
         assert rates[-1] < first
 
 
+@pytest.fixture
+def rates(monkeypatch):
+    """By arm: per epoch, the names that each learning rate trained."""
+    seen = {}
+    original = training._train_epoch
+
+    def watch(model, optimiser, split, configuration, *rest):
+        names = {p: name for name, p in model.named_parameters()}
+        groups = {g["lr"]: {names[p] for p in g["params"]} for g in optimiser.param_groups}
+        seen.setdefault(configuration.arm, []).append(groups)
+        return original(model, optimiser, split, configuration, *rest)
+
+    monkeypatch.setattr(training, "_train_epoch", watch)
+    return seen
+
+
+def test_scores_have_a_learning_rate_of_their_own(tiny, go, rates, monkeypatch):
+    """It falls when the other one does; the arms without learning scores know nothing of it."""
+    monkeypatch.setattr(training, "plateau", lambda lr, accuracies: lr * 0.5 ** len(accuracies))
+    small = dict(network="wrn", depth=10, width=1, epochs=3)
+    options = tiny(**small, lr=0.5, score_lr=0.75, mix_lr=0.25, init=1.0)
+    paths = go(options, ["mask", "weights", "mix"])
+    mask = Result.read(paths[0])
+    assert mask.configuration.score_lr == 0.75
+    factors = [epoch.lr / 0.5 for epoch in mask.epochs]
+    assert factors == [1, 0.5, 0.25]
+    for factor, groups in zip(factors, rates["mask"], strict=True):
+        norms, scores = groups.values()
+        assert list(groups) == [0.5 * factor, 0.75 * factor]
+        assert len(norms) == 14
+        assert all("norm" in name for name in norms)
+        assert len(scores) == 20
+        assert all(name.endswith(".scores") for name in scores)
+    for path, first in zip(paths[1:], (0.5, 0.25), strict=True):
+        result = Result.read(path)
+        assert result.configuration.score_lr is None
+        groups = rates[result.configuration.arm]
+        assert list(groups[0]) == [first]
+        assert len(groups[0][first]) == 34
+
+
+def test_scores_without_a_learning_rate_of_their_own(tiny, go, outcome, tmp_path):
+    """They have that of the rest, to the same numbers as if it were named."""
+    small = dict(network="wrn", depth=10, width=1)
+    found = {}
+    for score_lr in (None, 1e-2, 2e-2):
+        go(tiny(**small, score_lr=score_lr), ["mask"], str(score_lr))
+        ((content, state),) = outcome(tmp_path / str(score_lr)).values()
+        assert content["configuration"].pop("score_lr") == score_lr
+        found[score_lr] = content, state
+    assert found[None] == found[1e-2]
+    assert found[None] != found[2e-2]
+
+
 @pytest.mark.parametrize(
     ("accuracies", "best"), [([0.3], 1), ([0.1, 0.3, 0.2], 2), ([0.1, 0.3, 0.3], 2), ([0.0, 0], 1)]
 )
@@ -315,6 +369,25 @@ def test_resumed(stop, estimator, tiny, go, outcome, tmp_path, monkeypatch):
         "best.pt",
         "masks.npz",
     }
+
+
+def test_resumed_with_two_learning_rates(tiny, go, outcome, rates, tmp_path, monkeypatch):
+    options = tiny(network="wrn", depth=10, width=1, epochs=3, score_lr=0.1)
+    go(options, ["mask"], "whole")
+    original, calls = training.evaluate, itertools.count(1)
+
+    def dying(*arguments):
+        if next(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            go(options, ["mask"], "stopped")
+    go(options, ["mask"], "stopped")
+    assert [list(groups) for groups in rates["mask"]] == [[1e-2, 0.1]] * 7
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
 def test_resuming_does_not_train_again(tiny, go, monkeypatch):
