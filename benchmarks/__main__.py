@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import torch
 import typer
 
+from benchmarks import categorical as toy
 from benchmarks import table
 from benchmarks.atomic import replacing
 from benchmarks.configuration import ARMS, Configuration
@@ -31,6 +32,8 @@ resumes.
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 Folder = Annotated[Path, typer.Argument(help="Folder with the result files (*.json).")]
+Network = Literal["wrn", "lenet-300-100", "conv-2", "conv-4", "conv-6"]
+Weights = Literal["glorot", "signed-constant"]
 DataDir = Annotated[Path, typer.Option(help="Folder of the data sets.")]
 
 
@@ -81,11 +84,19 @@ def run(
     init: Annotated[
         float | None, typer.Option(help="Where scores start.", show_default="the estimator's own")
     ] = None,
+    rescale: Annotated[
+        bool,
+        typer.Option("--rescale", help="Divide the weights under the mask by its density."),
+    ] = False,
     network: Annotated[
-        Literal["wrn", "lenet-300-100"], typer.Option(help="wrn: the blog's wide residual network.")
+        Network, typer.Option(help="wrn: the blog's wide residual network.")
     ] = "wrn",
     depth: Annotated[int, typer.Option(help="Of the wrn: 6n + 4 layers.")] = 28,
     width: Annotated[int, typer.Option(min=1, help="Of the wrn: channels / 16.")] = 8,
+    weights: Annotated[
+        Weights,
+        typer.Option(help="Random; signed-constant: sign(W) * std(W) of each glorot kernel W."),
+    ] = "glorot",
     epochs: Annotated[int, typer.Option(min=1, help="Per arm.")] = 30,
     batch_size: Annotated[int, typer.Option(min=1)] = 128,
     lr: Annotated[float, typer.Option(min=0, help="Adam's, arms mask and weights.")] = 1e-2,
@@ -95,6 +106,10 @@ def run(
     mix_lr: Annotated[
         float, typer.Option(min=0, help="Adam's, arms mix and weights-then-weights.")
     ] = 1e-5,
+    schedule: Annotated[
+        Literal["plateau", "cosine"],
+        typer.Option(help="plateau: Keras's, on the training accuracy. cosine: down to 0."),
+    ] = "plateau",
     seed: Annotated[int, typer.Option(min=0, help="Of all randomness.")] = 0,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="bfloat16: autocast, faster.")
@@ -149,13 +164,16 @@ def run(
         network=network,
         depth=depth,
         width=width,
+        weights=weights,
         estimator=estimator,
         init=init,
+        rescale=rescale,
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
         score_lr=score_lr,
         mix_lr=mix_lr,
+        schedule=schedule,
         seed=seed,
         precision=precision,
         train_images=train_images,
@@ -171,12 +189,13 @@ def run(
 def rebuild(
     masks: Annotated[Path, typer.Argument(help="A *.masks.npz file of the mask arm.")],
     dataset: Annotated[Literal["digits", "mnist", "cifar10"], typer.Option()],
-    network: Annotated[Literal["wrn", "lenet-300-100"], typer.Option()] = "lenet-300-100",
+    network: Annotated[Network, typer.Option()] = "lenet-300-100",
+    weights: Annotated[Weights, typer.Option(help="The run's.")] = "glorot",
     seed: Annotated[int, typer.Option(min=0, help="The run's.")] = 0,
     data_dir: DataDir = Path("data"),
 ) -> None:
     """Make a masked network from its seed and its mask file alone, and evaluate it."""
-    configuration = Configuration(dataset=dataset, network=network, seed=seed)
+    configuration = Configuration(dataset=dataset, network=network, weights=weights, seed=seed)
     accuracy = rebuild_network(configuration, masks, data_dir)
     print(f"test accuracy {accuracy:.4f} from seed {seed} and {masks.stat().st_size:,} bytes")
 
@@ -232,6 +251,21 @@ def sweep(
     path = run_sweep(which, data_dir, output, command_line())
     print(markdown(path))
     print(f"Written to {path}")
+
+
+@app.command()
+def categorical(
+    output: Annotated[Path, typer.Option(help="Folder for categorical.json.")] = Path("runs"),
+    figures: Annotated[
+        Path | None, typer.Option(help="Folder for the figure.", show_default="the output folder")
+    ] = None,
+) -> None:
+    """Recover a distribution from single draws: intermediate sampling against Gumbel-softmax."""
+    path = toy.run(output, command_line())
+    descents = toy.read(path)
+    print(toy.markdown(descents))
+    print(f"Written to {path}")
+    print(f"Drawn: {toy.draw(descents, figures or output)}")
 
 
 def _show(folder: Path) -> None:

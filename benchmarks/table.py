@@ -40,13 +40,13 @@ def _row(number: int, group: Sequence[Result]) -> str:
         configuration.estimator or "-",
         str(len(group)),
         _epochs(group[0]),
-        _spread([result.best.test_accuracy for result in group], 4),
+        spread([result.best.test_accuracy for result in group], 4),
         _blog(group[0], "best"),
-        _spread([result.last.test_accuracy for result in group], 4),
+        spread([result.last.test_accuracy for result in group], 4),
         _blog(group[0], "last"),
-        _spread([m for result in group if (m := result.masked_fraction) is not None], 4),
+        spread([m for result in group if (m := result.masked_fraction) is not None], 4),
         _blog(group[0], "masked"),
-        _spread([result.wall_seconds / 60 for result in group], 1),
+        spread([result.wall_seconds / 60 for result in group], 1),
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -57,7 +57,8 @@ def _epochs(result: Result) -> str:
     return f"{epochs} after {epochs} of {STARTS_FROM[arm]}" if arm in STARTS_FROM else str(epochs)
 
 
-def _spread(values: Sequence[float], digits: int) -> str:
+def spread(values: Sequence[float], digits: int) -> str:
+    """The mean and, of several values, their range."""
     if not values:
         return "-"
     mean = f"{sum(values) / len(values):.{digits}f}"

@@ -18,6 +18,7 @@ LEVELS = (
     ["results"],
     ["reference", "experiment"],
     ["table", "figures", "sweep"],
+    ["categorical"],
     ["__main__"],
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

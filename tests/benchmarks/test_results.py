@@ -59,8 +59,8 @@ def test_a_results_schema(tiny, go):
     assert content["configuration"] == {
         "dataset": "digits", "arm": "mask", "network": "lenet-300-100", "depth": None,
         "width": None, "estimator": "threshold", "init": 0.02, "epochs": 2, "batch_size": 16,
-        "lr": 1e-2, "mix_lr": None, "seed": 3, "precision": "float32", "train_images": 64,
-        "faithful_scaling": False, "augmentation": True,
+        "lr": 1e-2, "score_lr": None, "mix_lr": None, "seed": 3, "precision": "float32",
+        "train_images": 64, "held_out": None, "faithful_scaling": False, "augmentation": True,
     }  # fmt: skip
     assert content["estimator"] == "Threshold(tau=0.5)"
     assert [e["epoch"] for e in content["epochs"]] == [1, 2]

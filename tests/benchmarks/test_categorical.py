@@ -1,0 +1,186 @@
+"""The toy of intermediate sampling, against closed forms of its own."""
+
+import itertools
+import json
+import re
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import masktorch
+from benchmarks import categorical
+from benchmarks.__main__ import app
+
+FAR = 1e3  # noise that decides what is drawn
+
+
+def forced(shape, drawn):
+    return torch.zeros(shape, dtype=torch.float64).scatter(-1, drawn.unsqueeze(-1), FAR)
+
+
+def closed_form(logits, drawn, g, alpha):
+    """dL/dlogits of one draw, entry by entry: pi_j minus the moved draw's share."""
+    weights = np.exp(logits)
+    others = [j for j in range(len(logits)) if j != drawn]
+    total = 1 - alpha * sum(g[j] - g[drawn] for j in others)
+    share = np.zeros_like(logits)
+    share[drawn] = 1 / total
+    for j in others:
+        share[j] = -alpha * (g[j] - g[drawn]) / total
+    return weights / weights.sum() - share
+
+
+def test_gradient_is_the_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 5, dtype=torch.float64, generator=generator, requires_grad=True)
+    g = torch.randn(40, 5, dtype=torch.float64, generator=generator)
+    drawn = torch.randint(5, (40,), generator=generator)
+    z = categorical.intermediate(logits, forced(logits.shape, drawn), 0.05)
+    assert torch.equal(z, torch.nn.functional.one_hot(drawn, 5).double())
+    (found,) = torch.autograd.grad((z * g).sum(), logits)
+    for row in range(40):
+        expected = closed_form(logits[row].detach().numpy(), int(drawn[row]), g[row].numpy(), 0.05)
+        np.testing.assert_allclose(found[row].numpy(), expected, rtol=1e-12, atol=1e-15)
+
+
+def test_gradient_is_that_of_a_divergence():
+    """pi - pi_D is the derivative of KL(pi_D || pi), pi_D held, by the logits."""
+    logits = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True)
+    g = torch.tensor([-0.2, 0.5, 0.4, 0.3], dtype=torch.float64)  # largest at the draw: pi_D > 0
+    z = categorical.intermediate(logits, forced((4,), torch.tensor(1)), 0.1)
+    (found,) = torch.autograd.grad((z * g).sum(), logits)
+    moved = (torch.softmax(logits, -1) - found).detach()
+    assert (moved > 0).all()
+    divergence = (moved * (moved.log() - torch.log_softmax(logits, -1))).sum()
+    (expected,) = torch.autograd.grad(divergence, logits)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_two_categories_are_the_librarys_rule():
+    """z = (1 - m, m): with logits (0, s), dL/dz = (0, g) and its alpha, step_size / rms(g)."""
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(200, dtype=torch.float64, generator=generator, requires_grad=True)
+    g = torch.rand(200, dtype=torch.float64, generator=generator) - 0.5
+    m = masktorch.functional.intermediate(scores, 0.1, generator)
+    (expected,) = torch.autograd.grad((m * g).sum(), scores)
+
+    logits = torch.stack([torch.zeros_like(scores), scores], -1)
+    alpha = float(0.1 / g.square().mean().sqrt())
+    assert (alpha * g).abs().max() < masktorch.functional.MAX_STEP  # where the bound is idle
+    z = categorical.intermediate(logits, forced(logits.shape, m.detach().long()), alpha)
+    assert torch.equal(z[:, 1], m)
+    assert 20 < m.sum() < 180
+    (found,) = torch.autograd.grad((z[:, 1] * g).sum(), scores)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_it_draws_from_pi():
+    torch.manual_seed(0)
+    pi = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    noise = -torch.empty(20_000, 4, dtype=torch.float64).exponential_().log()
+    drawn = categorical.intermediate(pi.log().expand_as(noise), noise, 1.0).mean(0)
+    assert (drawn - pi).abs().max() < 4 * 0.5 / 20_000**0.5
+
+
+def test_gumbel_softmax():
+    logits, noise = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(2)).double()
+    soft = categorical.gumbel_softmax(logits, noise, torch.tensor(2.0, dtype=torch.float64))
+    powers = np.exp((logits + noise).numpy() / 2)
+    np.testing.assert_allclose(soft.numpy(), powers / powers.sum(-1, keepdims=True), rtol=1e-12)
+    cold = categorical.gumbel_softmax(logits, noise, torch.tensor(1e-4, dtype=torch.float64))
+    torch.testing.assert_close(cold, categorical.intermediate(logits, noise, 1.0))
+
+
+def test_the_toy_is_well_posed():
+    """Over all pairs of a draw and a target the gradient is half that of KL(truth || pi)."""
+    logits = torch.tensor([0.2, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
+    truth = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64)
+    pi = torch.softmax(logits, -1).detach()
+    mean = torch.zeros(3, dtype=torch.float64)
+    for k, target in itertools.product(range(3), repeat=2):
+        z = categorical.intermediate(logits, forced((3,), torch.tensor(k)), categorical.EPSILON)
+        loss = -(z[target] + categorical.EPSILON).log()
+        mean += pi[k] * truth[target] * torch.autograd.grad(loss, logits)[0]
+    torch.testing.assert_close(mean, (pi - truth) / 2, rtol=1e-12, atol=1e-15)
+
+
+def test_it_recovers():
+    """Uniform at first; what is recovered is the truth, so that the divergence nears zero."""
+    history = dict(categorical.recover(800, 4, 0))
+    assert history[1].shape == (4, 3, 4)
+    coarse = categorical.STEP_SIZES.index(0.1)
+    before, after = (history[step][0, coarse].mean() for step in (1, 800))
+    assert before > 0.2
+    assert after < 0.05
+    assert (history[800] > 0).all()
+    start = history[1][-1, -1]  # the hottest with the smallest step has hardly moved
+    moves = (history[1][1:, coarse] - start).abs().mean(-1)
+    assert moves.tolist() == sorted(moves.tolist(), reverse=True)  # a step is of size 1 / T
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("toy")
+    return categorical.run(folder, "python -m benchmarks categorical", steps=150)
+
+
+def test_what_is_written(written):
+    content = json.loads(written.read_text())
+    assert content["command"] == "python -m benchmarks categorical"
+    assert content["environment"].keys() >= {"commit", "dirty", "masktorch", "torch", "processor"}
+    assert (content["seed"], content["categories"]) == (0, 10)
+    assert content["steps"][0] == 1
+    assert content["steps"][-1] == 150
+    assert 100 in content["steps"]
+
+
+def test_what_is_read(written):
+    descents = categorical.read(written)
+    assert len(descents) == 12
+    assert {descent.method for descent in descents} == {
+        "intermediate sampling", "Gumbel-softmax, T = 0.1", "Gumbel-softmax, T = 1",
+        "Gumbel-softmax, T = 10",
+    }  # fmt: skip
+    found = dict(categorical.recover(150, categorical.RUNS, 0))
+    for descent, (m, s) in zip(descents, itertools.product(range(4), range(3)), strict=True):
+        assert descent.step_size == categorical.STEP_SIZES[s]
+        for step in (1, 100, 150):
+            assert descent.after(step) == pytest.approx(found[step][m, s].tolist(), rel=1e-4)
+        at = descent.steps.index(100)
+        assert descent.mean()[at] == pytest.approx(sum(descent.after(100)) / categorical.RUNS)
+
+
+def test_the_table(written):
+    descents = categorical.read(written)
+    header, separator, *rows = categorical.markdown(descents).splitlines()
+    cells = "| method | step | after 100 | lowest mean on the way |"
+    assert header == cells
+    assert separator == "|" + " --- |" * 4
+    assert len(rows) == 12
+    values = descents[4].after(100)
+    mean = sum(values) / len(values)
+    assert rows[4] == (
+        f"| Gumbel-softmax, T = 0.1 | 0.01 | {mean:.4f} ({min(values):.4f} to {max(values):.4f}) "
+        f"| {min(descents[4].mean()):.4f} |"
+    )
+
+
+def test_the_figure(written, tmp_path):
+    path = categorical.draw(categorical.read(written), tmp_path)
+    assert path == tmp_path / "categorical.png"
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert 20_000 < path.stat().st_size < 500_000
+
+
+def test_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(categorical, "run", partial(categorical.run, steps=120))
+    run = CliRunner().invoke(
+        app, ["categorical", "--output", str(tmp_path), "--figures", str(tmp_path / "f")]
+    )
+    assert run.exit_code == 0, run.output
+    assert re.search(r"\| intermediate sampling \| 0.1 \| \d", run.stdout)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["categorical.json", "f"]
+    assert [p.name for p in (tmp_path / "f").iterdir()] == ["categorical.png"]
