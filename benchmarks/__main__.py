@@ -1,5 +1,6 @@
 """The command line: `python -m benchmarks --help`."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,7 +9,8 @@ import torch
 import typer
 
 from benchmarks import categorical as toy
-from benchmarks import table
+from benchmarks import speed as side_by_side
+from benchmarks import speed_page, table
 from benchmarks.atomic import replacing
 from benchmarks.configuration import ARMS, Configuration
 from benchmarks.download import download as fetch
@@ -266,6 +268,29 @@ def categorical(
     print(toy.markdown(descents))
     print(f"Written to {path}")
     print(f"Drawn: {toy.draw(descents, figures or output)}")
+
+
+@app.command()
+def speed(
+    only: Annotated[
+        str,
+        typer.Option(
+            metavar="PART,...",
+            help="steps: training steps, masktorch beside its rivals. floor: the estimators alone. "
+            "memory: peaks. costs: wrap, save_masks and their like.",
+        ),
+    ] = ",".join(side_by_side.PARTS),
+    output: Annotated[Path, typer.Option(help="Folder for speed.json and its table.")] = Path(
+        "runs/speed"
+    ),
+) -> None:
+    """Measure speed and memory beside plain training, on a GPU where there is one.
+
+    About ten minutes on two idle cores.
+    """
+    path = side_by_side.measure(only.split(","), output, command_line())
+    print(speed_page.tables(json.loads(path.read_text())))
+    print(f"Written to {path}")
 
 
 def _show(folder: Path) -> None:

@@ -12,13 +12,17 @@ FILES = sorted(Path(benchmarks.__file__).parent.glob("*.py"))
 OUTSIDE = {"matplotlib", "kornia", "numpy", "sklearn", "torch", "tqdm", "typer"}
 LEVELS = (
     ["__init__"],
-    ["atomic", "configuration", "networks", "augmentation"],
+    ["atomic", "configuration", "networks", "augmentation", "rivals", "timing", "child"],
     ["data", "download"],
     ["training"],
     ["results"],
     ["reference", "experiment"],
     ["table", "figures", "sweep"],
     ["categorical"],
+    ["steps"],
+    ["memory"],
+    ["floor", "costs"],
+    ["speed", "speed_page"],
     ["__main__"],
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -1,0 +1,73 @@
+"""What others do in place of masktorch, each written from its formula.
+
+Three functions from scores to a mask, put on a model with `torch.nn.utils.parametrize`, and
+`torch.nn.utils.prune` with a mask that stays as it is.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+
+def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
+    """`hard`, with the gradient of `soft`: the textbook's formula."""
+    return hard.to(soft.dtype) + (soft - soft.detach())
+
+
+def threshold(scores: Tensor) -> Tensor:
+    """`1[sigma(s) > 0.5]`, with the gradient of `sigma(s)`."""
+    p = torch.sigmoid(scores)
+    return straight_through(p > 0.5, p)
+
+
+def bernoulli(scores: Tensor) -> Tensor:
+    """A draw from Bernoulli(sigma(s)), with the gradient of `sigma(s)`."""
+    p = torch.sigmoid(scores)
+    return straight_through(torch.bernoulli(p.detach()), p)
+
+
+def edge_popup(scores: Tensor) -> Tensor:
+    """1 for the larger half of `|s|`, found by sorting all, with the gradient of `|s|`.
+
+    Source: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?" (arXiv
+    1911.13299), at density 0.5.
+    """
+    size = scores.abs()
+    ranked = torch.sort(size.detach().flatten()).values
+    return straight_through(size >= ranked[len(ranked) // 2], size)
+
+
+class Product(nn.Module):
+    """The parametrization `weight * mask_of(scores)`."""
+
+    def __init__(self, mask_of: Callable[[Tensor], Tensor], scores: Tensor) -> None:
+        super().__init__()
+        self.mask_of = mask_of
+        self.scores = nn.Parameter(scores)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask_of(self.scores)
+
+
+def parametrized(
+    model: nn.Module, mask_of: Callable[[Tensor], Tensor], init: Callable[[Tensor], Tensor]
+) -> nn.Module:
+    """The mask on each weight that `masktorch.wrap` would take; only the scores train."""
+    for layer in conv_and_linear(model):
+        layer.weight.requires_grad_(False)
+        mask = Product(mask_of, init(layer.weight))
+        parametrize.register_parametrization(layer, "weight", mask)
+    return model
+
+
+def pruned(model: nn.Module) -> nn.Module:
+    """A fixed random half of the same weights masked by torch's own prune; the weights train."""
+    for layer in conv_and_linear(model):
+        prune.random_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+    return model
+
+
+def conv_and_linear(model: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:
+    return (layer for layer in list(model.modules()) if isinstance(layer, nn.Conv2d | nn.Linear))
