@@ -241,9 +241,10 @@ def download(
 @app.command()
 def sweep(
     which: Annotated[
-        Literal["lenet", "wrn"],
+        Literal["lenet", "wrn", "literature"],
         typer.Option(
-            help="lenet: LeNet-300-100 on MNIST. wrn: WRN-16-1 on a part of CIFAR-10.",
+            help="lenet: LeNet-300-100 on MNIST. wrn: WRN-16-1 on a part of CIFAR-10. "
+            "literature: as lenet, with Zhou et al.'s additions.",
         ),
     ] = "lenet",
     data_dir: DataDir = Path("data"),

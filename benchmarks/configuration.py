@@ -18,13 +18,16 @@ class Configuration:
     network: str = "wrn"
     depth: int | None = 28
     width: int | None = 8
+    weights: str = "glorot"  # before training; signed-constant: sign(W) * std(W) of these
     estimator: str | None = "threshold"
     init: float | None = None  # None: the estimator's own start
+    rescale: bool | None = False  # the weights under the mask, by the inverse of its density
     epochs: int = 30
     batch_size: int = 128
     lr: float = 1e-2  # of the arms mask and weights
     score_lr: float | None = None  # of the mask arm's scores; None: lr
     mix_lr: float | None = 1e-5  # of the arms that go on from another arm's best
+    schedule: str = "plateau"  # or cosine
     seed: int = 0
     precision: str = "float32"
     train_images: int | None = None  # None: all
@@ -41,6 +44,7 @@ class Configuration:
             width=self.width if wrn else None,
             estimator=self.estimator if masked else None,
             init=self.init if masked else None,
+            rescale=self.rescale if masked else None,
             score_lr=self.score_lr if arm == "mask" else None,
             mix_lr=self.mix_lr if goes_on else None,
         )

@@ -1,7 +1,8 @@
 """The arms: what each one trains, where it starts, and the order in which they run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
 from benchmarks.configuration import ARMS, STARTS_FROM, Configuration
 from benchmarks.data import CLASSES, Dataset, Split, load
-from benchmarks.networks import lenet_300_100, wide_resnet
+from benchmarks.networks import conv, lenet_300_100, make_signed_constant, wide_resnet
 from benchmarks.results import Result, command_line, environment, utilisation
 from benchmarks.training import evaluate, progress_bar, train
 
@@ -20,6 +21,12 @@ ESTIMATORS: dict[str, masktorch.Estimator] = {
     "threshold": masktorch.Threshold(),
     "bernoulli": masktorch.Bernoulli(),
     "intermediate": masktorch.IntermediateSampling(),
+}
+OF_ONE_SIZE: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
+    "lenet-300-100": lenet_300_100,
+    "conv-2": partial(conv, layers=2),
+    "conv-4": partial(conv, layers=4),
+    "conv-6": partial(conv, layers=6),
 }
 
 
@@ -110,16 +117,22 @@ def rebuild(configuration: Configuration, masks: Path, data_dir: Path) -> float:
 def build(configuration: Configuration, image_shape: tuple[int, int, int]) -> nn.Module:
     """The network with its random initialisation W0, the same for every arm of a seed."""
     torch.manual_seed(configuration.seed)
-    if configuration.depth is None or configuration.width is None:
-        return lenet_300_100(image_shape, CLASSES)
-    return wide_resnet(image_shape, CLASSES, configuration.depth, configuration.width)
+    depth, width = configuration.depth, configuration.width
+    if depth is None or width is None:
+        network = OF_ONE_SIZE[configuration.network](image_shape, CLASSES)
+    else:
+        network = wide_resnet(image_shape, CLASSES, depth, width)
+    if configuration.weights == "signed-constant":
+        make_signed_constant(network)
+    return network
 
 
 def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
     """Bring `model`, at W0, to where its arm starts and let train only what the arm trains."""
     if configuration.estimator is not None:
         estimator = ESTIMATORS[configuration.estimator]
-        masktorch.wrap(model, estimator, bias=True, init=configuration.init)
+        rescale = bool(configuration.rescale)
+        masktorch.wrap(model, estimator, bias=True, init=configuration.init, rescale=rescale)
     if configuration.arm not in STARTS_FROM:
         return
     source = _best_path(configuration.for_arm(STARTS_FROM[configuration.arm]), output)

@@ -1,10 +1,11 @@
-"""The two networks: the blog's wide residual network and LeNet-300-100.
+"""The blog's wide residual network, and those of the literature on learned supermasks.
 
 Kernels start Glorot-uniform and biases at zero, as Keras has it.
 """
 
 from collections import OrderedDict
 
+import torch
 from torch import Tensor, nn
 
 from benchmarks import BenchmarkError
@@ -53,6 +54,32 @@ def lenet_300_100(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
         )
     )
     return _start_as_keras(network)
+
+
+def conv(image_shape: tuple[int, int, int], classes: int, layers: int) -> nn.Module:
+    """Conv-2, Conv-4 or Conv-6 (Frankle & Carbin 2019, Zhou et al. 2019): pairs of 3x3 convolutions
+    with 64, 128, 256 channels, a 2x2 max-pool after each, then dense 256-256; ReLU."""
+    channels, height, width = image_shape
+    network = nn.Sequential()
+    for number in range(1, layers // 2 + 1):
+        outputs = 32 * 2**number
+        network.append(nn.Conv2d(channels, outputs, 3, padding=1)).append(nn.ReLU())
+        network.append(nn.Conv2d(outputs, outputs, 3, padding=1)).append(nn.ReLU())
+        network.append(nn.MaxPool2d(2))
+        channels, height, width = outputs, height // 2, width // 2
+    network.append(nn.Flatten())
+    network.append(nn.Linear(channels * height * width, 256)).append(nn.ReLU())
+    network.append(nn.Linear(256, 256)).append(nn.ReLU())
+    network.append(nn.Linear(256, classes))
+    return _start_as_keras(network)
+
+
+@torch.no_grad()
+def make_signed_constant(network: nn.Module) -> None:
+    """W becomes sign(W) * std(W) of its tensor (Zhou et al. 2019), on every kernel."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            layer.weight.copy_(layer.weight.sign() * layer.weight.std())
 
 
 class Block(nn.Module):

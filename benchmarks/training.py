@@ -1,4 +1,5 @@
-"""The one training loop: Adam, the blog's plateau schedule, a checkpoint after every epoch."""
+"""The one training loop: Adam, the blog's plateau schedule or a cosine, a checkpoint after every
+epoch."""
 
 import math
 import sys
@@ -58,6 +59,18 @@ def plateau(lr: float, train_accuracies: Sequence[float]) -> float:
     return lr
 
 
+def cosine(lr: float, epoch: int, epochs: int) -> float:
+    """The learning rate after `epoch` of `epochs`: from `lr` to 0 along half a cosine."""
+    return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def scheduled(lr: float, configuration: Configuration, train_accuracies: Sequence[float]) -> float:
+    """What a learning rate that started at `lr` is after these epochs."""
+    if configuration.schedule == "cosine":
+        return cosine(lr, len(train_accuracies), configuration.epochs)
+    return plateau(lr, train_accuracies)
+
+
 def parameter_groups(model: nn.Module, configuration: Configuration) -> list[dict[str, Any]]:
     """What trains, scores apart from the rest, with the learning rate that each starts from."""
     masked = configuration.estimator is not None
@@ -111,9 +124,9 @@ def train(
 
     for number in range(len(history) + 1, configuration.epochs + 1):
         accuracies = [epoch.train_accuracy for epoch in history]
-        lr = plateau(configuration.first_lr, accuracies)
+        lr = scheduled(configuration.first_lr, configuration, accuracies)
         for group in optimiser.param_groups:
-            group["lr"] = plateau(group["initial_lr"], accuracies)
+            group["lr"] = scheduled(group["initial_lr"], configuration, accuracies)
         start = time.perf_counter()
         label = f"{configuration.arm} {number}/{configuration.epochs}"
         train_loss, train_accuracy = _train_epoch(

@@ -62,7 +62,8 @@ def test_every_option_of_run_arrives(asked):
         "run --dataset mnist --arms mask,weights-then-weights --estimator intermediate --init 0.5 "
         "--network lenet-300-100 --depth 16 --width 2 --epochs 3 --batch-size 64 --lr 0.1 "
         "--mix-lr 0.2 --seed 7 --precision bfloat16 --train-images 99 --faithful-scaling "
-        "--score-lr 0.3 --held-out 50 --device cuda:1 --data-dir d --output o"
+        "--score-lr 0.3 --held-out 50 --rescale --weights signed-constant "
+        "--schedule cosine --device cuda:1 --data-dir d --output o"
     )
     assert call(*text.split())[0] == 0
     ((options, arms, *rest),) = asked
@@ -70,6 +71,7 @@ def test_every_option_of_run_arrives(asked):
         "mnist", network="lenet-300-100", depth=16, width=2, estimator="intermediate", init=0.5,
         epochs=3, batch_size=64, lr=0.1, mix_lr=0.2, seed=7, precision="bfloat16",
         train_images=99, faithful_scaling=True, score_lr=0.3, held_out=50,
+        rescale=True, weights="signed-constant", schedule="cosine",
     )  # fmt: skip
     assert arms == ["mask", "weights-then-weights"]
     assert [str(argument) for argument in rest] == ["d", "o", "cuda:1"]

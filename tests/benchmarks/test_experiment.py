@@ -95,6 +95,41 @@ def test_init_and_biases():
     assert all((score == 0.25).all() for score in scores)
 
 
+@pytest.mark.parametrize("network", ["lenet-300-100", "conv-2", "conv-4", "conv-6"])
+def test_networks_of_the_literature_train_nothing_but_scores(network):
+    configuration = replace(LENET, network=network).for_arm("mask")
+    model = build(configuration, (3, 8, 8))
+    start(model, configuration, "unused")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {name for name in dict(model.named_parameters()) if name.endswith("scores")}
+    convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert len(convolutions) == int(network[-1] if network.startswith("conv") else 0)
+
+
+def test_signed_constant_weights_in_every_arm():
+    for arm in ("mask", "weights"):
+        configuration = replace(LENET, weights="signed-constant").for_arm(arm)
+        kernel = build(configuration, (1, 8, 8)).hidden2.weight
+        assert len(kernel.unique()) == 2
+        plain = build(replace(configuration, weights="glorot"), (1, 8, 8)).hidden2.weight
+        assert torch.equal(kernel.sign(), plain.sign())
+
+
+def test_rescaled():
+    """In the arms that have a mask: the weights of half the entries are doubled."""
+    configuration = replace(LENET, rescale=True).for_arm("mask")
+    assert replace(LENET, rescale=True).for_arm("mix").rescale is True
+    assert replace(LENET, rescale=True).for_arm("weights").rescale is None
+    model = build(configuration, (1, 8, 8))
+    weight = model.hidden1.weight.clone()
+    start(model, configuration, "unused")
+    kept = masktorch.masks(model)
+    kept["hidden1.weight"][::2] = False
+    masktorch.set_masks(model, kept)
+    torch.testing.assert_close(model.hidden1.weight[1::2], 2 * weight[1::2])
+    assert not model.hidden1.weight[::2].any()
+
+
 def test_batch_norm_trains_under_the_mask():
     configuration = WRN.for_arm("mask")
     model = build(configuration, (1, 8, 8))
@@ -116,8 +151,9 @@ def test_utilisation_counts_kernel_and_bias_together():
 
 
 def test_a_network_from_its_seed_and_masks_alone(tmp_path):
-    (path,) = go(tmp_path, arms=["mask"])
-    masks, settings = path.with_suffix(".masks.npz"), LENET.for_arm("mask")
+    literature = replace(LENET, weights="signed-constant", rescale=True, init=0.02)
+    (path,) = go(tmp_path, literature, arms=["mask"])
+    masks, settings = path.with_suffix(".masks.npz"), replace(LENET, weights="signed-constant")
     assert rebuild(settings, masks, tmp_path) == results.Result.read(path).best.test_accuracy
     assert masks.stat().st_size < 10_000
     with pytest.raises(ValueError, match="expected the weights that the masks were saved over"):

@@ -1,4 +1,4 @@
-"""The two networks, against the published sizes and a computation written out here."""
+"""The networks, against the published sizes and a computation written out here."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import benchmarks
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.networks import Block, lenet_300_100, wide_resnet
+from benchmarks.networks import Block, conv, lenet_300_100, make_signed_constant, wide_resnet
 from benchmarks.results import utilisation
 
 REFERENCE = json.loads(Path(benchmarks.__file__).with_name("reference.json").read_text())
@@ -58,7 +58,8 @@ def test_shapes_on_the_way():
 
 
 @pytest.mark.parametrize(
-    "network", [wide_resnet((3, 8, 8), 10, 16, 2), lenet_300_100((1, 28, 28), 10)]
+    "network",
+    [wide_resnet((3, 8, 8), 10, 16, 2), lenet_300_100((1, 28, 28), 10), conv((3, 8, 8), 10, 6)],
 )
 def test_start_as_keras(network):
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
@@ -67,7 +68,7 @@ def test_start_as_keras(network):
         area = kernel[0] * kernel[1] if kernel else 1
         limit = (6 / (area * (inputs + outputs))) ** 0.5  # Keras's glorot_uniform
         largest = layer.weight.abs().max().item()
-        assert largest <= limit
+        assert largest <= limit * (1 + 1e-6)  # in float32
         assert largest > 0.95 * limit
         n = layer.weight.numel()
         assert layer.weight.var().item() == pytest.approx(limit**2 / 3, rel=6 / n**0.5)
@@ -124,6 +125,48 @@ def test_lenet_300_100():
         y = y @ layer.weight.T + layer.bias
         y = y.clamp_min(0) if i < 2 else y
     torch.testing.assert_close(network(x), y)
+
+
+# Weights without biases, as https://github.com/kosnil/signed_supermasks counts them.
+CONV_WEIGHTS = {2: 4_300_992, 4: 2_425_024, 6: 2_261_184}
+
+
+@pytest.mark.parametrize("layers", CONV_WEIGHTS)
+def test_conv(layers):
+    network = conv((3, 32, 32), 10, layers)
+    parameters = dict(network.named_parameters())
+    weights = [p for name, p in parameters.items() if name.endswith("weight")]
+    assert sum(p.numel() for p in weights) == CONV_WEIGHTS[layers]
+    assert len(weights) == layers + 3
+    assert len(parameters) == 2 * len(weights)  # biases, and no batch norm
+    for p in parameters.values():
+        nn.init.normal_(p, std=0.05)
+    x = y = torch.randn(2, 3, 32, 32)
+    tensors = iter(parameters.values())
+    for number in range(layers):
+        y = F.conv2d(y, next(tensors), next(tensors), padding=1).clamp_min(0)
+        if number % 2:
+            y = y.unfold(2, 2, 2).unfold(3, 2, 2).amax((4, 5))
+    y = y.flatten(1)
+    for number in range(3):
+        y = y @ next(tensors).T + next(tensors)
+        y = y.clamp_min(0) if number < 2 else y
+    torch.testing.assert_close(network(x), y)
+
+
+def test_signed_constant():
+    torch.manual_seed(0)
+    network = conv((3, 8, 8), 10, 2)
+    before = {name: p.clone() for name, p in network.named_parameters()}
+    make_signed_constant(network)
+    for name, p in network.named_parameters():
+        if name.endswith("bias"):
+            assert torch.equal(p, before[name])
+        else:
+            assert torch.equal(p.sign(), before[name].sign())
+            deviation = (before[name] - before[name].mean()).square().sum() / (p.numel() - 1)
+            torch.testing.assert_close(p.abs(), deviation.sqrt().expand_as(p))
+            assert p.std() > 0
 
 
 @pytest.mark.parametrize("depth", [-2, 4, 9, 11, 27, 29])

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from benchmarks import experiment, training
 from benchmarks.configuration import ARMS
 from benchmarks.data import Split, load
 from benchmarks.results import Result, utilisation
-from benchmarks.training import Epoch, best_epoch, evaluate, plateau
+from benchmarks.training import Epoch, best_epoch, cosine, evaluate, plateau
 
 ROOT = Path(benchmarks.__file__).parents[1]
 
@@ -79,6 +80,29 @@ def test_plateau_as_keras():
         for accuracy in accuracies:
             keras.on_epoch_end(accuracy)
         assert plateau(1e-2, accuracies) == pytest.approx(keras.lr), accuracies
+
+
+def test_cosine():
+    """From the whole rate before the first of the epochs to none after the last."""
+    assert [cosine(0.4, epoch, 4) for epoch in range(5)] == pytest.approx(
+        [0.4, 0.2 + 0.2 * 0.5**0.5, 0.2, 0.2 - 0.2 * 0.5**0.5, 0.0]
+    )
+    ours = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, T_max=7)
+    for epoch in range(7):
+        assert cosine(0.3, epoch, 7) == pytest.approx(ours.param_groups[0]["lr"], rel=1e-12)
+        ours.step()
+        schedule.step()
+
+
+def test_the_cosine_is_followed(tiny, go, rates):
+    options = tiny(network="wrn", depth=10, width=1, epochs=3, lr=0.3, score_lr=0.6, mix_lr=0.1)
+    paths = go(replace(options, schedule="cosine"), ["mask", "mix"])
+    for path, first in zip(paths, (0.3, 0.1), strict=True):
+        expected = [cosine(first, epoch, 3) for epoch in range(3)]
+        assert [epoch.lr for epoch in Result.read(path).epochs] == expected
+    scores = [list(groups)[1] for groups in rates["mask"]]
+    assert scores == [cosine(0.6, epoch, 3) for epoch in range(3)]
 
 
 def test_the_schedule_is_followed(tiny, go):
