@@ -7,6 +7,7 @@ How one run flows through the files:
     experiment       what each arm trains, and in which order
     results          one JSON file per arm run
     table, figures   drawn from those files alone   __main__       the command line
+    reproduction     the page of docs/ that is written from the committed results
 """
 
 

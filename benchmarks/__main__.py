@@ -9,6 +9,7 @@ import torch
 import typer
 
 from benchmarks import categorical as toy
+from benchmarks import reproduction as page
 from benchmarks import speed as side_by_side
 from benchmarks import speed_page, table
 from benchmarks.atomic import replacing
@@ -269,6 +270,12 @@ def categorical(
     print(toy.markdown(descents))
     print(f"Written to {path}")
     print(f"Drawn: {toy.draw(descents, figures or output)}")
+
+
+@app.command()
+def reproduction() -> None:
+    """Write docs/reproduction.md and its figures from the results in benchmarks/results."""
+    print(f"Written to {page.write(page.RESULTS, page.DOCS)}")
 
 
 @app.command()

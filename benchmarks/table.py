@@ -8,14 +8,15 @@ from benchmarks.reference import blog, is_comparable
 from benchmarks.results import Result, overall_masked_fraction
 
 HEADER = (
-    "| # | data set | network | arm | estimator | seeds | epochs | best test accuracy | blog "
-    "| last test accuracy | blog | masked fraction | blog | minutes |"
+    "| # | data set | images | network | arm | estimator | seeds | epochs | best test accuracy "
+    "| blog | last test accuracy | blog | masked fraction | blog | minutes |"
 )
 NOTES = """
-Best: the epoch with the highest test accuracy, as the blog selects; last: the last epoch, nothing
-selected. Several seeds: mean (lowest to highest). The masked fraction counts the best epoch's mask.
-Minutes: training and evaluation of one run, on the processor named below. The blog's network is
-WRN-28-8, its training 30 epochs, its arms one run each.
+Images: how many of the training set were trained on. Best: the epoch with the highest test
+accuracy, as the blog selects; last: the last epoch, nothing selected. Several seeds: mean (lowest
+to highest). The masked fraction counts the best epoch's mask. Minutes: training and evaluation of
+one run, on the processor named below. The blog's network is WRN-28-8, its training 30 epochs, its
+arms one run each.
 """
 
 
@@ -35,6 +36,7 @@ def _row(number: int, group: Sequence[Result]) -> str:
     cells = [
         str(number),
         configuration.dataset,
+        str(configuration.train_images or "all"),
         configuration.network_name,
         configuration.arm,
         configuration.estimator or "-",

@@ -94,17 +94,20 @@ def test_gumbel_softmax():
     torch.testing.assert_close(cold, categorical.intermediate(logits, noise, 1.0))
 
 
-def test_the_toy_is_well_posed():
-    """Over all pairs of a draw and a target the gradient is half that of KL(truth || pi)."""
+@pytest.mark.parametrize("a", [0.5, 1, 3])
+def test_the_toy_is_well_posed(a):
+    """Over all pairs of a draw and a target the gradient is that of KL(truth || pi) times
+    a / (1 + a), a half where alpha = EPSILON as in the toy."""
     logits = torch.tensor([0.2, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
     truth = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64)
     pi = torch.softmax(logits, -1).detach()
     mean = torch.zeros(3, dtype=torch.float64)
     for k, target in itertools.product(range(3), repeat=2):
-        z = categorical.intermediate(logits, forced((3,), torch.tensor(k)), categorical.EPSILON)
+        alpha = a * categorical.EPSILON
+        z = categorical.intermediate(logits, forced((3,), torch.tensor(k)), alpha)
         loss = -(z[target] + categorical.EPSILON).log()
         mean += pi[k] * truth[target] * torch.autograd.grad(loss, logits)[0]
-    torch.testing.assert_close(mean, (pi - truth) / 2, rtol=1e-12, atol=1e-15)
+    torch.testing.assert_close(mean, (pi - truth) * a / (1 + a), rtol=1e-12, atol=1e-15)
 
 
 def test_it_recovers():

@@ -61,6 +61,7 @@ def test_a_results_schema(tiny, go):
         "width": None, "estimator": "threshold", "init": 0.02, "epochs": 2, "batch_size": 16,
         "lr": 1e-2, "score_lr": None, "mix_lr": None, "seed": 3, "precision": "float32",
         "train_images": 64, "held_out": None, "faithful_scaling": False, "augmentation": True,
+        "weights": "glorot", "rescale": False, "schedule": "plateau",
     }  # fmt: skip
     assert content["estimator"] == "Threshold(tau=0.5)"
     assert [e["epoch"] for e in content["epochs"]] == [1, 2]
@@ -274,14 +275,15 @@ def test_table_of_one_seed():
     text = table.markdown([result(arm) for arm in ARMS])
     header, found = rows(text)
     assert header == [
-        "#", "data set", "network", "arm", "estimator", "seeds", "epochs", "best test accuracy",
-        "blog", "last test accuracy", "blog", "masked fraction", "blog", "minutes",
+        "#", "data set", "images", "network", "arm", "estimator", "seeds", "epochs",
+        "best test accuracy", "blog", "last test accuracy", "blog", "masked fraction", "blog",
+        "minutes",
     ]  # fmt: skip
     ours = ["0.7500", "0.6250"]
     theirs = blog("mnist").utilisation
     masked = sum(x.parameters * x.masked for x in theirs) / sum(x.parameters for x in theirs)
     fraction, blogs = f"{masked / 2:.4f}", f"{masked:.3f}"
-    setting = ["mnist", "wrn-28-8"]
+    setting = ["mnist", "all", "wrn-28-8"]
     tail = ["1", "3", ours[0]]
     assert found == [
         ["1", *setting, "mask", "threshold", *tail, "0.991", ours[1], "0.991", fraction, blogs,
@@ -301,7 +303,7 @@ def test_table_of_cifar10():
     _, found = rows(table.markdown([result(arm, dataset="cifar10") for arm in ARMS[:3]]))
     protocol = [(0.83, 0.80), (0.87, 0.87), (0.907, 0.904)]
     for row, numbers in zip(found, protocol, strict=True):
-        assert (float(row[8]), float(row[10])) == pytest.approx(numbers, abs=0.006)
+        assert (float(row[9]), float(row[11])) == pytest.approx(numbers, abs=0.006)
 
 
 def test_table_of_several_seeds():
@@ -317,13 +319,13 @@ def test_table_of_several_seeds():
         ]
     )
     _, found = rows(text)
-    assert [row[3:7] for row in found] == [
+    assert [row[4:8] for row in found] == [
         ["weights", "-", "1", "3"],
         ["mask", "threshold", "3", "2"],
         ["mask", "bernoulli", "1", "2"],
         ["mask", "threshold", "1", "2"],
     ]
-    assert found[1][7:] == [
+    assert found[1][8:] == [
         "0.8000 (0.7000 to 0.9000)", "-", "0.5000 (0.1000 to 0.8000)", "-",
         "0.2750 (0.2000 to 0.3500)", "-", "1.0 (1.0 to 1.0)",
     ]  # fmt: skip
