@@ -18,7 +18,7 @@ LEVELS = (
     ["results"],
     ["reference", "experiment", "paired"],
     ["table", "figures", "sweep", "settings"],
-    ["categorical", "kinds"],
+    ["categorical", "kinds", "literature"],
     ["facts"],
     ["reproduction"],
     ["steps"],
