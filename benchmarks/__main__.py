@@ -19,6 +19,7 @@ from benchmarks.experiment import rebuild as rebuild_network
 from benchmarks.experiment import run as run_arms
 from benchmarks.figures import draw
 from benchmarks.results import command_line, read_results
+from benchmarks.speed_figure import draw as draw_speed
 from benchmarks.sweep import markdown
 from benchmarks.sweep import sweep as run_sweep
 
@@ -288,7 +289,7 @@ def speed(
             "memory: peaks. costs: wrap, save_masks and their like.",
         ),
     ] = ",".join(side_by_side.PARTS),
-    output: Annotated[Path, typer.Option(help="Folder for speed.json and its table.")] = Path(
+    output: Annotated[Path, typer.Option(help="Folder for speed.json and the figure.")] = Path(
         "runs/speed"
     ),
 ) -> None:
@@ -297,8 +298,16 @@ def speed(
     About ten minutes on two idle cores.
     """
     path = side_by_side.measure(only.split(","), output, command_line())
-    print(speed_page.tables(json.loads(path.read_text())))
+    content = json.loads(path.read_text())
+    print(speed_page.tables(content))
     print(f"Written to {path}")
+    print(f"Drawn: {draw_speed(content, output / 'speed.png')}")
+
+
+@app.command("speed-page")
+def write_speed_page() -> None:
+    """Write docs/speed.md and its figures from the results in benchmarks/results/speed."""
+    print(f"Written to {speed_page.write(speed_page.RESULTS, speed_page.DOCS)}")
 
 
 def _show(folder: Path) -> None:

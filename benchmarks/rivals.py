@@ -65,7 +65,8 @@ def parametrized(
 def pruned(model: nn.Module) -> nn.Module:
     """A fixed random half of the same weights masked by torch's own prune; the weights train."""
     for layer in conv_and_linear(model):
-        prune.random_unstructured(layer, "weight", amount=0.5)  # type: ignore[no-untyped-call]
+        mask = torch.rand_like(layer.weight) < 0.5
+        prune.custom_from_mask(layer, "weight", mask)  # type: ignore[no-untyped-call]
     return model
 
 

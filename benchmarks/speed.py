@@ -21,7 +21,7 @@ class Part(NamedTuple):
 
 PARTS = {
     "steps": Part(steps.cases, steps.measure),
-    "floor": Part(floor.sizes, floor.measure),
+    "floor": Part(floor.cases, floor.measure),
     "memory": Part(memory.cases, memory.measure),
     "costs": Part(costs.sizes, costs.measure),
 }

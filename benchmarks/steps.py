@@ -16,7 +16,7 @@ from benchmarks.timing import Call, side_by_side
 SECONDS, AT_LEAST = 16.0, 5  # of rounds a case, after the warm-up
 CLASSES = 10
 # glibc gives large blocks back to the system when they are freed; told so, it keeps them.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**40), "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
 def wrn(depth: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
@@ -140,7 +140,7 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
 
 def _measure(case: dict[str, Any], device: str, seconds: float, at_least: int) -> dict[str, Any]:
     torch.set_flush_denormal(True)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     on, this = torch.device(device), Case(**case)
     steps = {name: training_step(this, name, on) for name in this.contestants}
     timings = side_by_side(steps, seconds=seconds, at_least=at_least, device=on)

@@ -24,7 +24,8 @@ LEVELS = (
     ["steps"],
     ["memory"],
     ["floor", "costs"],
-    ["speed", "speed_page"],
+    ["speed", "speed_figure"],
+    ["speed_page"],
     ["__main__"],
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -1,0 +1,445 @@
+"""The measurements of speed: what the rivals compute, what trains, what comes out. Never a time."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from typer.testing import CliRunner
+
+import masktorch
+from benchmarks import (
+    BenchmarkError,
+    child,
+    costs,
+    floor,
+    memory,
+    rivals,
+    speed,
+    speed_page,
+    steps,
+    timing,
+)
+from benchmarks import __main__ as cli
+from benchmarks.timing import Timings, side_by_side
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+LENET = steps.Case("LeNet-300-100", 2)
+
+# torch.compile makes an instance of an autograd function while it traces one
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+
+
+def call(*arguments):
+    """Exit code and output of the command line."""
+    outcome = CliRunner().invoke(cli.app, arguments, terminal_width=200)
+    if outcome.exception and not isinstance(outcome.exception, SystemExit):
+        raise outcome.exception
+    return outcome.exit_code, outcome.output
+
+
+def sigma(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def float64(*shape):
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def _brief(monkeypatch):
+    """One round each, on whatever is smallest."""
+    torch.manual_seed(0)
+    for part in (steps, floor):
+        monkeypatch.setattr(part, "SECONDS", 0.0)
+        monkeypatch.setattr(part, "AT_LEAST", 1)
+
+
+class TestRivals:
+    def loss(self, mask_of):
+        """The mask, and the gradient of the scores, for random upstream gradients."""
+        scores, weight, upstream = float64(3, 50)
+        scores.requires_grad_()
+        product = rivals.Product(mask_of, scores)
+        out = product(weight)
+        out.backward(upstream)
+        mask = (out / weight).detach().numpy()
+        arrays = [t.detach().numpy() for t in (scores, weight, upstream)]
+        return mask, product.scores.grad.numpy(), arrays
+
+    def test_threshold(self):
+        mask, gradient, (s, w, upstream) = self.loss(rivals.threshold)
+        np.testing.assert_allclose(mask, s > 0)
+        np.testing.assert_allclose(gradient, upstream * w * sigma(s) * (1 - sigma(s)))
+
+    def test_bernoulli(self):
+        mask, gradient, (s, w, upstream) = self.loss(rivals.bernoulli)
+        assert set(mask.round(12)) == {0.0, 1.0}
+        np.testing.assert_allclose(gradient, upstream * w * sigma(s) * (1 - sigma(s)))
+        draws = torch.stack([rivals.bernoulli(torch.tensor([-2.0, 0.0, 1.0])) for _ in range(4000)])
+        np.testing.assert_allclose(draws.mean(0), sigma(np.array([-2.0, 0.0, 1.0])), atol=0.04)
+
+    def test_edge_popup(self):
+        mask, gradient, (s, w, upstream) = self.loss(rivals.edge_popup)
+        np.testing.assert_allclose(mask, np.abs(s) > np.median(np.abs(s)))
+        np.testing.assert_allclose(gradient, upstream * w * np.sign(s))
+
+    def test_prune(self):
+        layer = nn.Linear(20, 10)
+        before = layer.weight.detach().clone()
+        rivals.pruned(layer)
+        masked = layer.weight == 0
+        assert 60 < masked.sum() < 140
+        assert torch.equal(layer.weight[~masked], before[~masked])
+
+    def test_the_same_weights_as_wrap(self):
+        model = steps.NETWORKS["Transformer 6x256"]()[0]
+        sizes = [layer.weight.shape for layer in rivals.conv_and_linear(model)]
+        assert sizes == [
+            scores.shape for scores in masktorch.mask_parameters(masktorch.wrap(model))
+        ]
+
+
+@pytest.mark.parametrize("name", steps.CONTESTANTS)
+def test_what_trains(name):
+    model = steps.CONTESTANTS[name](nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)))
+    cross_entropy(model(torch.randn(4, 8)), torch.tensor([0, 1, 2, 0])).backward()
+    trained = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.grad is not None}
+    weights = {"plain": "weight", "frozen mask": "weight", "prune": "weight_orig"}
+    assert trained == {"bias", weights.get(name, "scores")}
+    assert trained == {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("name", [name for name in steps.CONTESTANTS if name != "plain"])
+def test_about_half_is_masked(name):
+    layer = steps.CONTESTANTS[name](nn.Linear(100, 100))
+    assert 0.4 < (layer.weight == 0).float().mean() < 0.6
+
+
+@pytest.mark.parametrize("name", [name for name in steps.CONTESTANTS if name != "plain"])
+def test_a_step_trains(name, monkeypatch):
+    """The parameters of a step change by about Adam's learning rate, and no others do."""
+    models = []
+    keep = steps.CONTESTANTS[name]
+    monkeypatch.setitem(steps.CONTESTANTS, name, lambda model: models.append(keep(model)) or model)
+    step = steps.training_step(LENET, name, CPU)
+    before = {n: p.detach().clone() for n, p in models[0].named_parameters()}
+    step()
+    for n, parameter in models[0].named_parameters():
+        moved = (parameter - before[n]).abs().max()
+        assert moved < 1.1e-3
+        assert (moved > 0) == parameter.requires_grad
+
+
+def test_contestants_start_from_one_network_and_batch(monkeypatch):
+    seen = []
+    for name in ("plain", "threshold", "textbook"):
+        monkeypatch.setitem(steps.CONTESTANTS, name, lambda m: seen.append(m) or m)
+        steps.training_step(LENET, name, CPU)
+    first, *others = [model.state_dict() for model in seen]
+    for other in others:
+        for name, tensor in first.items():
+            assert torch.equal(tensor, other[name])
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """What torch.compile was asked for; it compiles with the quick backend."""
+    asked, compile_ = [], torch.compile
+
+    def quick(function):
+        asked.append(function)
+        return compile_(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", quick)
+    return asked
+
+
+@pytest.mark.parametrize("mode", ["eager", "compiled"])
+def test_a_case_is_measured(mode, compilations):
+    case = replace(LENET, mode=mode)
+    row = steps.measure(case, CPU)
+    assert len(compilations) == (len(steps.COMPILED) if mode == "compiled" else 0)
+    contestants = set(steps.COMPILED if mode == "compiled" else steps.CONTESTANTS)
+    assert set(row["ratio"]) == set(row["seconds"]) == set(row["rounds"]) == contestants
+    assert row["ratio"]["plain"] == [1, 1, 1]
+    assert {"network": "LeNet-300-100", "batch": 2, "mode": mode}.items() <= row.items()
+
+
+def test_a_case_whose_malloc_keeps_memory_has_a_process_of_its_own(monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        child, "call", lambda *args, variables: calls.append((args, variables)) or {}
+    )
+    row = steps.measure(replace(LENET, keeps_memory=True), CPU)
+    assert row["keeps_memory"]
+    (((function, case, *rest), variables),) = calls
+    assert function(json.loads(json.dumps(case)), *rest)["ratio"]["plain"] == [1, 1, 1]
+    assert set(variables) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision(precision, monkeypatch):
+    dtypes = []
+
+    def watched(model):
+        model.classifier.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+        return model
+
+    monkeypatch.setitem(steps.CONTESTANTS, "plain", watched)
+    steps.training_step(replace(LENET, precision=precision), "plain", CPU)()
+    assert dtypes == [getattr(torch, precision)]
+
+
+def test_prune_alone_can_not_train_an_attention():
+    case = steps.Case("Transformer 6x256", 1)
+    assert set(steps.CONTESTANTS) - set(case.contestants) == {"prune"}
+    for name in ("threshold", "textbook"):
+        step = steps.training_step(case, name, CPU)
+        step()
+        step()
+    step = steps.training_step(case, "prune", CPU)
+    step()
+    with pytest.raises(RuntimeError, match="a second time"):
+        step()
+
+
+def test_cases_name_networks():
+    for device in (CPU, torch.device("cuda")):
+        for case in (*steps.cases(device), *memory.cases(device)):
+            assert case.network in steps.NETWORKS
+
+
+class TestTiming:
+    def test_ratios_are_of_one_round(self):
+        timings = Timings({"a": {0: 2.0, 1: 30.0, 2: 8.0}, "b": {0: 1.0, 1: 10.0, 2: 2.0}})
+        assert timings.median("a") == 8
+        assert timings.ratio("a", "b") == [2.5, 3, 3.5]
+
+    def test_a_round_that_one_sits_out_does_not_count(self):
+        timings = Timings({"a": {0: 6.0}, "b": {0: 2.0, 1: 1.0}})
+        assert timings.ratio("a", "b") == [3, 3, 3]
+
+    def test_rounds(self, monkeypatch):
+        turns = []
+
+        def turn(call, repeats, device):
+            turns.append((call(), repeats))
+            return call()
+
+        monkeypatch.setattr(timing, "_turn", turn)
+        took = {"quick": 0.001, "same": 0.0041, "slow": 0.009, "slowest": 1.0}
+        calls = {name: lambda seconds=seconds: seconds for name, seconds in took.items()}
+        timings = side_by_side(calls, seconds=0, at_least=11, device=CPU)
+        rounds = {name: list(each) for name, each in timings.rounds.items()}
+        assert rounds == {
+            "quick": list(range(11)), "same": [0, 2, 4, 6, 8, 10], "slow": [0, 3, 6, 9],
+            "slowest": [0, 5, 10],
+        }  # fmt: skip
+        measured = turns[2 * len(calls) :]
+        assert dict(measured) == {0.001: 20, 0.0041: 5, 0.009: 3, 1.0: 1}  # repeats: 20 ms a turn
+        assert [seconds for seconds, _ in measured[:4]] != list(took.values())  # random order
+
+    def test_seconds_are_filled(self):
+        timings = side_by_side({"a": lambda: None}, seconds=0.2, at_least=1, device=CPU)
+        assert len(timings.rounds["a"]) > 1
+
+
+class TestFloor:
+    @pytest.mark.parametrize("mode", ["eager", "compiled"])
+    def test_a_size_is_measured(self, mode, compilations):
+        row = floor.measure(floor.Case(mode, 100), CPU)
+        sort = {"sort alone"} if mode == "eager" else set()
+        assert set(row["multiple"]) == {"add", *floor.PRODUCTS} | sort
+        assert len(compilations) == (len(floor.PRODUCTS) if mode == "compiled" else 0)
+        assert row["multiple"]["add"] == [pytest.approx(12 / 28)] * 3
+        rate = 12 / row["nanoseconds"]["add"]  # bytes a nanosecond: GB/s
+        assert rate == pytest.approx(row["gigabytes_per_second"])
+
+    @pytest.mark.parametrize("name", floor.PRODUCTS)
+    def test_products_mask_the_weight(self, name):
+        scores, weight = float64(2, 50)
+        scores[::2] = 40 * scores[::2].sign()
+        product = floor.PRODUCTS[name](scores.requires_grad_(), weight).detach()
+        np.testing.assert_allclose(product[::2], (weight * (scores > 0)).detach()[::2], atol=1e-12)
+        assert torch.isclose(product, weight).logical_or(product.abs() < 1e-12).all()
+
+    def test_sizes_fit_the_memory(self, monkeypatch):
+        monkeypatch.setattr(floor, "physical_bytes", lambda: 2 * 40 * 10**7)
+        assert max(case.size for case in floor.cases(CPU)) == 10**7
+
+
+class TestMemory:
+    def test_a_process_of_its_own_measures_the_peak(self, monkeypatch):
+        monkeypatch.setattr(memory, "CONTESTED", ("plain",))
+        row = memory.measure(LENET, CPU)
+        assert row["masked"] == 784 * 300 + 300 * 100 + 100 * 10
+        assert row["largest_layer"] == 784 * 300
+        assert row["bytes_per_entry"]["plain"] > 12  # weights and moments at the least
+
+    def test_without_proc(self, monkeypatch):
+        monkeypatch.setattr(memory.Path, "exists", lambda path: False)
+        with pytest.raises(BenchmarkError, match="run this on Linux, or leave it out with --only"):
+            memory.peak("LeNet-300-100", 2, "plain", "cpu")
+
+
+def test_child(capfd):
+    assert child.call(memory.physical_bytes, variables={}) == memory.physical_bytes()
+    with pytest.raises(BenchmarkError, match=r"measure\('x',\) to end well .* exit status 1"):
+        child.call(costs.measure, "x", variables={})
+    assert "Traceback" in capfd.readouterr().err
+
+
+class TestCosts:
+    def test_a_size_is_measured(self):
+        row = costs.measure(1000, CPU)
+        names = ["pass", "wrap", "masks", "report", "freeze_mask", "save_masks", "load_masks"]
+        assert list(row["seconds"]) == list(row["multiple"]) == [*names, "unwrap"]
+        assert row["repetitions"] == costs.REPETITIONS
+        assert row["multiple"]["pass"] == 1
+
+    def test_sizes(self, monkeypatch):
+        for size in (10**3, 10**6):
+            entries = sum(p.numel() for p in costs.network(size, CPU).parameters())
+            assert entries == pytest.approx(size, rel=0.05)
+        monkeypatch.setattr(costs, "physical_bytes", lambda: 2 * 10 * 10**8)
+        assert costs.sizes(CPU) == (10**6, 10**7, 10**8)
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    rows = {
+        "steps": (LENET,), "floor": (floor.Case("eager", 100),), "memory": (), "costs": (1000,),
+    }  # fmt: skip
+    for name, of_part in rows.items():
+        part = speed.PARTS[name]._replace(rows=lambda device, of_part=of_part: of_part)
+        monkeypatch.setitem(speed.PARTS, name, part)
+
+
+class TestCommand:
+    def test_all_parts(self, small_parts, tmp_path):
+        code, text = call("speed", "--output", str(tmp_path))
+        assert code == 0
+        for title in ("Training steps", "The estimators alone", "The other functions"):
+            assert f"### {title}" in text
+        assert "| LeNet-300-100 | 2 | float32 | eager |" in text
+        content = json.loads((tmp_path / "speed.json").read_text())
+        assert set(content) == {"command", "environment", "steps", "floor", "costs"}
+        assert {"torch", "masktorch", "commit", "processor", "threads"} <= set(
+            content["environment"]
+        )
+        assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_only(self, small_parts, tmp_path):
+        assert call("speed", "--only", "costs", "--output", str(tmp_path))[0] == 0
+        content = json.loads((tmp_path / "speed.json").read_text())
+        assert set(content) == {"command", "environment", "costs"}
+
+    def test_an_unknown_part(self):
+        with pytest.raises(BenchmarkError, match=r"floor, memory, costs, .* found 'flor'"):
+            call("speed", "--only", "steps,flor")
+
+
+@pytest.fixture
+def content():
+    def step(threshold, **changes):
+        case = dict(network="MLP 4x2048", batch=128, precision="float32", mode="eager",
+                    keeps_memory=False)  # fmt: skip
+        return {
+            **case, **changes, "seconds": {"plain": 0.1, "threshold": threshold / 10},
+            "ratio": {"plain": [1, 1, 1], "threshold": [0.9 * threshold, threshold, 9.0]},
+        }  # fmt: skip
+
+    def alone(mode, size):
+        return {
+            "mode": mode, "size": size, "gigabytes_per_second": 9.5,
+            "multiple": {"add": [0.5, 1.0, 1.5], "threshold": [1.0, 1.5, 1.6],
+                         "bernoulli": [3.0, 4.0, 5.0], "intermediate": [0.7, 0.8, 0.9],
+                         "textbook": [2.0, 3.0, 4.0]},
+        }  # fmt: skip
+
+    return {
+        "command": "python -m benchmarks speed",
+        "environment": dict(masktorch="0.1.0", torch="2.13.0", commit="abc", dirty=False,
+                            device="cpu", processor="Some CPU", threads=2),
+        "steps": [step(1.25), step(1.35, keeps_memory=True), step(1.5, precision="bfloat16"),
+                  step(1.2, mode="compiled")],
+        "floor": [alone("eager", 10**4), alone("eager", 10**6), alone("compiled", 10**6)],
+        "memory": [{
+            "network": "MLP 4x2048", "batch": 128, "masked": 400, "largest_layer": 100,
+            "bytes_per_entry": {"plain": 16.5, "threshold": 26.4, "bernoulli": 26.6,
+                                "intermediate": 20, "textbook": 30},
+        }],
+        "costs": [{"size": 10**6, "repetitions": 1, "seconds": {"pass": 0.001, "wrap": 0.002},
+                   "multiple": {"pass": 1.0, "wrap": 3.5}}],
+    }  # fmt: skip
+
+
+class TestPage:
+    def test_targets_are_beside_the_numbers(self, content):
+        text = speed_page.tables(content)
+        for line in (
+            "| MLP 4x2048 | 128 | float32 | eager | 100 ms | 1.00 | 1.25 (1.3: met) |",
+            "| MLP 4x2048 | 128 | float32 | eager, malloc keeps memory | 100 ms | 1.00 | 1.35 |",
+            "| MLP 4x2048 | 128 | bfloat16 | eager | 100 ms | 1.00 | 1.50 |",
+            "| MLP 4x2048 | 128 | float32 | compiled | 100 ms | 1.00 | 1.20 (1.18: not met) |",
+            "| eager | 10,000 | 9.5 GB/s | 1.50 | 4.00 | 0.80 | 3.00 |",
+            "| eager | 1,000,000 | 9.5 GB/s | 1.50 (2: met) | 4.00 (2: not met) | 0.80 (2: met) |",
+            "| 1.50 (1.1: not met) | 4.00 (1.1: not met) | 0.80 (1.1: met) | 3.00 |",
+            # plain's and 8 and two temporaries of a quarter: 16.5 + 8 + 2
+            "| 16.50 | 26.40 (26.5: met) | 26.60 (26.5: not met) | 20.00 (26.5: met) | 30.00 |",
+            "| 1,000,000 | 1 ms | 3.50 (3: not met) |",
+        ):
+            assert line in text
+
+    def test_targets_are_of_the_cpu(self, content):
+        content["environment"]["device"] = "cuda"
+        assert "met)" not in speed_page.tables(content)
+
+    def test_a_contestant_that_sat_out(self, content):
+        del content["steps"][0]["ratio"]["threshold"]
+        assert "| 100 ms | 1.00 | - |" in speed_page.tables(content)
+
+    def test_page(self, content):
+        text = speed_page.page({"speed": content, "speed-h100": content})
+        assert text.count("## On Some CPU, 2 threads") == 2
+        assert "figures/speed.png" in text
+        assert "figures/speed-h100.png" in text
+        assert "`python -m benchmarks speed` with torch 2.13.0" in text
+        assert "backward (120 ms a step of the MLP 4x2048 below, 125 without)." in text.replace(
+            "\n  ", " "
+        )
+        assert "## Targets that are not met" in text
+        case = "Training steps, MLP 4x2048, 128, float32, compiled, 100 ms"
+        assert f"\n- {case}: threshold 1.20, target 1.18\n" in text
+        assert "1.25, target" not in text
+
+    def test_page_without_results(self):
+        text = speed_page.page({})
+        assert "## To be fast" in text
+        assert "not met" not in text
+        assert "{" not in text
+        assert "(" not in text.partition("Compile**")[2].partition("\n- ")[0].replace("(model)", "")
+
+    def test_write(self, content, tmp_path):
+        for folder in (tmp_path / "results", tmp_path / "results" / "h100"):
+            folder.mkdir()
+            (folder / "speed.json").write_text(json.dumps(content))
+        path = speed_page.write(tmp_path / "results", tmp_path / "docs")
+        assert path.read_text() == speed_page.page({"speed": content, "speed-h100": content})
+        names = {path.name for path in (tmp_path / "docs" / "figures").iterdir()}
+        assert names == {"speed.png", "speed-h100.png"}
+
+    def test_the_committed_page_is_up_to_date(self):
+        contents = speed_page.read(ROOT / speed_page.RESULTS)
+        if not contents:
+            pytest.skip("no result is committed yet")
+        assert (ROOT / speed_page.DOCS / "speed.md").read_text() == speed_page.page(contents), (
+            "expected docs/speed.md to be made from benchmarks/results/speed: "
+            "run python -m benchmarks speed-page"
+        )
