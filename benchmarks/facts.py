@@ -8,7 +8,7 @@ from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
-from benchmarks import categorical, sweep, table
+from benchmarks import categorical, literature, sweep, table
 from benchmarks.configuration import Configuration
 from benchmarks.figures import draw
 from benchmarks.kinds import KINDS, layer_range, mean_of_seeds, shares, small_and_large
@@ -35,6 +35,8 @@ def facts(results: Path, figures: Path) -> dict[str, str]:
         found |= _of_runs([s for study in runs for s in settings(study, runs[study])])
         found["table"] = table.markdown([result for study in runs.values() for result in study])
         found["figures"] = "\n\n".join(_figures(study, runs[study], figures) for study in runs)
+    if _holds(results / "literature"):
+        found["literature"] = literature.markdown(results / "literature")
     if _holds(results / "categorical"):
         found |= _of_toy(results / "categorical" / "categorical.json", figures)
     for path in sorted((results / "sweep").glob("*.json")):

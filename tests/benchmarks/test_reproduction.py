@@ -79,6 +79,8 @@ def full(tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     save(folder / "results" / "reduced", *CIFAR)
     save(folder / "results" / "wrn-28-1", *MNIST)
+    supermask = Configuration("mnist", network="lenet-300-100", epochs=2).for_arm("mask")
+    save(folder / "results" / "literature", replace(MNIST[0], configuration=supermask))
     for name in ("categorical", "sweep"):
         shutil.copytree(reproduction.RESULTS / name, folder / "results" / name)
     found = facts.facts(folder / "results", folder / "docs" / "figures")
@@ -97,6 +99,7 @@ def test_the_committed_page_is_up_to_date(tmp_path):
 def test_no_field_is_left(full):
     text = full[1]
     assert not reproduction.FIELD.search(text)
+    assert "## Learned supermasks in the literature\n\n| # | network |" in text
     for name in ("deviations", "kinds", "claims", "misses", "winners", "readings", "table"):
         assert f"{{{name}}}" in reproduction.PAGE
 
@@ -118,6 +121,8 @@ def test_what_was_run(full):
         "| masktorch 0 at c0ffee0 with torch 2 | 18 | 9.0 |\n"
     ) in full[1]
     assert "| MNIST, `wrn-28-1` | wrn-28-1 | all | 2 | 0 | bfloat16 |" in full[1]
+    assert "\n| 1 | mnist | all | wrn-28-1 | mask | threshold | 1 |" in full[1]
+    assert "\n| 4 | cifar10 | 5000 | wrn-16-1 | mask | bernoulli | 3 |" in full[1]
 
 
 def test_software():
