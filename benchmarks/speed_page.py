@@ -48,7 +48,7 @@ FLOOR = """\
 
 Forward and backward of `weight * mask` (float32, gradient to the scores), as multiples of a floor:
 the 28 bytes an entry that have to move, at the rate of `torch.add(a, b, out=c)` of the same size in
-the same rounds.
+the same rounds. Of 10^4 to 10^8 entries, within half of the machine's memory; the sort to 10^7.
 """
 MEMORY = """\
 ### Memory
@@ -61,7 +61,8 @@ COSTS = """\
 ### The other functions
 
 Multiples of one out-of-place add of the weights: ten square layers, bfloat16, half of the entries
-masked at random.
+masked at random. Of 10^6 to 10^9 entries, without the sizes that would take more than half of the
+machine's memory.
 """
 PAGE = """\
 # Speed and memory
