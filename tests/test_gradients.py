@@ -28,6 +28,14 @@ def run(function, scores, weight, grad, fused):
     return out.detach().numpy(), s.grad.numpy(), w.grad.numpy()
 
 
+@pytest.fixture(params=["whole", "blocks"])
+def size(request, monkeypatch):
+    """Both sides of the choice by size: tensors in one go, and a few entries at a time."""
+    if request.param == "blocks":
+        monkeypatch.setattr(functional, "BLOCK", 6)
+
+
+pytestmark = pytest.mark.usefixtures("size")
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
 
 
@@ -140,16 +148,14 @@ def probability(m, p):
 
 
 def fixed_draw(function, scores, mask, **kwargs):
-    """Calls a sampling function so that it draws exactly ``mask``: with uniform numbers of 0 or 1
-    from a generator that is none. The forward is checked to be that mask."""
-    real = torch.Tensor.uniform_
+    """Calls a sampling function so that it draws exactly ``mask``: from bits that are all 0 or all
+    1, the smallest and the largest uniform number. The forward is checked to be that mask."""
+    real = torch.Tensor.random_
     try:
-        torch.Tensor.uniform_ = lambda self, generator=None: self.copy_(
-            torch.where(torch.as_tensor(mask) == 1, -1.0, 2.0)
-        )
+        torch.Tensor.random_ = lambda self, generator=None: self.copy_(torch.as_tensor(mask) - 1)
         drawn = function(scores, **kwargs)
     finally:
-        torch.Tensor.uniform_ = real
+        torch.Tensor.random_ = real
     np.testing.assert_array_equal(drawn.detach().numpy(), mask)
     return drawn
 
@@ -249,3 +255,78 @@ def test_rescale_is_exact_through_the_sum_of_the_mask():
     for_mask = g * n / kept - np.sum(g * m) * n / kept**2
     expected = for_mask * sigma(s) * (1 - sigma(s))
     np.testing.assert_allclose(linear.parametrizations.weight.scores.grad, expected, rtol=1e-10)
+
+
+FUNCTIONS = (functional.threshold, functional.bernoulli, functional.intermediate)
+LAYOUTS = {
+    "contiguous": lambda: torch.randn(4, 3, 5, 3),
+    "channels last": lambda: torch.randn(4, 3, 5, 3).to(memory_format=torch.channels_last),
+    "transposed": lambda: torch.randn(5, 9).t(),
+    "gaps": lambda: torch.randn(4, 20)[:, ::2],
+    "expanded": lambda: torch.randn(4, 1).expand(4, 10),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_blocks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch):
+    torch.manual_seed(0)
+    found = []
+    scores, weight, grad = (LAYOUTS[layout]().to(dtype) for _ in range(3))
+    for block in (2**18, 8):
+        monkeypatch.setattr(functional, "BLOCK", block)
+        s = scores.detach().requires_grad_()
+        out = function(s, generator=torch.Generator().manual_seed(1), weight=weight) if (
+            function is not functional.threshold
+        ) else function(s, weight=weight)  # fmt: skip
+        found.append((out.detach(), *torch.autograd.grad(out, s, grad)))
+    for whole, blocks in zip(*found, strict=True):
+        assert blocks.stride() == whole.stride()
+        torch.testing.assert_close(blocks, whole, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_weight_that_trains_beside_its_scores(function):
+    s, w, grad = tensors(shape=(7, 5))
+    out, _, for_weight = run(function, s, w, grad, True)
+    np.testing.assert_array_equal(for_weight, grad * (out != 0))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(function):
+    """Where a gradient is itself differentiated, nothing on its way is written over."""
+    s, w, grad = (torch.tensor(a, requires_grad=True) for a in tensors(shape=(7, 5)))
+    out = function(s, weight=w)
+    (first,) = torch.autograd.grad(out, s, grad, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), grad)
+    m = (out != 0).double()
+    p, g = torch.sigmoid(s.detach()), (grad * w).detach().requires_grad_()
+    if function is functional.intermediate:
+        x = (0.1 * g / g.square().mean().sqrt()).clamp(-0.5, 0.5)
+        by_hand = p - torch.where(m == 1, 1 / (1 + x), -x / (1 - x))
+    else:
+        by_hand = g * p * (1 - p)
+    (expected,) = torch.autograd.grad(by_hand.square().sum(), g)
+    torch.testing.assert_close(first, by_hand)
+    torch.testing.assert_close(second, expected * w.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bits", [0, -1, 2**63 - 1])
+def test_uniform_numbers_lie_in_the_half_open_interval(dtype, bits, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "random_", lambda self, generator=None: self.fill_(bits))
+    u = functional._uniform(torch.empty(5, dtype=dtype), None)
+    assert torch.all(u == 0) if bits == 0 else torch.all((u > 1 - 1e-6) & (u < 1))
+    probability = torch.tensor([0.0, 1.0], dtype=dtype)
+    certain = torch.special.logit(probability)  # -inf, inf
+    assert functional.bernoulli(certain).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers_are_uniform_and_independent(dtype):
+    torch.manual_seed(0)
+    u = functional._uniform(torch.empty(200_000, dtype=dtype), None).double()
+    assert np.all(np.abs(np.histogram(u, 20, (0, 1))[0] - 10_000) < 5 * 97.5)
+    for lag in (1, 2, 3):
+        assert abs(np.corrcoef(u[:-lag], u[lag:])[0, 1]) < 5 / 200_000**0.5

@@ -27,7 +27,8 @@ class Estimator(Protocol):
     - `draws`: False where the mask of training follows from the scores alone (else a draw is held
       for one forward);
     - `init`: the scores to start from, a number or a function of the weight (else 1.0);
-    - `product(scores, weight)`: `weight * mask` in fewer passes over memory;
+    - `product(scores, weight)`: `weight` times the mask of training, in fewer passes over memory;
+    - `mode_product(scores, weight)`: the same with the deterministic mask;
     - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
       `masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere).
 
@@ -59,6 +60,10 @@ class _Logistic:
     def mode(self, scores: Tensor) -> Tensor:
         """The deterministic mask `1[sigma(s) > tau]`, bool."""
         return functional.keeps(scores, self.tau)
+
+    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """`weight` times the deterministic mask."""
+        return functional.mode_product(scores, weight, self.tau)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores with those not yet on their side of the threshold set 1 beyond it."""

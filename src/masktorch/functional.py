@@ -10,14 +10,15 @@ gradients: `g = G * weight` reaches the rule and `G * m` the weight, where `G` i
 gradient of the result.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["bernoulli", "intermediate", "keeps", "logit", "select", "threshold"]
+__all__ = ["bernoulli", "intermediate", "keeps", "logit", "mode_product", "select", "threshold"]
 
 STEP_SIZE = 0.1
 """Default of `intermediate`."""
@@ -71,7 +72,7 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
         >>> scores.grad
         tensor([0.1050, 0.2500, 0.1050])
     """
-    return _masked(weight, scores, scores, logit(tau), _logistic_rule)
+    return _masked(weight, scores, _logistic_rule, at=logit(tau))
 
 
 def bernoulli(
@@ -90,7 +91,7 @@ def bernoulli(
         >>> bernoulli(scores)
         tensor([0., 1.], grad_fn=<_MaskedBackward>)
     """
-    return _masked(weight, scores, _draw(scores, generator), 0.0, _logistic_rule)
+    return _masked(weight, scores, _logistic_rule, generator=generator)
 
 
 def intermediate(
@@ -122,16 +123,80 @@ def intermediate(
         tensor([-0.1396,  0.0000,  0.1091])
     """
 
-    def rule(scores: Tensor, margin: Tensor, g: Tensor) -> Tensor:
-        dtype = torch.promote_types(g.dtype, torch.float32)  # alpha overflows half precision
-        g, p, m = g.to(dtype), torch.sigmoid(scores.to(dtype)), (margin > 0).to(dtype)
-        rms = torch.linalg.vector_norm(g) / math.sqrt(max(g.numel(), 1))
+    def rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
+        dtype = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
+        norms = [torch.linalg.vector_norm(g.to(dtype) * w) for g, w in blocks(grad, weight)]
+        rms = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(max(grad.numel(), 1))
         alpha = step_size / rms.clamp(min=torch.finfo(dtype).tiny)
-        x = (alpha * g).clamp(-MAX_STEP, MAX_STEP)
-        # Both cases of p - q in one: m - q = x / (1 + x) where m = 1 and x / (1 - x) where m = 0.
-        return torch.addcdiv(p - m, x, torch.addcmul(1 - x, m, x, value=2)).to(scores.dtype)
 
-    return _masked(weight, scores, _draw(scores, generator), 0.0, rule)
+        into = _into(grad)
+
+        def difference(scores: Tensor, weight: Tensor, kept: Tensor, grad: Tensor) -> Any:
+            x = grad.to(dtype) * weight
+            x = torch.mul(x, alpha, out=into(x))
+            x = torch.clamp(x, -MAX_STEP, MAX_STEP, out=into(x))
+            m = _number(kept, dtype)
+            # Both cases of p - q in one: m - q = x / (1 + x) where m = 1, x / (1 - x) where m = 0.
+            divisor = 1 - x
+            divisor = torch.addcmul(divisor, m, x, value=2, out=into(divisor))
+            p = torch.sigmoid(scores.to(dtype))
+            noise = torch.sub(p, m, out=into(p))
+            return (torch.addcdiv(noise, x, divisor, out=into(noise)).to(scores.dtype),)
+
+        return blockwise(difference, scores, weight, cast(Tensor, kept), grad)[0]
+
+    return _masked(weight, scores, rule, generator=generator, keep=True)
+
+
+BLOCK = 2**18
+"""Entries that `blocks` takes at a time."""
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, if they are large and on the CPU in blocks of their entries, else as they are.
+
+    What is computed of a block stays in the cache, and no memory is asked of the system for it
+    (there a fresh large tensor costs more than a pass over one). As they are, too, where gradients
+    or a transform must see what happens, or layouts differ.
+    """
+    first = tensors[0]
+    if (
+        first.numel() <= BLOCK
+        or first.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or not all(_is_plain(tensor) and tensor.stride() == first.stride() for tensor in tensors)
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        or torch.empty_like(first).stride() != first.stride()  # not dense
+    ):
+        yield tensors
+        return
+    for start in range(0, first.numel(), BLOCK):
+        yield tuple(_flat(tensor)[start : start + BLOCK] for tensor in tensors)
+
+
+def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The elementwise `function(*tensors)`, by `blocks`."""
+    whole: tuple[Tensor, ...] = ()
+    for number, block in enumerate(blocks(*tensors)):
+        parts = function(*block)
+        if block[0] is tensors[0]:
+            return parts
+        whole = whole or tuple(torch.empty_like(tensors[0], dtype=part.dtype) for part in parts)
+        for tensor, part in zip(whole, parts, strict=True):
+            _flat(tensor)[number * BLOCK :][: part.numel()] = part
+    return whole
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The entries of a dense tensor, in the order in which they lie in memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is what it seems: no subclass, nor under a transform of `torch.func`."""
+    return type(tensor) in (Tensor, nn.Parameter) and (
+        torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+    )
 
 
 def select(weight: Tensor, mask: Tensor) -> Tensor:
@@ -141,7 +206,25 @@ def select(weight: Tensor, mask: Tensor) -> Tensor:
         >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
         tensor([1., 0.])
     """
-    return _select(weight, mask.to(weight.dtype), 0.0)
+    return blockwise(lambda w, m: (_select(w, _number(m, w.dtype), 0.0),), weight, mask)[0]
+
+
+def _number(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as 0 and 1; a CPU converts bytes eight times faster than it does bools."""
+    plain = _is_plain(mask) and not torch.compiler.is_compiling()
+    return (mask.view(torch.uint8) if plain else mask).to(dtype)
+
+
+def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
+    """`weight` under the deterministic mask of `keeps`, without a tensor for the mask.
+
+    Differentiable by the weight. Shapes and dtypes as in `threshold`.
+
+    Examples:
+        >>> mode_product(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0]))
+        tensor([0., 0., 2.])
+    """
+    return _select(weight, scores.detach(), logit(tau))
 
 
 def _select(weight: Tensor, margin: Tensor, at: float) -> Tensor:
@@ -154,48 +237,129 @@ def _draw(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     """`p - u` for a uniform `u`: positive with probability `p`. (Comparing draws faster than
     `torch.bernoulli`; float32 at least, so that half precision rounds no small `p` away.)"""
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    uniform = torch.empty_like(scores, dtype=dtype).uniform_(generator=generator)
-    return (torch.sigmoid(scores.to(dtype)) - uniform).to(scores.dtype)
+    p = torch.sigmoid(scores.detach().to(dtype))
+    return p.sub_(_uniform(p, generator)).to(scores.dtype)
 
 
-Rule = Callable[[Tensor, Tensor, Tensor], Tensor]  # (scores, margin, g) -> dL/dscores
+_EXPONENT_OF_ONE = {torch.float32: 0x3F800000_3F800000, torch.float64: 0x3FF00000_00000000}
+_FRACTION = {torch.float32: 0x007FFFFF_007FFFFF, torch.float64: 0x000FFFFF_FFFFFFFF}
 
 
-def _logistic_rule(scores: Tensor, margin: Tensor, g: Tensor) -> Tensor:
+def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform numbers in [0, 1), shaped and laid out like a dense tensor.
+
+    A CPU draws one after the other, and a 64-bit integer as fast as a float: its bits are two
+    float32 fractions (or one of float64), in [1, 2) with the exponent of one.
+    """
+    if like.device.type != "cpu" or type(like) is not Tensor:
+        return torch.empty_like(like).uniform_(generator=generator)
+    bits = like.new_empty(-(-like.numel() * like.element_size() // 8), dtype=torch.int64)
+    # 63 random bits; compiled without mutation, which Dynamo can't trace, to the same numbers
+    fill = torch.ops.aten.random if torch.compiler.is_compiling() else torch.Tensor.random_
+    bits = fill(bits, generator=generator)
+    bits.bitwise_and_(_FRACTION[like.dtype]).bitwise_or_(_EXPONENT_OF_ONE[like.dtype])
+    return bits.view(like.dtype).sub_(1).as_strided(like.shape, like.stride())
+
+
+def _into(grad: Tensor) -> Callable[[Tensor], Tensor | None]:
+    """`out=into(t)` writes over a tensor `t` that a rule has computed on its way, unless the
+    gradient that arrives shows that the way is to be differentiated, transformed or compiled."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(grad):
+        return lambda tensor: None
+    return lambda tensor: tensor
+
+
+Rule = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+"""(scores, weight, mask where one was kept, G) -> dL/dscores"""
+
+
+def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
     """`g * sigma(s) * (1 - sigma(s))`."""
-    return cast(Tensor, torch.ops.aten.sigmoid_backward(g, torch.sigmoid(scores)))
+
+    into = _into(grad)
+
+    def product(scores: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor]:
+        p = torch.sigmoid(scores)
+        slope: Tensor
+        if (out := into(p)) is None:
+            slope = torch.ops.aten.sigmoid_backward.default(grad, p)
+        else:
+            slope = torch.ops.aten.sigmoid_backward.grad_input(grad, p, grad_input=out)
+        return (torch.mul(slope, weight, out=into(slope)),)
+
+    return blockwise(product, scores, weight, grad)[0]
 
 
 class _Masked(torch.autograd.Function):
-    """`weight * m`, `m = 1[margin > at]`; backward the rule for the scores, and for the weight its
-    gradient under the mask."""
+    """`weight * m`; backward the rule for the scores, and for the weight its gradient under the
+    mask. `m` is `kept`, bool, where it was drawn, else `1[scores > at]`."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, scores: Tensor, margin: Tensor, at: float, rule: Rule) -> Tensor:
-        return _select(weight, margin, at)
+    def forward(
+        weight: Tensor, scores: Tensor, kept: Tensor | None, rule: Rule, at: float | None
+    ) -> Tensor:
+        if at is None:
+            return select(weight, cast(Tensor, kept))
+        return _select(weight, scores, at)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        weight, scores, margin, ctx.at, ctx.rule = inputs
-        ctx.save_for_backward(weight, scores, margin)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
+        weight, scores, kept, ctx.rule, ctx.at = inputs
+        ctx.save_for_backward(weight, scores, kept)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scores, margin = ctx.saved_tensors
+        weight, scores, kept = ctx.saved_tensors
         for_weight, for_scores = ctx.needs_input_grad[:2]
         return (
-            _select(grad, margin, ctx.at) if for_weight else None,
-            ctx.rule(scores, margin, grad * weight) if for_scores else None,
+            _Masked.forward(grad, scores, kept, ctx.rule, ctx.at) if for_weight else None,
+            ctx.rule(scores, weight, kept, grad) if for_scores else None,
             None,
             None,
             None,
         )
 
 
-def _masked(weight: Tensor | None, scores: Tensor, margin: Tensor, at: float, rule: Rule) -> Tensor:
-    """The mask alone is the product with a weight of one."""
+class _Eager(torch.autograd.Function):
+    """The same in PyTorch's older form. `torch.func` can't transform it; but calling it costs a
+    third (of the other form PyTorch inspects the signature at every call), and the mask is drawn
+    inside, where it is kept only if the backward needs it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, weight: Tensor, scores: Tensor, draw: Any, rule: Rule, at: float | None
+    ) -> Tensor:
+        product, kept = (
+            (*draw(weight, scores), None)[:2] if at is None else (_select(weight, scores, at), None)
+        )
+        _Masked.setup_context(ctx, (weight, scores, kept, rule, at), product)
+        return cast(Tensor, product)
+
+    backward = _Masked.backward
+
+
+def _masked(
+    weight: Tensor | None,
+    scores: Tensor,
+    rule: Rule,
+    *,
+    at: float | None = None,
+    generator: torch.Generator | None = None,
+    keep: bool = False,
+) -> Tensor:
+    """`weight * m`, or the mask alone: the product with a weight of one. Drawn unless `at` is
+    given; a rule that asks for the drawn mask says `keep`."""
     factor = scores.new_ones(()) if weight is None else weight
-    product = _Masked.apply(factor, scores, margin.detach(), at, rule)  # type: ignore[no-untyped-call]
-    return cast(Tensor, product)
+
+    def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        margin = _draw(scores, generator)
+        product = _select(weight, margin, 0.0)
+        return (product, margin > 0) if keep or factor.requires_grad else (product,)
+
+    if torch.compiler.is_compiling() or not (_is_plain(factor) and _is_plain(scores)):
+        kept = None if at is not None else (_draw(scores, generator) > 0).to(torch.uint8)
+        return cast(Tensor, _Masked.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
+    drawn = functools.partial(blockwise, draw)
+    return cast(Tensor, _Eager.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]

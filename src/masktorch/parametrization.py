@@ -60,10 +60,12 @@ class Mask(nn.Module):
 
     def forward(self, weight: Tensor, training: bool) -> Tensor:
         """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
-        if training and not self.frozen:
-            product = getattr(self.estimator, "product", None)
-            if product is not None and not self.rescale:
+        learning = training and not self.frozen
+        if not self.rescale:
+            product = getattr(self.estimator, "product" if learning else "mode_product", None)
+            if product is not None:
                 return cast(Tensor, product(self.scores, weight))
+        if learning:
             mask = self.estimator(self.scores)
             if not mask.is_floating_point() or mask.shape != self.scores.shape:
                 raise TypeError(
