@@ -243,10 +243,10 @@ def download(
 @app.command()
 def sweep(
     which: Annotated[
-        Literal["lenet", "wrn", "literature"],
+        Literal["lenet", "wrn", "literature", "finalists"],
         typer.Option(
             help="lenet: LeNet-300-100 on MNIST. wrn: WRN-16-1 on a part of CIFAR-10. "
-            "literature: as lenet, with Zhou et al.'s additions.",
+            "literature: as lenet, with Zhou et al.'s additions. finalists: its best, longer.",
         ),
     ] = "lenet",
     data_dir: DataDir = Path("data"),
