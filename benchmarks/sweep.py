@@ -2,8 +2,8 @@
 
 The defaults of `masktorch.IntermediateSampling` come from `lenet`, the learning rates of the scores
 in the wide residual network from `wrn`, what the literature's networks are trained with from
-`literature` and `finalists`. Accuracy is measured on images held out of the training set; the test set is not
-touched.
+`literature` and `finalists`. Accuracy is measured on images held out of the training set; the test
+set is not touched.
 """
 
 import itertools
@@ -21,6 +21,7 @@ from benchmarks.atomic import replacing
 from benchmarks.configuration import Configuration
 from benchmarks.experiment import ESTIMATORS, build, images
 from benchmarks.results import environment
+from benchmarks.table import spread
 from benchmarks.training import progress_bar, train
 
 
@@ -144,20 +145,17 @@ OUTCOMES = ("seed", "held_out_accuracy", "masked_fraction")
 
 def markdown(path: Path) -> str:
     """A row per setting, a column for all that varies: held-out accuracy after the last epoch and
-    masked fraction, mean (and range) of the seeds."""
+    masked fraction, mean and range of the seeds."""
     runs = json.loads(path.read_text())["runs"]
     varied = [
         key for key in runs[0]
         if key not in OUTCOMES and any(run[key] != runs[0][key] for run in runs)
     ]  # fmt: skip
-    header = [*varied, "held-out accuracy", "masked"]
+    header = [*varied, "held-out accuracy (%)", "masked (%)"]
     lines = [f"| {' | '.join(header)} |", "|" + " --- |" * len(header)]
     for setting, group in itertools.groupby(runs, key=lambda run: [run[key] for key in varied]):
         same = list(group)
-        accuracies = [100 * run["held_out_accuracy"][-1] for run in same]
-        masked = sum(100 * run["masked_fraction"] for run in same) / len(same)
-        lines.append(
-            f"| {' | '.join(map(str, setting))} | {sum(accuracies) / len(same):.1f} % "
-            f"({min(accuracies):.1f} to {max(accuracies):.1f}) | {masked:.0f} % |"
-        )
+        accuracy = spread([100 * run["held_out_accuracy"][-1] for run in same], 1)
+        masked = spread([100 * run["masked_fraction"] for run in same], 0)
+        lines.append(f"| {' | '.join([*map(str, setting), accuracy, masked])} |")
     return "\n".join(lines)

@@ -10,6 +10,7 @@ import masktorch
 from benchmarks import sweep
 from benchmarks.configuration import Configuration
 from benchmarks.results import Result
+from benchmarks.table import spread
 
 SMALL = Configuration(
     "digits", network="lenet-300-100", epochs=2, batch_size=32, train_images=96, held_out=100,
@@ -45,14 +46,11 @@ def test_a_setting_is_a_run(tmp_path, monkeypatch, go):
         assert run["held_out_accuracy"] == accuracies
         last.append(100 * accuracies[-1])
         masked.append(100 * run["masked_fraction"])
-    mean, lowest, highest = (last[2] + last[3]) / 2, min(last[2:]), max(last[2:])
     assert sweep.markdown(path).splitlines() == [
-        "| score_lr | held-out accuracy | masked |",
+        "| score_lr | held-out accuracy (%) | masked (%) |",
         "| --- | --- | --- |",
-        f"| 0.01 | {(last[0] + last[1]) / 2:.1f} % ({min(last[:2]):.1f} to {max(last[:2]):.1f}) "
-        f"| {(masked[0] + masked[1]) / 2:.0f} % |",
-        f"| 0.02 | {mean:.1f} % ({lowest:.1f} to {highest:.1f}) "
-        f"| {(masked[2] + masked[3]) / 2:.0f} % |",
+        f"| 0.01 | {spread(last[:2], 1)} | {spread(masked[:2], 0)} |",
+        f"| 0.02 | {spread(last[2:], 1)} | {spread(masked[2:], 0)} |",
     ]
     assert len(set(last)) > 1
 
