@@ -68,8 +68,9 @@ class _Logistic:
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores with those not yet on their side of the threshold set 1 beyond it."""
         at = functional.logit(self.tau)
-        decided = torch.where(mask, scores > at, scores < at)
-        return torch.where(decided, scores, torch.where(mask, at + 1, at - 1).to(scores.dtype))
+        decided = ((scores > at) & mask) | ((scores < at) & ~mask)
+        beyond = mask.to(scores.dtype).mul_(2).add_(at - 1)
+        return functional.select(scores, decided) + functional.select(beyond, ~decided)
 
     def __post_init__(self) -> None:
         functional.logit(self.tau)  # raises for one outside (0, 1)

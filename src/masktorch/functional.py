@@ -51,7 +51,8 @@ def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
         tensor([False, False,  True])
     """
     at = logit(tau)  # not rounded to the scores' half precision, as it is not in the forward
-    return scores.to(torch.promote_types(scores.dtype, torch.float32)) > at
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return blockwise(lambda s: (s.to(dtype) > at,), scores.detach())[0]
 
 
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:

@@ -184,7 +184,10 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         >>> masks(wrap(nn.Linear(2, 1)))
         {'weight': tensor([[True, True]])}
     """
-    return {places[0].name: mask.mode().clone() for mask, places in masked_tensors(model, "masks")}
+    found = {places[0].name: mask for mask, places in masked_tensors(model, "masks")}
+    return {
+        name: mask.mode() if mask.learns else mask.mode().clone() for name, mask in found.items()
+    }
 
 
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:

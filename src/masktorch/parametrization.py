@@ -117,8 +117,9 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def total(mask: Tensor) -> int:
     """The entries that a mask keeps, over all processes."""
-    kept = mask.sum()
-    return int(kept.full_tensor() if is_sharded(kept) else kept)  # type: ignore[attr-defined]
+    if is_sharded(mask):
+        return int(mask.sum().full_tensor())  # type: ignore[attr-defined]
+    return int(torch.count_nonzero(mask))  # many times faster than the sum of a bool
 
 
 def attached(module: nn.Module) -> dict[str, Mask]:
