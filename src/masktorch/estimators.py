@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, final, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from masktorch import functional
@@ -85,6 +84,7 @@ class Threshold(_Logistic):
     `ValueError` for a `tau` outside (0, 1).
 
     Examples:
+        >>> import torch
         >>> Threshold().mode(torch.tensor([-1.0, 1.0]))
         tensor([False,  True])
     """
@@ -106,6 +106,7 @@ class Bernoulli(_Logistic):
     one half. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
+        >>> import torch
         >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
         tensor([False,  True])
     """

@@ -291,7 +291,7 @@ def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Te
     return blockwise(product, scores, weight, grad)[0]
 
 
-class _Masked(torch.autograd.Function):
+class _Transformable(torch.autograd.Function):
     """`weight * m`; backward the rule for the scores, and for the weight its gradient under the
     mask. `m` is `kept`, bool, where it was drawn, else `1[scores > at]`."""
 
@@ -315,7 +315,7 @@ class _Masked(torch.autograd.Function):
         weight, scores, kept = ctx.saved_tensors
         for_weight, for_scores = ctx.needs_input_grad[:2]
         return (
-            _Masked.forward(grad, scores, kept, ctx.rule, ctx.at) if for_weight else None,
+            _Transformable.forward(grad, scores, kept, ctx.rule, ctx.at) if for_weight else None,
             ctx.rule(scores, weight, kept, grad) if for_scores else None,
             None,
             None,
@@ -323,7 +323,7 @@ class _Masked(torch.autograd.Function):
         )
 
 
-class _Eager(torch.autograd.Function):
+class _Masked(torch.autograd.Function):
     """The same in PyTorch's older form. `torch.func` can't transform it; but calling it costs a
     third (of the other form PyTorch inspects the signature at every call), and the mask is drawn
     inside, where it is kept only if the backward needs it."""
@@ -335,10 +335,10 @@ class _Eager(torch.autograd.Function):
         product, kept = (
             (*draw(weight, scores), None)[:2] if at is None else (_select(weight, scores, at), None)
         )
-        _Masked.setup_context(ctx, (weight, scores, kept, rule, at), product)
+        _Transformable.setup_context(ctx, (weight, scores, kept, rule, at), product)
         return cast(Tensor, product)
 
-    backward = _Masked.backward
+    backward = _Transformable.backward
 
 
 def _masked(
@@ -360,7 +360,8 @@ def _masked(
         return (product, margin > 0) if keep or factor.requires_grad else (product,)
 
     if torch.compiler.is_compiling() or not (_is_plain(factor) and _is_plain(scores)):
+        # inductor stores bytes twice as fast as bools
         kept = None if at is not None else (_draw(scores, generator) > 0).to(torch.uint8)
-        return cast(Tensor, _Masked.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
+        return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
     drawn = functools.partial(blockwise, draw)
-    return cast(Tensor, _Eager.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _Masked.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]
