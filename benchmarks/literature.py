@@ -24,10 +24,10 @@ NOTES = """
 Test accuracy in %, ours after the last epoch with nothing selected on the test set: the mean of the
 seeds (lowest to highest); masked: the fraction of the best epoch's mask. LeNet-300-100 is on MNIST,
 the others on CIFAR-10. Settings were compared on held-out training images alone
-(`benchmarks/results/sweep/literature.json` and `finalists.json`). Zhou et al.: their best learned mask (arXiv 1905.01067, with rescaling and
-signed constants). Edge-popup (arXiv 1911.13299) and biprop (arXiv 2103.09377): as the authors of
-signed supermasks quote them. Signed supermask, and the weights trained as its baseline: arXiv
-2201.13361.
+(`benchmarks/results/sweep/literature.json` and `finalists.json`). Zhou et al.: their best learned
+mask (arXiv 1905.01067, with rescaling and signed constants). Edge-popup (arXiv 1911.13299) and
+biprop (arXiv 2103.09377): as the authors of signed supermasks quote them. Signed supermask, and the
+weights trained as its baseline: arXiv 2201.13361.
 
 What differs from the publications: Adam with a cosine, where Zhou et al. train with SGD; one
 deterministic mask is measured, where they average ten drawn ones; scores start at a constant, with
