@@ -330,3 +330,34 @@ def test_uniform_numbers_are_uniform_and_independent(dtype):
     assert np.all(np.abs(np.histogram(u, 20, (0, 1))[0] - 10_000) < 5 * 97.5)
     for lag in (1, 2, 3):
         assert abs(np.corrcoef(u[:-lag], u[lag:])[0, 1]) < 5 / 200_000**0.5
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
+def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
+    torch.manual_seed(0)
+    s, w = torch.randn(7, requires_grad=True), torch.randn(7)
+    out = function(s, weight=w) if fused else function(s)
+    grads = torch.eye(7)
+    (batch,) = torch.autograd.grad(out, s, grads, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(out, s, grad, retain_graph=True)[0] for grad in grads]
+    torch.testing.assert_close(batch, torch.stack(each))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_vmap_over_any_dimension(function, dim):
+    scores = torch.full((3, 4, 5), 50.0)
+    scores.select(dim, 0).fill_(-50)
+    mask = torch.func.vmap(function, in_dims=dim, out_dims=dim, randomness="different")(scores)
+    assert torch.equal(mask, (scores > 0).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("function", [functional.threshold, functional.bernoulli])
+def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(function, dtype):
+    s = torch.tensor([-8.0, -5.0, 5.0, 8.0], dtype=dtype, requires_grad=True)
+    function(s).sum().backward()
+    exact = sigma(np.array([5.0, 8.0])) * sigma(-np.array([5.0, 8.0]))
+    expected = [exact[1], exact[0], exact[0], exact[1]]
+    np.testing.assert_allclose(s.grad.double().numpy(), expected, rtol=1e-2)

@@ -65,7 +65,7 @@ class _Logistic:
         return functional.mode_product(scores, weight, self.tau)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores with those not yet on their side of the threshold set 1 beyond it."""
+        """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""
         at = functional.logit(self.tau)
         decided = ((scores > at) & mask) | ((scores < at) & ~mask)
         beyond = mask.to(scores.dtype).mul_(2).add_(at - 1)

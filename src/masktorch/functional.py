@@ -164,7 +164,6 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if (
         first.numel() <= BLOCK
         or first.device.type != "cpu"
-        or torch.compiler.is_compiling()
         or not all(_is_plain(tensor) and tensor.stride() == first.stride() for tensor in tensors)
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         or torch.empty_like(first).stride() != first.stride()  # not dense
@@ -194,9 +193,12 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is what it seems: no subclass, nor under a transform of `torch.func`."""
-    return type(tensor) in (Tensor, nn.Parameter) and (
-        torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active()
+    """Whether it is what it seems: not compiled, no subclass, under no transform or vmap."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
     )
 
 
@@ -212,8 +214,7 @@ def select(weight: Tensor, mask: Tensor) -> Tensor:
 
 def _number(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as 0 and 1; a CPU converts bytes eight times faster than it does bools."""
-    plain = _is_plain(mask) and not torch.compiler.is_compiling()
-    return (mask.view(torch.uint8) if plain else mask).to(dtype)
+    return (mask.view(torch.uint8) if _is_plain(mask) else mask).to(dtype)
 
 
 def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
@@ -229,14 +230,14 @@ def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
 
 
 def _select(weight: Tensor, margin: Tensor, at: float) -> Tensor:
-    """`weight` where `margin > at`, else 0; PyTorch has it, and many times faster than `where` on a
-    CPU, as the derivative of its threshold function."""
+    """0 where `margin <= at`, else `weight`; PyTorch has it as the derivative of its threshold
+    function, on a CPU many times faster than `where`."""
     return cast(Tensor, torch.ops.aten.threshold_backward(weight, margin, at))
 
 
 def _draw(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`p - u` for a uniform `u`: positive with probability `p`. (Comparing draws faster than
-    `torch.bernoulli`; float32 at least, so that half precision rounds no small `p` away.)"""
+    """`p - u` for a uniform `u`: positive with probability `p` to within 2^-23. (Comparing draws
+    faster than `torch.bernoulli`; in float32 at least, since half precision is coarser.)"""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     p = torch.sigmoid(scores.detach().to(dtype))
     return p.sub_(_uniform(p, generator)).to(scores.dtype)
@@ -259,13 +260,16 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     fill = torch.ops.aten.random if torch.compiler.is_compiling() else torch.Tensor.random_
     bits = fill(bits, generator=generator)
     bits.bitwise_and_(_FRACTION[like.dtype]).bitwise_or_(_EXPONENT_OF_ONE[like.dtype])
-    return bits.view(like.dtype).sub_(1).as_strided(like.shape, like.stride())
+    uniform = bits.view(like.dtype).sub_(1)
+    if torch.compiler.is_compiling() or _is_plain(like):
+        return uniform.as_strided(like.shape, like.stride())
+    return uniform[: like.numel()].view(like.shape)
 
 
 def _into(grad: Tensor) -> Callable[[Tensor], Tensor | None]:
     """`out=into(t)` writes over a tensor `t` that a rule has computed on its way, unless the
     gradient that arrives shows that the way is to be differentiated, transformed or compiled."""
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not _is_plain(grad):
+    if torch.is_grad_enabled() or not _is_plain(grad):
         return lambda tensor: None
     return lambda tensor: tensor
 
@@ -276,24 +280,24 @@ Rule = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
 
 def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
     """`g * sigma(s) * (1 - sigma(s))`."""
-
     into = _into(grad)
+    dtype = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
 
     def product(scores: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor]:
-        p = torch.sigmoid(scores)
+        p, grad = torch.sigmoid(scores.to(dtype)), grad.to(dtype)
         slope: Tensor
         if (out := into(p)) is None:
             slope = torch.ops.aten.sigmoid_backward.default(grad, p)
         else:
             slope = torch.ops.aten.sigmoid_backward.grad_input(grad, p, grad_input=out)
-        return (torch.mul(slope, weight, out=into(slope)),)
+        return (torch.mul(slope, weight, out=into(slope)).to(scores.dtype),)
 
     return blockwise(product, scores, weight, grad)[0]
 
 
 class _Transformable(torch.autograd.Function):
     """`weight * m`; backward the rule for the scores, and for the weight its gradient under the
-    mask. `m` is `kept`, bool, where it was drawn, else `1[scores > at]`."""
+    mask. `m` is `kept`, bools or bytes, where it was drawn, else `1[scores > at]`."""
 
     generate_vmap_rule = True
 
@@ -326,17 +330,18 @@ class _Transformable(torch.autograd.Function):
 class _Masked(torch.autograd.Function):
     """The same in PyTorch's older form. `torch.func` can't transform it; but calling it costs a
     third (of the other form PyTorch inspects the signature at every call), and the mask is drawn
-    inside, where it is kept only if the backward needs it."""
+    inside, and kept only if the backward would need it."""
 
     @staticmethod
     def forward(
         ctx: Any, weight: Tensor, scores: Tensor, draw: Any, rule: Rule, at: float | None
     ) -> Tensor:
-        product, kept = (
-            (*draw(weight, scores), None)[:2] if at is None else (_select(weight, scores, at), None)
+        product: Tensor
+        product, *kept = draw(weight, scores) if at is None else (_select(weight, scores, at),)
+        _Transformable.setup_context(
+            ctx, (weight, scores, kept[0] if kept else None, rule, at), product
         )
-        _Transformable.setup_context(ctx, (weight, scores, kept, rule, at), product)
-        return cast(Tensor, product)
+        return product
 
     backward = _Transformable.backward
 
@@ -359,7 +364,7 @@ def _masked(
         product = _select(weight, margin, 0.0)
         return (product, margin > 0) if keep or factor.requires_grad else (product,)
 
-    if torch.compiler.is_compiling() or not (_is_plain(factor) and _is_plain(scores)):
+    if not (_is_plain(factor) and _is_plain(scores)):
         # inductor stores bytes twice as fast as bools
         kept = None if at is not None else (_draw(scores, generator) > 0).to(torch.uint8)
         return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
