@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import masktorch
-from masktorch import functional
+from masktorch import blocks, functional
 
 
 def sigma(s):
@@ -32,7 +32,7 @@ def run(function, scores, weight, grad, fused):
 def size(request, monkeypatch):
     """Both sides of the choice by size: tensors in one go, and a few entries at a time."""
     if request.param == "blocks":
-        monkeypatch.setattr(functional, "BLOCK", 6)
+        monkeypatch.setattr(blocks, "BLOCK", 6)
 
 
 pytestmark = pytest.mark.usefixtures("size")
@@ -275,15 +275,15 @@ def test_blocks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch
     found = []
     scores, weight, grad = (LAYOUTS[layout]().to(dtype) for _ in range(3))
     for block in (2**18, 8):
-        monkeypatch.setattr(functional, "BLOCK", block)
+        monkeypatch.setattr(blocks, "BLOCK", block)
         s = scores.detach().requires_grad_()
         out = function(s, generator=torch.Generator().manual_seed(1), weight=weight) if (
             function is not functional.threshold
         ) else function(s, weight=weight)  # fmt: skip
         found.append((out.detach(), *torch.autograd.grad(out, s, grad)))
-    for whole, blocks in zip(*found, strict=True):
-        assert blocks.stride() == whole.stride()
-        torch.testing.assert_close(blocks, whole, rtol=1e-6, atol=1e-6)
+    for whole, parts in zip(*found, strict=True):
+        assert parts.stride() == whole.stride()
+        torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -10,7 +10,8 @@ import masktorch
 
 FILES = sorted(Path(masktorch.__file__).parent.glob("*.py"))
 LEVELS = {
-    "functional": set(),
+    "blocks": set(),
+    "functional": {"blocks"},
     "targets": set(),
     "estimators": {"functional"},
     "parametrization": {"estimators", "functional"},

@@ -12,11 +12,13 @@ gradient of the result.
 
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from masktorch.blocks import blocks, blockwise, is_plain
 
 __all__ = ["bernoulli", "intermediate", "keeps", "logit", "mode_product", "select", "threshold"]
 
@@ -149,59 +151,6 @@ def intermediate(
     return _masked(weight, scores, rule, generator=generator, keep=True)
 
 
-BLOCK = 2**18
-"""Entries that `blocks` takes at a time."""
-
-
-def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, if they are large and on the CPU in blocks of their entries, else as they are.
-
-    What is computed of a block stays in the cache, and no memory is asked of the system for it
-    (there a fresh large tensor costs more than a pass over one). As they are, too, where gradients
-    or a transform must see what happens, or layouts differ.
-    """
-    first = tensors[0]
-    if (
-        first.numel() <= BLOCK
-        or first.device.type != "cpu"
-        or not all(_is_plain(tensor) and tensor.stride() == first.stride() for tensor in tensors)
-        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        or torch.empty_like(first).stride() != first.stride()  # not dense
-    ):
-        yield tensors
-        return
-    for start in range(0, first.numel(), BLOCK):
-        yield tuple(_flat(tensor)[start : start + BLOCK] for tensor in tensors)
-
-
-def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The elementwise `function(*tensors)`, by `blocks`."""
-    whole: tuple[Tensor, ...] = ()
-    for number, block in enumerate(blocks(*tensors)):
-        parts = function(*block)
-        if block[0] is tensors[0]:
-            return parts
-        whole = whole or tuple(torch.empty_like(tensors[0], dtype=part.dtype) for part in parts)
-        for tensor, part in zip(whole, parts, strict=True):
-            _flat(tensor)[number * BLOCK :][: part.numel()] = part
-    return whole
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    """The entries of a dense tensor, in the order in which they lie in memory."""
-    return tensor.as_strided((tensor.numel(),), (1,))
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is what it seems: not compiled, no subclass, under no transform or vmap."""
-    return (
-        not torch.compiler.is_compiling()
-        and type(tensor) in (Tensor, nn.Parameter)
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
-    )
-
-
 def select(weight: Tensor, mask: Tensor) -> Tensor:
     """`weight` where the bool `mask` is True, elsewhere exactly 0, whatever stands there.
 
@@ -214,7 +163,7 @@ def select(weight: Tensor, mask: Tensor) -> Tensor:
 
 def _number(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A bool mask as 0 and 1; a CPU converts bytes eight times faster than it does bools."""
-    return (mask.view(torch.uint8) if _is_plain(mask) else mask).to(dtype)
+    return (mask.view(torch.uint8) if is_plain(mask) else mask).to(dtype)
 
 
 def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
@@ -261,7 +210,7 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
     bits = fill(bits, generator=generator)
     bits.bitwise_and_(_FRACTION[like.dtype]).bitwise_or_(_EXPONENT_OF_ONE[like.dtype])
     uniform = bits.view(like.dtype).sub_(1)
-    if torch.compiler.is_compiling() or _is_plain(like):
+    if torch.compiler.is_compiling() or is_plain(like):
         return uniform.as_strided(like.shape, like.stride())
     return uniform[: like.numel()].view(like.shape)
 
@@ -269,7 +218,7 @@ def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
 def _into(grad: Tensor) -> Callable[[Tensor], Tensor | None]:
     """`out=into(t)` writes over a tensor `t` that a rule has computed on its way, unless the
     gradient that arrives shows that the way is to be differentiated, transformed or compiled."""
-    if torch.is_grad_enabled() or not _is_plain(grad):
+    if torch.is_grad_enabled() or not is_plain(grad):
         return lambda tensor: None
     return lambda tensor: tensor
 
@@ -364,7 +313,7 @@ def _masked(
         product = _select(weight, margin, 0.0)
         return (product, margin > 0) if keep or factor.requires_grad else (product,)
 
-    if not (_is_plain(factor) and _is_plain(scores)):
+    if not (is_plain(factor) and is_plain(scores)):
         # inductor stores bytes twice as fast as bools
         kept = None if at is not None else (_draw(scores, generator) > 0).to(torch.uint8)
         return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]

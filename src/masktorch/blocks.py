@@ -1,0 +1,58 @@
+"""Elementwise arithmetic on large CPU tensors, a cacheful of entries at a time."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+BLOCK = 2**18
+"""Entries that `blocks` takes at a time."""
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, if they are large and on the CPU in blocks of their entries, else as they are.
+
+    What is computed of a block stays in the cache, and no memory is asked of the system for it
+    (there a fresh large tensor costs more than a pass over one). As they are, too, where gradients
+    or a transform must see what happens, or layouts differ.
+    """
+    first = tensors[0]
+    if (
+        first.numel() <= BLOCK
+        or first.device.type != "cpu"
+        or not all(is_plain(tensor) and tensor.stride() == first.stride() for tensor in tensors)
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        or torch.empty_like(first).stride() != first.stride()  # not dense
+    ):
+        yield tensors
+        return
+    for start in range(0, first.numel(), BLOCK):
+        yield tuple(_flat(tensor)[start : start + BLOCK] for tensor in tensors)
+
+
+def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
+    """The elementwise `function(*tensors)`, by `blocks`."""
+    whole: tuple[Tensor, ...] = ()
+    for number, block in enumerate(blocks(*tensors)):
+        parts = function(*block)
+        if block[0] is tensors[0]:
+            return parts
+        whole = whole or tuple(torch.empty_like(tensors[0], dtype=part.dtype) for part in parts)
+        for tensor, part in zip(whole, parts, strict=True):
+            _flat(tensor)[number * BLOCK :][: part.numel()] = part
+    return whole
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """The entries of a dense tensor, in the order in which they lie in memory."""
+    return tensor.as_strided((tensor.numel(),), (1,))
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is what it seems: not compiled, no subclass, under no transform or vmap."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+    )
