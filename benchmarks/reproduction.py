@@ -32,7 +32,7 @@ it again with masktorch. `python -m benchmarks reproduction` writes it from the 
 {runs}
 
 Each line is a folder of `benchmarks/results` and a data set. Hours are those of training and
-evaluation. The next table has the command of every run.
+evaluation, on cores that did other work besides. The next table has the command of every run.
 
 ## The blog's numbers beside ours
 
