@@ -151,8 +151,14 @@ def fixed_draw(function, scores, mask, **kwargs):
     """Calls a sampling function so that it draws exactly ``mask``: from bits that are all 0 or all
     1, the smallest and the largest uniform number. The forward is checked to be that mask."""
     real = torch.Tensor.random_
+
+    def random_(bits, generator=None):
+        entries = bits.view(torch.int16)  # 15 bits each, and the next entry's below them
+        entries[: len(mask)] = torch.as_tensor(32767 * (1 - mask))
+        return bits
+
     try:
-        torch.Tensor.random_ = lambda self, generator=None: self.copy_(torch.as_tensor(mask) - 1)
+        torch.Tensor.random_ = random_
         drawn = function(scores, **kwargs)
     finally:
         torch.Tensor.random_ = real
@@ -274,6 +280,8 @@ def test_blocks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch
     torch.manual_seed(0)
     found = []
     scores, weight, grad = (LAYOUTS[layout]().to(dtype) for _ in range(3))
+    # drawn ones are certain: a block begins with fresh bits, so that it draws others
+    scores = scores if function is functional.threshold else scores * 1e4
     for block in (2**18, 8):
         monkeypatch.setattr(blocks, "BLOCK", block)
         s = scores.detach().requires_grad_()
@@ -312,24 +320,52 @@ def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(function):
     torch.testing.assert_close(second, expected * w.detach())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("bits", [0, -1, 2**63 - 1])
-def test_uniform_numbers_lie_in_the_half_open_interval(dtype, bits, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "random_", lambda self, generator=None: self.fill_(bits))
-    u = functional._uniform(torch.empty(5, dtype=dtype), None)
-    assert torch.all(u == 0) if bits == 0 else torch.all((u > 1 - 1e-6) & (u < 1))
-    probability = torch.tensor([0.0, 1.0], dtype=dtype)
-    certain = torch.special.logit(probability)  # -inf, inf
-    assert functional.bernoulli(certain).tolist() == [0, 1]
+def drawn_with(bits, monkeypatch, s):
+    """The mask drawn from given 15-bit numbers, one more than there are scores."""
+
+    def random_(words, generator=None):
+        words.view(torch.int16)[: len(bits)] = torch.tensor(bits, dtype=torch.int16)
+        return words
+
+    monkeypatch.setattr(torch.Tensor, "random_", random_)
+    return functional.bernoulli(s).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("bits", [0, 32767])
+def test_what_is_certain_is_drawn_so_from_any_bits(dtype, bits, monkeypatch):
+    certain = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
+    assert drawn_with([bits] * 3, monkeypatch, certain) == [0, 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_uniform_numbers_are_uniform_and_independent(dtype):
+def test_an_entry_is_kept_if_its_thirty_bits_are_below_its_probability(dtype, monkeypatch):
+    rng = np.random.default_rng(0)
+    numbers = rng.integers(2**30, size=50)
+    pairs = [(int(u >> 15), int(u & 32767)) for u in numbers]
+    pairs += [(0, 0), (0, 1), (1, 0), (16383, 32767), (16384, 0), (16384, 1), (32767, 32767)]
+    for high, low in pairs:
+        u = (high + low / 2**15) / 2**15
+        for p in (u - 2**-30, u, u + 2**-30, u + 2**-24, u + 2**-29 * rng.random()):
+            p = min(max(p, 2**-40), 1 - 2**-40)
+            s = torch.special.logit(torch.tensor([p, 0.5], dtype=torch.float64)).to(dtype)
+            exact = float(torch.sigmoid(s)[0])  # p, as far as scores of that dtype have it
+            drawn = drawn_with([high, low, 0], monkeypatch, s)
+            assert drawn[0] == (u < exact), (u, exact)
+
+
+def test_draws_follow_small_and_large_probabilities_and_hardly_each_other():
     torch.manual_seed(0)
-    u = functional._uniform(torch.empty(200_000, dtype=dtype), None).double()
-    assert np.all(np.abs(np.histogram(u, 20, (0, 1))[0] - 10_000) < 5 * 97.5)
-    for lag in (1, 2, 3):
-        assert abs(np.corrcoef(u[:-lag], u[lag:])[0, 1]) < 5 / 200_000**0.5
+    n = 2**22
+    for exponent in (2, 6, 10, 13, 16):
+        p = 2.0**-exponent
+        s = torch.special.logit(torch.tensor(p, dtype=torch.float64)).float().expand(n)
+        for scores, rare in ((s, 1), (-s, 0)):
+            drawn = (functional.bernoulli(scores) == rare).double().numpy()
+            assert abs(drawn.sum() - n * p) < 5 * np.sqrt(n * p)
+            for lag in (1, 2, 3, 4):
+                pairs = (drawn[:-lag] * drawn[lag:]).sum()
+                assert abs(pairs - n * p * p) < 5 * np.sqrt(n * p * p) + 5 + n * p * 2**-15
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -361,3 +397,36 @@ def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(funct
     exact = sigma(np.array([5.0, 8.0])) * sigma(-np.array([5.0, 8.0]))
     expected = [exact[1], exact[0], exact[0], exact[1]]
     np.testing.assert_allclose(s.grad.double().numpy(), expected, rtol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", [0.5, 0.3, 0.9, 0.5001, 1e-6])
+def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks(dtype, tau):
+    at = torch.tensor(np.log(tau / (1 - tau)))  # float64
+    around = [at.to(dtype)]
+    for side in (-torch.inf, torch.inf):
+        around.append(torch.nextafter(around[0], torch.tensor(side, dtype=dtype)))
+    scores = torch.stack(around).requires_grad_()
+    expected = scores.double() > at
+    assert torch.equal(functional.keeps(scores, tau), expected)
+    assert torch.equal(functional.threshold(scores, tau), expected.to(dtype))
+    ones = torch.ones(3, dtype=dtype)
+    assert torch.equal(functional.mode_product(scores, ones, tau), expected.to(dtype))
+
+
+def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():
+    layer = masktorch.wrap(torch.nn.Linear(2, 1), init=lambda w: torch.full_like(w, torch.nan))
+    assert torch.equal(layer.weight, layer._parameters["weight"])
+    assert masktorch.masks(layer)["weight"].all()
+
+
+@pytest.mark.parametrize("shape", [(1,), (0,), (3, 5), (5, 3, 2, 2)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_operation_that_compiled_code_draws_by(shape, dtype):
+    scores = torch.full(shape, 50.0, dtype=dtype)
+    scores[..., ::2] = -50  # certain: drawn twice they are the same
+    if scores.dim() == 4:
+        scores = scores.to(memory_format=torch.channels_last)
+    torch.library.opcheck(torch.ops.masktorch.draw, (scores, None))
+    drawn = torch.ops.masktorch.draw(scores, None)
+    assert drawn.dtype is torch.uint8 and torch.equal(drawn > 0, scores > 0)

@@ -370,9 +370,10 @@ KINDS = {
         ["weight"],
     ),
     "weight norm's originals": (
-        lambda: weight_norm(nn.Linear(4, 4)),
+        # wide, since a row of which nothing is kept has no direction: 0 / 0
+        lambda: nn.Sequential(nn.Linear(4, 32), weight_norm(nn.Linear(32, 4))),
         on(ROWS),
-        ["parametrizations.weight.original0", "parametrizations.weight.original1"],
+        ["1.parametrizations.weight.original0", "1.parametrizations.weight.original1"],
     ),
     "another tensor of a weight norm": (lambda: weight_norm(nn.Linear(4, 4)), on(ROWS), ["bias"]),
     "orthogonal, its original": (

@@ -422,6 +422,12 @@ def test_checkpointing_recomputes_with_the_same_mask(estimator, reentrant):
     assert_equal(step(model, x), expected)
 
 
+@each_estimator
+def test_compiled_checkpointing_does_too(dynamo, estimator):
+    model = wrapped(Checkpointed(False), estimator)
+    compiles(model, "aot_eager")
+
+
 @pytest.mark.xfail(strict=True, reason="a held weight is drawn again in the recomputation")
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_weight_read_before_and_inside_a_checkpoint(reentrant):

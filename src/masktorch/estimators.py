@@ -67,9 +67,9 @@ class _Logistic:
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""
         at = functional.logit(self.tau)
-        decided = ((scores > at) & mask) | ((scores < at) & ~mask)
+        decided = (functional.keeps(scores, self.tau) == mask) & (scores != at)
         beyond = mask.to(scores.dtype).mul_(2).add_(at - 1)
-        return functional.select(scores, decided) + functional.select(beyond, ~decided)
+        return functional.select(scores, decided).add_(functional.select(beyond, ~decided))
 
     def __post_init__(self) -> None:
         functional.logit(self.tau)  # raises for one outside (0, 1)

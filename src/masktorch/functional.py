@@ -43,18 +43,25 @@ def logit(tau: float) -> float:
     return math.log(tau / (1 - tau))
 
 
+def _boundary(tau: float, dtype: torch.dtype) -> float:
+    """The largest number of the dtype that is at most `logit(tau)`: a score above one is above the
+    other, and devices that would round `logit(tau)` to the dtype find nothing to round."""
+    at, limits = logit(tau), torch.finfo(dtype)
+    step = limits.eps * max(2.0 ** (math.frexp(at)[1] - 1), limits.tiny)
+    return math.floor(at / step) * step
+
+
 def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
     """The deterministic mask, `m = 1[sigma(s) > tau]`, as a bool tensor shaped like `scores`.
 
-    A score exactly at the threshold is masked.
+    A score exactly at the threshold is masked; one that is not a number is not.
 
     Examples:
         >>> keeps(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([False, False,  True])
     """
-    at = logit(tau)  # not rounded to the scores' half precision, as it is not in the forward
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    return blockwise(lambda s: (s.to(dtype) > at,), scores.detach())[0]
+    at = _boundary(tau, scores.dtype)
+    return blockwise(lambda s: (_exceeds(s, at),), scores.detach())[0]
 
 
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:
@@ -75,7 +82,7 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
         >>> scores.grad
         tensor([0.1050, 0.2500, 0.1050])
     """
-    return _masked(weight, scores, _logistic_rule, at=logit(tau))
+    return _masked(weight, scores, _logistic_rule, at=_boundary(tau, scores.dtype))
 
 
 def bernoulli(
@@ -175,7 +182,7 @@ def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
         >>> mode_product(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0]))
         tensor([0., 0., 2.])
     """
-    return _select(weight, scores.detach(), logit(tau))
+    return _select(weight, scores.detach(), _boundary(tau, scores.dtype))
 
 
 def _select(weight: Tensor, margin: Tensor, at: float) -> Tensor:
@@ -184,35 +191,62 @@ def _select(weight: Tensor, margin: Tensor, at: float) -> Tensor:
     return cast(Tensor, torch.ops.aten.threshold_backward(weight, margin, at))
 
 
+def _exceeds(margin: Tensor, at: float) -> Tensor:
+    """`margin > at`; a CPU compares thrice as slowly into bools as it converts numbers to them."""
+    return _select(margin.new_ones(()), margin, at).to(torch.bool)
+
+
 def _draw(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`p - u` for a uniform `u`: positive with probability `p` to within 2^-23. (Comparing draws
-    faster than `torch.bernoulli`; in float32 at least, since half precision is coarser.)"""
-    dtype = torch.promote_types(scores.dtype, torch.float32)
-    p = torch.sigmoid(scores.detach().to(dtype))
-    return p.sub_(_uniform(p, generator)).to(scores.dtype)
+    """`p - u`, up to a factor, for a uniform `u`: positive with probability `p`.
 
-
-_EXPONENT_OF_ONE = {torch.float32: 0x3F800000_3F800000, torch.float64: 0x3FF00000_00000000}
-_FRACTION = {torch.float32: 0x007FFFFF_007FFFFF, torch.float64: 0x000FFFFF_FFFFFFFF}
-
-
-def _uniform(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers in [0, 1), shaped and laid out like a dense tensor.
-
-    A CPU draws one after the other, and a 64-bit integer as fast as a float: its bits are two
-    float32 fractions (or one of float64), in [1, 2) with the exponent of one.
+    A CPU draws one number after the other on one thread, so there an entry has 15 random bits, four
+    entries to a draw, and its neighbour's 15 below them. These decide once in 2^15, which is all
+    that neighbours share: the covariance of two is below `p * 2^-15`.
     """
-    if like.device.type != "cpu" or type(like) is not Tensor:
-        return torch.empty_like(like).uniform_(generator=generator)
-    bits = like.new_empty(-(-like.numel() * like.element_size() // 8), dtype=torch.int64)
-    # 63 random bits; compiled without mutation, which Dynamo can't trace, to the same numbers
-    fill = torch.ops.aten.random if torch.compiler.is_compiling() else torch.Tensor.random_
-    bits = fill(bits, generator=generator)
-    bits.bitwise_and_(_FRACTION[like.dtype]).bitwise_or_(_EXPONENT_OF_ONE[like.dtype])
-    uniform = bits.view(like.dtype).sub_(1)
-    if torch.compiler.is_compiling() or is_plain(like):
-        return uniform.as_strided(like.shape, like.stride())
-    return uniform[: like.numel()].view(like.shape)
+    dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
+    p = torch.sigmoid(scores.detach().to(dtype))
+    if p.device.type != "cpu" or type(p) is not Tensor:
+        return p.sub_(torch.empty_like(p).uniform_(generator=generator)).to(scores.dtype)
+    bits = p.new_empty(p.numel() // 4 + 1, dtype=torch.int64).random_(generator=generator)
+    bits = bits.bitwise_and_(0x7FFF_7FFF_7FFF_7FFF).view(torch.int16)
+    # each step is exact, or else too far from 0 for the next to change the sign
+    margin = p.mul_(2**15).sub_(_like(p, bits)).sub_(_like(p, bits[1:]), alpha=2**-15)
+    return margin.to(scores.dtype)
+
+
+def _like(tensor: Tensor, numbers: Tensor) -> Tensor:
+    """The first of the `numbers`, in the shape and the layout of a dense tensor."""
+    if is_plain(tensor):
+        return numbers.as_strided(tensor.shape, tensor.stride())
+    return numbers[: tensor.numel()].view(tensor.shape)
+
+
+def _drawn(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
+    if torch.compiler.is_compiling() and scores.device.type == "cpu":
+        # one operation to the compiler, which neither traces random_ nor draws as fast itself
+        return cast(Tensor, torch.ops.masktorch.draw(scores.detach(), generator))
+    return (_draw(scores, generator) > 0).to(torch.uint8)
+
+
+def _draw_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    def draw(scores: Tensor) -> tuple[Tensor]:
+        return (_exceeds(_draw(scores, generator), 0.0).view(torch.uint8),)
+
+    return blockwise(draw, scores)[0]
+
+
+def _like_a_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.uint8)
+
+
+torch.library.define(
+    "masktorch::draw",
+    "(Tensor scores, Generator? generator) -> Tensor",
+    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+)
+torch.library.impl("masktorch::draw", "CPU", _draw_mask)
+torch.library.register_fake("masktorch::draw", _like_a_mask)
 
 
 def _into(grad: Tensor) -> Callable[[Tensor], Tensor | None]:
@@ -311,11 +345,10 @@ def _masked(
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         margin = _draw(scores, generator)
         product = _select(weight, margin, 0.0)
-        return (product, margin > 0) if keep or factor.requires_grad else (product,)
+        return (product, _exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
 
     if not (is_plain(factor) and is_plain(scores)):
-        # inductor stores bytes twice as fast as bools
-        kept = None if at is not None else (_draw(scores, generator) > 0).to(torch.uint8)
+        kept = None if at is not None else _drawn(scores, generator)
         return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
     drawn = functools.partial(blockwise, draw)
     return cast(Tensor, _Masked.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]
