@@ -429,4 +429,5 @@ def test_the_operation_that_compiled_code_draws_by(shape, dtype):
         scores = scores.to(memory_format=torch.channels_last)
     torch.library.opcheck(torch.ops.masktorch.draw, (scores, None))
     drawn = torch.ops.masktorch.draw(scores, None)
-    assert drawn.dtype is torch.uint8 and torch.equal(drawn > 0, scores > 0)
+    assert drawn.dtype is torch.uint8
+    assert torch.equal(drawn > 0, scores > 0)

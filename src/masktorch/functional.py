@@ -205,20 +205,13 @@ def _draw(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     """
     dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
     p = torch.sigmoid(scores.detach().to(dtype))
-    if p.device.type != "cpu" or type(p) is not Tensor:
+    if p.device.type != "cpu" or not is_plain(p):
         return p.sub_(torch.empty_like(p).uniform_(generator=generator)).to(scores.dtype)
     bits = p.new_empty(p.numel() // 4 + 1, dtype=torch.int64).random_(generator=generator)
     bits = bits.bitwise_and_(0x7FFF_7FFF_7FFF_7FFF).view(torch.int16)
+    high, low = (bits[i:].as_strided(p.shape, p.stride()) for i in (0, 1))
     # each step is exact, or else too far from 0 for the next to change the sign
-    margin = p.mul_(2**15).sub_(_like(p, bits)).sub_(_like(p, bits[1:]), alpha=2**-15)
-    return margin.to(scores.dtype)
-
-
-def _like(tensor: Tensor, numbers: Tensor) -> Tensor:
-    """The first of the `numbers`, in the shape and the layout of a dense tensor."""
-    if is_plain(tensor):
-        return numbers.as_strided(tensor.shape, tensor.stride())
-    return numbers[: tensor.numel()].view(tensor.shape)
+    return p.mul_(2**15).sub_(high).sub_(low, alpha=2**-15).to(scores.dtype)
 
 
 def _drawn(scores: Tensor, generator: torch.Generator | None) -> Tensor:
