@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import categorical, literature, sweep, table
-from benchmarks.configuration import Configuration
+from benchmarks.configuration import STARTS_FROM, Configuration
 from benchmarks.figures import draw
 from benchmarks.kinds import KINDS, layer_range, mean_of_seeds, shares, small_and_large
 from benchmarks.paired import points
@@ -17,7 +17,9 @@ from benchmarks.reference import blog
 from benchmarks.results import Result, read_results
 from benchmarks.settings import EPOCHS, Setting, arm_name, settings
 
-STUDIES = ("wrn-28-1", "reduced")  # the folders with results of `python -m benchmarks run`
+# The folders with results of `python -m benchmarks run`, and where one has only arms that go on
+# from another's, that other one.
+STUDIES = {"wrn-28-1": None, "reduced": None, "reduced-1e-3": "reduced"}
 DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
 TRAINING_IMAGES = {"cifar10": 50_000, "mnist": 60_000}
 BLOGS_ARMS = ("mask", "weights", "mix")
@@ -34,7 +36,8 @@ def facts(results: Path, figures: Path) -> dict[str, str]:
     if runs:
         found |= _of_runs([s for study in runs for s in settings(study, runs[study])])
         found["table"] = table.markdown([result for study in runs.values() for result in study])
-        found["figures"] = "\n\n".join(_figures(study, runs[study], figures) for study in runs)
+        drawn = [study for study in runs if not STUDIES.get(study)]
+        found["figures"] = "\n\n".join(_figures(study, runs[study], figures) for study in drawn)
     if _holds(results / "literature"):
         found["literature"] = literature.markdown(results / "literature")
     if _holds(results / "categorical"):
@@ -50,11 +53,12 @@ def _holds(folder: Path) -> bool:
 
 
 def _of_runs(every: list[Setting]) -> dict[str, str]:
+    whole = [_with_its_starts(setting, every) for setting in every]
     found = {
         "runs": _runs(every),
-        "orders": _bullets(every, _order),
-        "differences": _differences(every, lambda setting: PAIRS),
-        "readings": _bullets(every, _reading),
+        "orders": _bullets(whole, _order),
+        "differences": _differences(whole, lambda setting: PAIRS),
+        "readings": _bullets(whole, _reading),
         "spreads": _bullets(every, _spread),
         "estimators": _differences(every, lambda setting: combinations(setting.masks, 2)),
         "winners": _bullets(every, _winner),
@@ -72,6 +76,15 @@ def _of_runs(every: list[Setting]) -> dict[str, str]:
                 if paired := setting.paired(arm, other, epoch):
                     found[f"{name} - {other}, {epoch}"] = str(paired)
     return found
+
+
+def _with_its_starts(setting: Setting, every: Iterable[Setting]) -> Setting:
+    """With the arms that its own go on from, where those are in another folder."""
+    starts: dict[str, dict[int, Result]] = {}
+    for other in every:
+        if (other.study, other.dataset) == (STUDIES.get(setting.study), setting.dataset):
+            starts = {arm: runs for arm, runs in other.arms.items() if arm not in STARTS_FROM}
+    return replace(setting, arms=starts | setting.arms)
 
 
 def _of_toy(path: Path, figures: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from benchmarks.configuration import Configuration
 from benchmarks.results import Result, read_results
-from benchmarks.table import spread
+from benchmarks.table import origins, spread
 
 PUBLISHED = {  # test accuracy in %, one column per entry of SOURCES
     "lenet-300-100": ("98.0", "-", "-", "97.48", "97.43"),
@@ -43,12 +43,8 @@ def markdown(folder: Path) -> str:
         groups.setdefault(replace(result.configuration, seed=0), []).append(result)
     ordered = sorted(groups.values(), key=lambda group: _order(group[0].configuration))
     rows = [_row(number, group) for number, group in enumerate(ordered, start=1)]
-    commands = [
-        f"{number}. {', '.join(f'`{result.command}`' for result in group)}"
-        for number, group in enumerate(ordered, start=1)
-    ]
     separator = "|" + " --- |" * (HEADER.count("|") - 1)
-    return "\n".join([HEADER, separator, *rows, NOTES, "What makes each row:", "", *commands, ""])
+    return "\n".join([HEADER, separator, *rows, NOTES, origins(ordered), ""])
 
 
 def setting(configuration: Configuration) -> str:

@@ -26,9 +26,8 @@ def markdown(results: Iterable[Result]) -> str:
     for result in results:
         groups.setdefault(replace(result.configuration, seed=0), []).append(result)
     rows = [_row(number, group) for number, group in enumerate(groups.values(), start=1)]
-    origins = [_origin(number, group) for number, group in enumerate(groups.values(), start=1)]
     separator = "|" + " --- |" * (HEADER.count("|") - 1)
-    return "\n".join([HEADER, separator, *rows, NOTES, "What makes each row:", "", *origins, ""])
+    return "\n".join([HEADER, separator, *rows, NOTES, origins(groups.values()), ""])
 
 
 def _row(number: int, group: Sequence[Result]) -> str:
@@ -85,9 +84,26 @@ def _blog(result: Result, what: str) -> str:
     return f"{curve.best if what == 'best' else curve.last:.3f}"
 
 
-def _origin(number: int, group: Sequence[Result]) -> str:
-    commands = dict.fromkeys(result.command for result in group)
-    processors = dict.fromkeys(result.environment["processor"] for result in group)
-    precision = group[0].configuration.precision
-    made_by = ", ".join(f"`{command}`" for command in commands)
-    return f"{number}. {made_by} ({', '.join(processors)}, {precision})"
+def origins(groups: Iterable[Sequence[Result]]) -> str:
+    """What makes each row: one line for the rows of the same commands."""
+    rows: dict[str, list[str]] = {}
+    for number, group in enumerate(groups, start=1):
+        processors = ", ".join(dict.fromkeys(str(r.environment["processor"]) for r in group))
+        made = f"{_commands(group)} ({processors}, {group[0].configuration.precision})"
+        rows.setdefault(made, []).append(str(number))
+    lines = [f"- {', '.join(numbers)}: {made}" for made, numbers in rows.items()]
+    return "\n".join(["What makes each row:", "", *lines])
+
+
+def _commands(group: Sequence[Result]) -> str:
+    """The commands; of those that differ in the seed alone the first."""
+    seeds: dict[str, list[str]] = {}  # by the command around them
+    for command in dict.fromkeys(result.command for result in group):
+        before, option, after = command.partition(" --seed ")
+        seed, _, rest = after.partition(" ")
+        seeds.setdefault(f"{before}{option}{{}} {rest}".strip(), []).append(seed)
+    return ", ".join(
+        f"`{command.replace('{}', first)}`"
+        + (f" and with seed {', '.join(others)}" if others else "")
+        for command, (first, *others) in seeds.items()
+    )

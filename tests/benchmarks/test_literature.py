@@ -26,8 +26,8 @@ def write(folder, configuration, accuracy, masked):
         estimator="-",
         epochs=[Epoch(1, 0.1, 0, 0, 0, accuracy + 0.01, 0), Epoch(2, 0.1, 0, 0, 0, accuracy, 0)],
         utilisation=[Layer("a", 30, masked), Layer("b", 10, 0.0)],
-        environment={},
-        command=f"make {configuration.network} {configuration.seed}",
+        environment={"processor": "Abacus"},
+        command=f"make {configuration.network} --seed {configuration.seed} --fast",
     ).write(folder / f"{configuration.name}.json")
 
 
@@ -55,8 +55,8 @@ def test_rows(lines):
 
 def test_commands_and_notes(lines):
     assert lines[-2:] == [
-        "1. `make lenet-300-100 0`, `make lenet-300-100 1`, `make lenet-300-100 2`",
-        "2. `make conv-2 4`",
+        "- 1: `make lenet-300-100 --seed 0 --fast` and with seed 1, 2 (Abacus, float32)",
+        "- 2: `make conv-2 --seed 4 --fast` (Abacus, bfloat16)",
     ]
     assert not any(line.startswith("#") for line in lines)
     text = " ".join(lines)
