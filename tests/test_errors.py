@@ -68,6 +68,7 @@ WRAP = [
      "found 'weight' for ''. For none return []"),
     (dict(targets=lambda name, module: None), TypeError, "found None for ''"),
     (dict(targets=3), TypeError, "expected targets to be a function"),
+    (dict(targets=nn.Linear), TypeError, "found <class 'torch.nn.modules.linear.Linear'>"),
     (dict(targets=[]), ValueError, "found nothing to mask in Everything(Linear, "
      "ParametrizedLinear, LazyLinear, Linear): targets is empty"),
     (dict(targets=lambda name, module: []), ValueError, "found nothing to mask"),
@@ -79,6 +80,7 @@ WRAP = [
      "to return a bool tensor of shape (2, 2), found torch.float32 of shape (2, 2)"),
     (dict(init="ones", targets=["fine.weight"]), TypeError, "expected init to be a number or a "
      "function of the weight, found 'ones'"),
+    (dict(init=float("nan"), targets=["fine.weight"]), TypeError, "found nan"),
     (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "expected init(weight) to return "
      "scores of shape (2, 2) for 'fine.weight', found (1, 2)"),
     (dict(init=lambda w: 1.0, targets=["fine.weight"]), ValueError, "found float"),

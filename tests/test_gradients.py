@@ -120,9 +120,10 @@ def test_intermediate_is_the_derivative_of_the_divergence_to_the_stepped_draw():
     np.testing.assert_allclose(scores.grad.numpy(), numeric, rtol=1e-6, atol=1e-8)
 
 
-def test_intermediate_of_no_gradient_is_the_noise_alone():
+@pytest.mark.parametrize("step_size", [0.1, 5.0])
+def test_intermediate_of_no_gradient_is_the_noise_alone(step_size):
     s = torch.zeros(4, requires_grad=True)
-    mask = functional.intermediate(s)
+    mask = functional.intermediate(s, step_size)
     mask.backward(torch.zeros(4))
     np.testing.assert_allclose(s.grad, 0.5 - mask.detach(), atol=1e-7)
 
@@ -389,6 +390,15 @@ def test_vmap_over_any_dimension(function, dim):
     assert torch.equal(mask, (scores > 0).float())
 
 
+def test_vmap_draws_apart_for_each_entry_of_a_batch():
+    draw = torch.func.vmap(functional.bernoulli, randomness="different")
+    drawn = draw(torch.zeros(3, 200))
+    assert not torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[1], drawn[2])
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(functional.bernoulli)(torch.zeros(3, 200))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("function", [functional.threshold, functional.bernoulli])
 def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(function, dtype):
@@ -415,6 +425,9 @@ def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks
 
 
 def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():
+    nan = torch.full((3,), torch.nan)
+    for draw in (functional.bernoulli, torch.vmap(functional.bernoulli, randomness="different")):
+        assert torch.equal(draw(nan), torch.ones(3))
     layer = masktorch.wrap(torch.nn.Linear(2, 1), init=lambda w: torch.full_like(w, torch.nan))
     assert torch.equal(layer.weight, layer._parameters["weight"])
     assert masktorch.masks(layer)["weight"].all()
@@ -427,7 +440,7 @@ def test_the_operation_that_compiled_code_draws_by(shape, dtype):
     scores[..., ::2] = -50  # certain: drawn twice they are the same
     if scores.dim() == 4:
         scores = scores.to(memory_format=torch.channels_last)
-    torch.library.opcheck(torch.ops.masktorch.draw, (scores, None))
-    drawn = torch.ops.masktorch.draw(scores, None)
+    torch.library.opcheck(torch.ops.masktorch.draw, (scores,))
+    drawn = torch.ops.masktorch.draw(scores)
     assert drawn.dtype is torch.uint8
     assert torch.equal(drawn > 0, scores > 0)

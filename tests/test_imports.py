@@ -1,6 +1,7 @@
 """The parts import only downwards, and the library nothing beyond its dependencies."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,7 +17,7 @@ LEVELS = {
     "estimators": {"functional"},
     "parametrization": {"estimators", "functional"},
     "model": {"targets", "parametrization", "estimators"},
-    "maskfile": {"model", "parametrization"},
+    "maskfile": {"model", "parametrization", "targets"},
     "report": {"model", "parametrization"},
     "__init__": {"functional", "estimators", "model", "maskfile", "report"},
 }
@@ -50,3 +51,13 @@ def test_arrows_point_down(path):
 def test_public_names():
     assert all(hasattr(masktorch, name) for name in masktorch.__all__)
     assert list(masktorch.__all__) == sorted(masktorch.__all__)
+
+
+def test_a_second_import_is_the_same_library():
+    script = (
+        "import importlib, sys, masktorch\n"
+        "importlib.reload(masktorch.functional)\n"
+        "for name in [n for n in sys.modules if n.startswith('masktorch')]: del sys.modules[name]\n"
+        "import masktorch"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)

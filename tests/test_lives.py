@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import masktorch
-from masktorch import Bernoulli, IntermediateSampling, Threshold
+from masktorch import Bernoulli, IntermediateSampling, Threshold, functional
 
 pytestmark = [
     # torch.compile makes an instance of an autograd function while it traces one
@@ -368,6 +368,18 @@ def test_a_compiled_model_trains_as_eager_does(dynamo):
         assert_equal(p, q, rtol=1e-4, atol=1e-5)
 
 
+def test_a_compiled_transform_does_not_lose_the_gradient(dynamo):
+    """torch.compile alone would return zeros; it raises or goes on in eager."""
+
+    def gradient(scores):
+        return torch.func.grad(lambda s: functional.threshold(s).sum())(scores)
+
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException):
+        torch.compile(gradient, backend="aot_eager", fullgraph=True)(torch.zeros(3))
+    found = torch.compile(gradient, backend="aot_eager")(torch.zeros(3))
+    assert_equal(found, torch.full((3,), 0.25))
+
+
 def test_compiled_draws_differ_from_call_to_call(dynamo):
     model = masktorch.wrap(Block(), Bernoulli())
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -422,6 +434,7 @@ def test_checkpointing_recomputes_with_the_same_mask(estimator, reentrant):
     assert_equal(step(model, x), expected)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="Dynamo of torch 2.6 refuses it")
 @each_estimator
 def test_compiled_checkpointing_does_too(dynamo, estimator):
     model = wrapped(Checkpointed(False), estimator)

@@ -130,6 +130,47 @@ def test_masks_come_back_onto_a_plain_and_onto_a_wrapped_model(path, estimator, 
     assert all(s.requires_grad != frozen for s in masktorch.mask_parameters(other))
 
 
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("assign", [True, False])
+def test_scores_are_not_loaded_as_a_mask_nor_a_mask_as_scores(path, strict, assign):
+    """Cast to bool, every score but zero would be kept."""
+    learning = wrapped(Net(), kept=0.3)
+    save_masks(learning, path)
+    given = load_masks(plain(learning), path)
+    for onto, state, words in (
+        (given, learning.state_dict(), "expected a mask, found scores (torch.float32)"),
+        (learning, given.state_dict(), "expected scores, found a mask (torch.bool)"),
+    ):
+        masks = masktorch.masks(onto)
+        with pytest.raises(RuntimeError, match=re.escape(words)):
+            onto.load_state_dict(state, strict=strict, assign=assign)
+        assert same(masktorch.masks(onto), masks)
+        rest = {name: tensor for name, tensor in state.items() if not name.endswith("scores")}
+        onto.load_state_dict(rest, strict=False)
+    fresh = load_masks(Net(), path, any_weights=True)
+    fresh.load_state_dict(given.state_dict())  # of one kind
+    assert same(fresh.state_dict(), given.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated")
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_compiled_model_has_the_names_of_the_model_itself(path, inside):
+    def compiled(model):
+        if inside:
+            model.conv = torch.compile(model.conv)
+            return model
+        return torch.compile(model)
+
+    model = wrapped(Net(), kept=0.3)
+    masks, handle = masktorch.masks(model), compiled(model)
+    assert same(masktorch.masks(handle), masks)
+    save_masks(handle, path)
+    loaded = load_masks(Net(), path, any_weights=True)
+    assert same(masktorch.masks(loaded), masks)
+    for again in (compiled(Net()), masktorch.wrap(compiled(Net()), targets=list(masks))):
+        assert same(masktorch.masks(load_masks(again, path, any_weights=True)), masks)
+
+
 def test_any_order(tmp_path):
     first, second, third = (str(tmp_path / f"{i}.npz") for i in range(3))
     model = wrapped()

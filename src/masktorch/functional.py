@@ -133,11 +133,12 @@ def intermediate(
         tensor([-0.1396,  0.0000,  0.1091])
     """
 
-    def rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
+    def rule(scores: Tensor, weight: Tensor, kept: Any, grad: Tensor) -> Tensor:
         dtype = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
         norms = [torch.linalg.vector_norm(g.to(dtype) * w) for g, w in blocks(grad, weight)]
         rms = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(max(grad.numel(), 1))
-        alpha = step_size / rms.clamp(min=torch.finfo(dtype).tiny)
+        limits = torch.finfo(dtype)
+        alpha = (step_size / rms.clamp(min=limits.tiny)).clamp(max=limits.max)
 
         into = _into(grad)
 
@@ -153,7 +154,7 @@ def intermediate(
             noise = torch.sub(p, m, out=into(p))
             return (torch.addcdiv(noise, x, divisor, out=into(noise)).to(scores.dtype),)
 
-        return blockwise(difference, scores, weight, cast(Tensor, kept), grad)[0]
+        return blockwise(difference, scores, weight, kept, grad)[0]
 
     return _masked(weight, scores, rule, generator=generator, keep=True)
 
@@ -197,49 +198,52 @@ def _exceeds(margin: Tensor, at: float) -> Tensor:
 
 
 def _draw(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`p - u`, up to a factor, for a uniform `u`: positive with probability `p`.
+    """`p - u`, up to a factor, for a uniform `u`: positive with probability `p`, as far as `u` is
+    fine enough, 2^-24 of a float32 and 2^-30 on a CPU.
 
     A CPU draws one number after the other on one thread, so there an entry has 15 random bits, four
-    entries to a draw, and its neighbour's 15 below them. These decide once in 2^15, which is all
-    that neighbours share: the covariance of two is below `p * 2^-15`.
+    entries to a draw, and the next one's 15 below them. These decide once in 2^15, which is all
+    that two neighbours share: their covariance is at most 2^-15 p (1 - p) of the next one's p.
     """
     dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
     p = torch.sigmoid(scores.detach().to(dtype))
-    if p.device.type != "cpu" or not is_plain(p):
+    if p.device.type != "cpu" or type(p) is not Tensor:
         return p.sub_(torch.empty_like(p).uniform_(generator=generator)).to(scores.dtype)
-    bits = p.new_empty(p.numel() // 4 + 1, dtype=torch.int64).random_(generator=generator)
-    bits = bits.bitwise_and_(0x7FFF_7FFF_7FFF_7FFF).view(torch.int16)
-    high, low = (bits[i:].as_strided(p.shape, p.stride()) for i in (0, 1))
+    words = p.new_empty(p.numel() // 4 + 1, dtype=torch.int64).random_(generator=generator)
+    if is_plain(p):
+        bits = words.bitwise_and_(0x7FFF_7FFF_7FFF_7FFF).view(torch.int16)
+        high, low = (bits[i:].as_strided(p.shape, p.stride()) for i in (0, 1))
+    else:  # the same numbers; under vmap torch 2.6 can't view integers as shorter ones
+        bits = (words.unsqueeze(-1) >> torch.arange(0, 64, 16)).bitwise_and(0x7FFF).flatten()
+        high, low = (bits[i : i + p.numel()].view(p.shape) for i in (0, 1))
     # each step is exact, or else too far from 0 for the next to change the sign
     return p.mul_(2**15).sub_(high).sub_(low, alpha=2**-15).to(scores.dtype)
 
 
 def _drawn(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
-    if torch.compiler.is_compiling() and scores.device.type == "cpu":
+    if torch.compiler.is_compiling() and scores.device.type == "cpu" and generator is None:
         # one operation to the compiler, which neither traces random_ nor draws as fast itself
-        return cast(Tensor, torch.ops.masktorch.draw(scores.detach(), generator))
-    return (_draw(scores, generator) > 0).to(torch.uint8)
+        return cast(Tensor, torch.ops.masktorch.draw(scores.detach()))
+    return _exceeds(_draw(scores, generator), 0.0).to(torch.uint8)
 
 
-def _draw_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    def draw(scores: Tensor) -> tuple[Tensor]:
-        return (_exceeds(_draw(scores, generator), 0.0).view(torch.uint8),)
-
-    return blockwise(draw, scores)[0]
+def _draw_in_blocks(scores: Tensor) -> Tensor:
+    return blockwise(lambda s: (_drawn(s, None),), scores)[0]
 
 
-def _like_a_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+def _like_a_mask(scores: Tensor) -> Tensor:
     return torch.empty_like(scores, dtype=torch.uint8)
 
 
-torch.library.define(
-    "masktorch::draw",
-    "(Tensor scores, Generator? generator) -> Tensor",
-    tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
-)
-torch.library.impl("masktorch::draw", "CPU", _draw_mask)
-torch.library.register_fake("masktorch::draw", _like_a_mask)
+if not hasattr(torch.ops.masktorch, "draw"):  # else this module is imported once more
+    torch.library.define(
+        "masktorch::draw",
+        "(Tensor scores) -> Tensor",
+        tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
+    )
+    torch.library.impl("masktorch::draw", "CPU", _draw_in_blocks)
+    torch.library.register_fake("masktorch::draw", _like_a_mask)
 
 
 def _into(grad: Tensor) -> Callable[[Tensor], Tensor | None]:
@@ -259,7 +263,7 @@ def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Te
     into = _into(grad)
     dtype = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
 
-    def product(scores: Tensor, weight: Tensor, grad: Tensor) -> tuple[Tensor]:
+    def product(scores: Tensor, weight: Tensor, grad: Tensor) -> Any:
         p, grad = torch.sigmoid(scores.to(dtype)), grad.to(dtype)
         slope: Tensor
         if (out := into(p)) is None:
@@ -335,13 +339,19 @@ def _masked(
     given; a rule that asks for the drawn mask says `keep`."""
     factor = scores.new_ones(()) if weight is None else weight
 
+    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+        raise RuntimeError(
+            "masktorch can't compile a torch.func transform of a mask: torch loses its gradient "
+            "there. Use one of the two, torch.func or torch.compile."
+        )
+    if not (is_plain(factor) and is_plain(scores)):
+        kept = None if at is not None else _drawn(scores, generator)
+        return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
+
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         margin = _draw(scores, generator)
         product = _select(weight, margin, 0.0)
         return (product, _exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
 
-    if not (is_plain(factor) and is_plain(scores)):
-        kept = None if at is not None else _drawn(scores, generator)
-        return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
     drawn = functools.partial(blockwise, draw)
     return cast(Tensor, _Masked.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]

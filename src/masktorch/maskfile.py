@@ -33,6 +33,7 @@ from torch.nn.parameter import is_lazy
 
 from masktorch.model import give_masks, masked_tensors, set_masks
 from masktorch.parametrization import is_sharded
+from masktorch.targets import plain_name
 
 Model = TypeVar("Model", bound=nn.Module)
 Path = str | os.PathLike[str]
@@ -143,7 +144,7 @@ def load_masks(model: Model, path: Path, *, any_weights: bool = False) -> Model:
         wrapped = []
     rescaled = {place.name: mask.rescale for mask, (place, *_) in wrapped}
     tensors = {place.name: place.parameter for _, (place, *_) in wrapped}
-    tensors = tensors or dict(model.named_parameters())
+    tensors = tensors or {plain_name(name): p for name, p in model.named_parameters()}
     _check(path, rows, tensors, rescaled, any_weights)
     masks = {}
     for row, code in zip(rows, coded, strict=True):

@@ -1,5 +1,6 @@
 """What a user does to a model: wrap it, freeze masks and weights, read and set masks, unwrap it."""
 
+import math
 import numbers
 import sys
 import warnings
@@ -21,7 +22,7 @@ from masktorch.parametrization import (
     original_class,
     total,
 )
-from masktorch.targets import Place, Targets, conv_and_linear, describe, join, plan
+from masktorch.targets import Place, Targets, conv_and_linear, describe, join, plain_name, plan
 
 Model = TypeVar("Model", bound=nn.Module)
 Init = float | Callable[[Tensor], Tensor]
@@ -277,7 +278,7 @@ def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place
     found: dict[Mask, list[Place]] = {}
     for module_name, module in model.named_modules():
         for attribute, mask in attached(module).items():
-            place = Place(join(module_name, attribute), module, attribute)
+            place = Place(join(plain_name(module_name), attribute), module, attribute)
             found.setdefault(mask, []).append(place)
     if not found:
         raise ValueError(
@@ -307,7 +308,7 @@ def _parameters(places: list[Place]) -> list[nn.Parameter]:
 
 
 def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:
-    if isinstance(init, numbers.Real) and not isinstance(init, bool):
+    if isinstance(init, numbers.Real) and not isinstance(init, bool) and not math.isnan(init):
         return torch.full_like(weight, float(init), requires_grad=False)
     if not callable(init):
         raise TypeError(

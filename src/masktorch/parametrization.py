@@ -98,6 +98,20 @@ class Mask(nn.Module):
         module, name = cast("tuple[nn.Module, str]", self.owner)
         return cast(Tensor, module._parameters[name])
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        """Scores are no mask: copied into one, all but zeros would be kept."""
+        found, name = state_dict.get(prefix + "scores"), prefix + "scores"
+        if isinstance(found, Tensor) and (found.dtype is torch.bool) == self.learns:
+            expected, other = ("scores", "a mask") if self.learns else ("a mask", "scores")
+            errors = arguments[-1]
+            errors.append(
+                f"{name!r}: expected {expected}, found {other} ({found.dtype}). Masks that learn "
+                "have scores, those that load_masks put on a plain model have none: leave the "
+                "'scores' keys out, and move masks with masktorch.load_masks or set_masks."
+            )
+        else:
+            super()._load_from_state_dict(state_dict, prefix, *arguments)
+
     def append(self, parametrization: nn.Module) -> NoReturn:
         """torch's register_parametrization asks for it."""
         raise TypeError(

@@ -60,7 +60,7 @@ def plan(model: nn.Module, targets: Targets, *, bias: bool) -> list[Target]:
     """The parameters to mask, in the order of the model; raises where one of them can't be."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"wrap() expected a torch.nn.Module, found {type(model).__name__}.")
-    modules = dict(model.named_modules())
+    modules = {plain_name(name): module for name, module in model.named_modules()}
     chosen = _chosen(modules, targets)
     if bias:
         owners = dict.fromkeys(name.rpartition(".")[0] for name in chosen)
@@ -96,7 +96,7 @@ def plan(model: nn.Module, targets: Targets, *, bias: bool) -> list[Target]:
 
 
 def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
-    if isinstance(targets, str) or not (callable(targets) or isinstance(targets, Iterable)):
+    if isinstance(targets, str | type) or not (callable(targets) or isinstance(targets, Iterable)):
         raise TypeError(
             "wrap() expected targets to be a function (module_name, module) -> tensor names, or a "
             f"list of full tensor names, found {targets!r}. For one tensor write targets=[name]."
@@ -217,6 +217,11 @@ def describe(model: nn.Module) -> str:
 def _names(parameters: Iterable[str]) -> str:
     names = list(parameters)
     return f"It has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+
+
+def plain_name(name: str) -> str:
+    """A name without what torch.compile adds to it: a compiled model has the names of its own."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def join(module_name: str, attribute: str) -> str:
