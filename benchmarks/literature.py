@@ -16,14 +16,14 @@ PUBLISHED = {  # test accuracy in %, one column per entry of SOURCES
 }
 SOURCES = ("Zhou et al.", "edge-popup", "biprop", "signed supermask", "trained weights")
 HEADER = (
-    "| # | network | our setting | seeds | epochs | our accuracy | masked | "
+    "| # | network | our setting | seeds | epochs | our accuracy | masked fraction | "
     + " | ".join(SOURCES)
     + " |"
 )
 NOTES = """
 Test accuracy in %, ours after the last epoch with nothing selected on the test set: the mean of the
-seeds (lowest to highest); masked: the fraction of the best epoch's mask. LeNet-300-100 is on MNIST,
-the others on CIFAR-10. Settings were compared on held-out training images alone
+seeds (lowest to highest); the masked fraction is of the best epoch's mask. LeNet-300-100 is on
+MNIST, a Conv network on CIFAR-10. Settings were compared on held-out training images alone
 (`benchmarks/results/sweep/literature.json` and `finalists.json`). Zhou et al.: their best learned
 mask (arXiv 1905.01067, with rescaling and signed constants). Edge-popup (arXiv 1911.13299) and
 biprop (arXiv 2103.09377): as the authors of signed supermasks quote them. Signed supermask, and the

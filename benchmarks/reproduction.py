@@ -25,6 +25,8 @@ it again with masktorch. `python -m benchmarks reproduction` writes it from the 
 
 ## In short
 
+{answer}
+
 {orders}
 
 ## What was run, and on which machine
@@ -48,8 +50,9 @@ masked fraction. It has one run of each arm.
 ## What is masked
 
 The blog reports 2.6 to 16.4 % of a layer masked on CIFAR-10 and 1.8 to 11.6 % on MNIST, and far
-less in the small layers. Below, the share of all parameters of a kind that is masked, and in
-brackets the least and the most of one layer, each layer the mean of its seeds.
+less in the small layers (1x1 shortcuts and the classifier). Below, the share of all parameters of a
+kind that is masked, and in brackets the least and the most of one layer, each layer the mean of its
+seeds.
 
 {kinds}
 
@@ -58,11 +61,11 @@ brackets the least and the most of one layer, each layer the mean of its seeds.
 ## Is a mask a better start?
 
 The blog's `mix` has had twice the epochs of its `weights`, and a learning rate a thousand times
-smaller in the second half. The arm that would tell what the mask itself gives is missing there:
-`weights-then-weights` trains the weights, and goes on from their best epoch exactly as `mix` goes
-on from the mask's. Differences are in percentage points of test accuracy, paired by seed, since the
-arms of a seed share their initial weights, and `mix` and its control meet the same images in the
-same order.
+smaller in the second half. The arm that would tell what the mask itself gives is missing there.
+Here it is: `weights-then-weights` trains the weights, and goes on from their best epoch exactly as
+`mix` goes on from the mask's. Differences are in percentage points of test accuracy, paired by
+seed, since the arms of a seed share their initial weights, and `mix` and its control meet the same
+images in the same order.
 
 {differences}
 
@@ -81,7 +84,8 @@ In the mask arm alone; `mask` is `Threshold`, the blog's own.
 
 ### The learning rates of the scores
 
-They were chosen beforehand, on training images held out (`benchmarks/results/sweep/wrn.json`).
+The threshold keeps the blog's 0.01. For the other two the best of three was taken, 0.1, on training
+images held out (`benchmarks/results/sweep/wrn.json`); it is the largest that was tried.
 
 {sweep wrn}
 

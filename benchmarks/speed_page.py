@@ -84,31 +84,35 @@ much that is, measured side by side in one run: `python -m benchmarks speed` doe
   system, which then clears fresh pages for the next one. Start with
   `{variables} python ...`{malloc}.
 
-{missed}{measured}"""
-MISSED = """\
+{measured}{missed}"""
+MISSED = """
 ## Targets that are not met
 
-Why, as far as it is known:
+Beside some of the numbers above stands the most that was aimed at. Where a number is above it, and
+why, as far as it is known:
 
-- A **drawn mask** needs a random number per entry. PyTorch's generator on a CPU gives one after
-  the other on one thread, however many there are: of a 2048x2048 mask 7 ms, where the threshold
-  takes 2 (two float32 numbers are made of one 64-bit draw already; one by one they took 12).
-  Compiled code draws with the same generator; inductor's own took 30 ms. Around the draw, Bernoulli
-  reads weight and scores once and writes the product; its backward reads three tensors and writes
-  one, as the threshold's. Intermediate sampling reads two once more, for the norm of the gradient,
-  and its rule is ten operations where Bernoulli's is three, on blocks that stay in the cache.
-- The **floor** is that of an addition into memory that is there already. The product and the
-  gradient are new tensors, and the system clears their pages as they are first written: what
-  remains at 10^8 entries, eager or compiled. At 10^6 the addition itself stays in the cache.
-- **LeNet** has steps of two milliseconds, of which a mask's calls from Python take 0.05 per layer.
-- `wrap`, `masks`, `report` and `freeze_mask` **compare** scores with the threshold; into bool
-  tensors a CPU compares several times slower than it adds. `save_masks` hashes the weights and
-  codes each mask to its entropy, `load_masks` undoes and checks it: time grows linearly.
+- A **drawn mask** needs random bits for each entry. PyTorch's generator on a CPU gives one number
+  after the other on one thread, however many there are: 3.5 ms for a 2048x2048 mask, where four
+  entries share a 64-bit number (a float each took 12 ms). The threshold's forward reads two tensors
+  and writes one, in one pass; a draw adds four that stay in the cache (logistic function, scale,
+  two subtractions). The backward is the threshold's: three operations, three tensors read, one
+  written. Intermediate sampling keeps the mask, a byte an entry, and in the backward reads two
+  tensors once more, for the norm of the gradient; its rule is ten operations. Compiled, these are
+  fused but for the draw.
+- The **floor** is that of an addition into memory that is there already, which at 10^6 entries
+  stays in the cache. The product and the gradient are new tensors, and the system clears their
+  pages as they are first written: what remains at 10^8 entries, eager or compiled. Each mode's
+  additions are timed in its own rounds.
+- **LeNet** has steps of two milliseconds, of which a mask's calls from Python take 0.05 per layer;
+  compiled code has none of them.
+- `save_masks` hashes the weights and codes each mask to its entropy; `load_masks` undoes, checks
+  and moves scores: passes of another kind, in time that grows linearly. `wrap` writes the scores,
+  and like `masks`, `report` and `freeze_mask` computes each mask. At 10^9 entries a layer has 200
+  MB, which the system clears for every pass, the plain one too.
 
-Where, with the targets in brackets:
+With the targets in brackets:
 
 {missed}
-
 """
 MEASURED = """\
 ## On {processor}, {threads} threads

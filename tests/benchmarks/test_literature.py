@@ -42,8 +42,8 @@ def lines(tmp_path):
 def test_rows(lines):
     """The mean and the range of the last epochs; the smaller network first."""
     assert lines[:4] == [
-        "| # | network | our setting | seeds | epochs | our accuracy | masked | Zhou et al. "
-        "| edge-popup | biprop | signed supermask | trained weights |",
+        "| # | network | our setting | seeds | epochs | our accuracy | masked fraction | "
+        "Zhou et al. | edge-popup | biprop | signed supermask | trained weights |",
         "|" + " --- |" * 12,
         "| 1 | lenet-300-100 | threshold, signed-constant weights, rescaled, learning rate 0.1, "
         "cosine, scores from 1, batches of 128, float32 | 3 | 2 | 97.33 (97.12 to 97.54) "

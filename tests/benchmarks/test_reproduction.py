@@ -78,6 +78,11 @@ def full(tmp_path_factory):
     """Results of every kind, the page of them, and its facts."""
     folder = tmp_path_factory.mktemp("full")
     save(folder / "results" / "reduced", *CIFAR)
+    save(
+        folder / "results" / "reduced-1e-3",
+        *three("cifar10", "mix", (0.71, 0.73, 0.73), mix_lr=1e-3),
+        *three("cifar10", "weights-then-weights", (0.70, 0.75, 0.72), mix_lr=1e-3),
+    )
     save(folder / "results" / "wrn-28-1", *MNIST)
     supermask = Configuration("mnist", network="lenet-300-100", epochs=2).for_arm("mask")
     save(folder / "results" / "literature", replace(MNIST[0], configuration=supermask))
@@ -134,10 +139,37 @@ def test_software():
 def test_the_blogs_order(full):
     text = full[1]
     assert (
-        "- CIFAR-10, `reduced`: best epoch `mask` 0.5100, `weights` 0.6133, `mix` 0.7167, in the "
-        "blog 0.828, 0.870, 0.907; the order is the blog's."
+        "- CIFAR-10, `reduced`: wrn-16-1, 2 epochs: best epoch `mask` 0.5100, `weights` 0.6133, "
+        "`mix` 0.7167, in the blog (WRN-28-8, 30 epochs) 0.828, 0.870, 0.907; the order is the "
+        "blog's."
     ) in text
-    assert "0.991, 0.991, 0.994; `weights` is below `mix` in the blog and not here.\n" in text
+    assert "0.991, 0.991, 0.994; the blog's lie too close together to be in an order.\n" in text
+    (turned,) = settings("s", [result("cifar10", arm, 0, accuracy) for arm, accuracy in
+                               (("mask", 0.5), ("weights", 0.7), ("mix", 0.6))])  # fmt: skip
+    assert next(facts._order(turned)).endswith(
+        "; `weights` is below `mix` in the blog and not here"
+    )
+
+
+def test_arms_whose_starts_are_in_another_folder(full):
+    """They are compared with those starts, which are not shown twice."""
+    found, text = full[2], full[1]
+    difference = Paired((0.11, 0.12, 0.10))
+    assert (
+        f"| CIFAR-10, `reduced-1e-3` | `mix` - `weights` | {difference} | {difference} |"
+    ) in text
+    assert "- CIFAR-10, `reduced-1e-3`: wrn-16-1, 2 epochs: best epoch `mask` 0.5100, " in text
+    assert text.count("cifar10 | 5000 | wrn-16-1 | weights | ") == 1
+    assert "`reduced-1e-3`" not in found["kinds"] + found["estimators"] + found["winners"]
+    assert "- CIFAR-10, `reduced-1e-3`: `depth` 16 (28), " in found["deviations"]
+    assert "`mix_lr` 0.001 (1e-05)" in found["deviations"]
+
+
+def test_the_answer(full):
+    assert "(last epoch, 95 % intervals): better in 1, not told apart in 1, worse in 0." in (
+        " ".join(full[1].split())
+    )
+    assert facts._answer(settings("reduced", MNIST)) == ""
 
 
 def t_interval(values):

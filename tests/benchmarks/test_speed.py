@@ -418,8 +418,8 @@ class TestPage:
         )
         assert "## Targets that are not met" in text
         case = "Training steps, MLP 4x2048, 128, float32, compiled, 100 ms"
-        assert f"\n- {case}: threshold 1.20, target 1.18\n" in text
-        assert "1.25, target" not in text
+        assert f"\n- {case}: threshold 1.20 (1.18)\n" in text
+        assert "threshold 1.25 (" not in text
 
     def test_page_without_results(self):
         text = speed_page.page({})
