@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import combinations, permutations
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from benchmarks import categorical, literature, sweep, table
@@ -68,8 +69,12 @@ def _of_runs(every: list[Setting]) -> dict[str, str]:
         "deviations": _bullets(every, _deviations),
         "short runs": _bullets(every, _short_runs),
         "misses": _bullets(every, _misses),
+        "learning rates": _learning_rates(every),
     }
     for setting in every:
+        for arm, runs in setting.arms.items():
+            first = mean(result.epochs[0].test_accuracy for result in runs.values())
+            found[f"{setting.study} {setting.dataset} {arm}, first"] = f"{first:.4f}"
         for arm, epoch in ((arm, epoch) for arm in setting.arms for epoch in EPOCHS):
             name = f"{setting.study} {setting.dataset} {arm}"
             found[f"{name}, {epoch}"] = f"{setting.mean(arm, epoch):.4f}"
@@ -348,6 +353,36 @@ def _short_runs(setting: Setting) -> Iterator[str]:
             f"Adam moves a weight by about its learning rate a step at most, which makes "
             f"{reach:.2g} in the whole of `mix`, in the blog {blogs_reach:.2g}"
         )
+
+
+def _learning_rates(every: Sequence[Setting]) -> str:
+    """The arms that were run from the same starts with two learning rates, `weights` before."""
+    pairs = [
+        (one, other)
+        for one, other in permutations(every, 2)
+        if (one.study, one.dataset) == (STUDIES.get(other.study), other.dataset)
+    ]
+    return _table(
+        ["data set", "`weights`", "arm", "learning rate", "accuracy", "learning rate", "accuracy"],
+        (
+            [
+                DATASETS[one.dataset],
+                f"{one.mean('weights', 'best'):.4f}",
+                f"`{arm}`",
+                *(
+                    cell
+                    for setting in (one, other)
+                    for cell in (
+                        f"{next(iter(setting.arms[arm].values())).configuration.mix_lr:g}",
+                        f"{setting.mean(arm, 'best'):.4f}",
+                    )
+                ),
+            ]
+            for one, other in pairs
+            for arm in other.arms
+            if arm in one.arms
+        ),
+    )
 
 
 def _misses(setting: Setting) -> Iterator[str]:

@@ -165,6 +165,14 @@ def test_arms_whose_starts_are_in_another_folder(full):
     assert "`mix_lr` 0.001 (1e-05)" in found["deviations"]
 
 
+def test_two_learning_rates_from_the_same_starts(full):
+    assert full[2]["learning rates"].splitlines()[2:] == [
+        "| CIFAR-10 | 0.6133 | `mix` | 1e-05 | 0.7167 | 0.001 | 0.7233 |",
+        "| CIFAR-10 | 0.6133 | `weights-then-weights` | 1e-05 | 0.6567 | 0.001 | 0.7233 |",
+    ]
+    assert full[2]["reduced cifar10 mask, first"] == "0.5100"
+
+
 def test_the_answer(full):
     assert "(last epoch, 95 % intervals): better in 1, not told apart in 1, worse in 0." in (
         " ".join(full[1].split())
