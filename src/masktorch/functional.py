@@ -229,7 +229,7 @@ def _drawn(scores: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _draw_in_blocks(scores: Tensor) -> Tensor:
-    return blockwise(lambda s: (_drawn(s, None),), scores)[0]
+    return blockwise(lambda s: (_exceeds(_draw(s, None), 0.0),), scores)[0].view(torch.uint8)
 
 
 def _like_a_mask(scores: Tensor) -> Tensor:
