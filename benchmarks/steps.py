@@ -13,7 +13,7 @@ from benchmarks import child, rivals
 from benchmarks.networks import lenet_300_100, wide_resnet
 from benchmarks.timing import Call, side_by_side
 
-SECONDS, AT_LEAST = 12.0, 5  # of rounds a case, after the warm-up
+SECONDS, AT_LEAST = 12.0, 15  # of rounds a case, after the warm-up
 CLASSES = 10
 # glibc gives large blocks back to the system when they are freed; told so, it keeps them.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
