@@ -178,11 +178,11 @@ seeds:
 
 {learning rates}
 
-Part of what the second phase adds is no training at all. On CIFAR-10 `weights-then-weights` starts
-from `weights` at {reduced cifar10 weights, best} and is at
-{reduced cifar10 weights-then-weights, first} after one epoch at 1e-5, 40 steps in which a weight
-moves by about 0.0004 at most: weights that stand still let batch norm's averages catch up. That
-benefits `mix` and its control, and not `weights`, which is why the control is needed.
+Part of what the second phase adds is hardly training. On CIFAR-10 `weights-then-weights` goes from
+`weights` at {reduced cifar10 weights, best} to {reduced cifar10 weights-then-weights, first} in one
+epoch at 1e-5, 40 steps in which a weight moves by about 0.0004 at most. Weights that stand still
+let batch norm's averages catch up is our reading of it, not measured apart. It would benefit `mix`
+and its control, and not `weights`: another reason to have the control.
 
 ### Noise
 
