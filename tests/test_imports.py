@@ -12,7 +12,9 @@ import masktorch
 FILES = sorted(Path(masktorch.__file__).parent.glob("*.py"))
 LEVELS = {
     "blocks": set(),
-    "functional": {"blocks"},
+    "selection": {"blocks"},
+    "draws": {"blocks", "selection"},
+    "functional": {"blocks", "selection", "draws"},
     "targets": set(),
     "estimators": {"functional"},
     "parametrization": {"estimators", "functional"},

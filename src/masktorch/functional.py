@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from masktorch.blocks import blocks, blockwise, is_plain
+from masktorch.draws import drawn_mask, margin_of_draw
+from masktorch.selection import as_number, exceeds, select, select_above
 
 __all__ = ["bernoulli", "intermediate", "keeps", "logit", "mode_product", "select", "threshold"]
 
@@ -61,7 +63,7 @@ def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
         tensor([False, False,  True])
     """
     at = _boundary(tau, scores.dtype)
-    return blockwise(lambda s: (_exceeds(s, at),), scores.detach())[0]
+    return blockwise(lambda s: (exceeds(s, at),), scores.detach())[0]
 
 
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:
@@ -146,7 +148,7 @@ def intermediate(
             x = grad.to(dtype) * weight
             x = torch.mul(x, alpha, out=into(x))
             x = torch.clamp(x, -MAX_STEP, MAX_STEP, out=into(x))
-            m = _number(kept, dtype)
+            m = as_number(kept, dtype)
             # Both cases of p - q in one: m - q = x / (1 + x) where m = 1, x / (1 - x) where m = 0.
             divisor = 1 - x
             divisor = torch.addcmul(divisor, m, x, value=2, out=into(divisor))
@@ -159,21 +161,6 @@ def intermediate(
     return _masked(weight, scores, rule, generator=generator, keep=True)
 
 
-def select(weight: Tensor, mask: Tensor) -> Tensor:
-    """`weight` where the bool `mask` is True, elsewhere exactly 0, whatever stands there.
-
-    Examples:
-        >>> select(torch.tensor([1.0, float("nan")]), torch.tensor([True, False]))
-        tensor([1., 0.])
-    """
-    return blockwise(lambda w, m: (_select(w, _number(m, w.dtype), 0.0),), weight, mask)[0]
-
-
-def _number(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as 0 and 1; a CPU converts bytes eight times faster than it does bools."""
-    return (mask.view(torch.uint8) if is_plain(mask) else mask).to(dtype)
-
-
 def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
     """`weight` under the deterministic mask of `keeps`, without a tensor for the mask.
 
@@ -183,67 +170,7 @@ def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
         >>> mode_product(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0]))
         tensor([0., 0., 2.])
     """
-    return _select(weight, scores.detach(), _boundary(tau, scores.dtype))
-
-
-def _select(weight: Tensor, margin: Tensor, at: float) -> Tensor:
-    """0 where `margin <= at`, else `weight`; PyTorch has it as the derivative of its threshold
-    function, on a CPU many times faster than `where`."""
-    return cast(Tensor, torch.ops.aten.threshold_backward(weight, margin, at))
-
-
-def _exceeds(margin: Tensor, at: float) -> Tensor:
-    """`margin > at`; a CPU compares thrice as slowly into bools as it converts numbers to them."""
-    return _select(margin.new_ones(()), margin, at).to(torch.bool)
-
-
-def _draw(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`p - u`, up to a factor, for a uniform `u`: positive with probability `p`, as far as `u` is
-    fine enough, 2^-24 of a float32 and 2^-30 on a CPU.
-
-    A CPU draws one number after the other on one thread, so there an entry has 15 random bits, four
-    entries to a draw, and the next one's 15 below them. These decide once in 2^15, which is all
-    that two neighbours share: their covariance is at most 2^-15 p (1 - p) of the next one's p.
-    """
-    dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
-    p = torch.sigmoid(scores.detach().to(dtype))
-    if p.device.type != "cpu" or type(p) is not Tensor:
-        return p.sub_(torch.empty_like(p).uniform_(generator=generator)).to(scores.dtype)
-    words = p.new_empty(p.numel() // 4 + 1, dtype=torch.int64).random_(generator=generator)
-    if is_plain(p):
-        bits = words.bitwise_and_(0x7FFF_7FFF_7FFF_7FFF).view(torch.int16)
-        high, low = (bits[i:].as_strided(p.shape, p.stride()) for i in (0, 1))
-    else:  # the same numbers; under vmap torch 2.6 can't view integers as shorter ones
-        bits = (words.unsqueeze(-1) >> torch.arange(0, 64, 16)).bitwise_and(0x7FFF).flatten()
-        high, low = (bits[i : i + p.numel()].view(p.shape) for i in (0, 1))
-    # each step is exact, or else too far from 0 for the next to change the sign
-    return p.mul_(2**15).sub_(high).sub_(low, alpha=2**-15).to(scores.dtype)
-
-
-def _drawn(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
-    if torch.compiler.is_compiling() and scores.device.type == "cpu" and generator is None:
-        # one operation to the compiler, which neither traces random_ nor draws as fast itself
-        return cast(Tensor, torch.ops.masktorch.draw(scores.detach()))
-    return _exceeds(_draw(scores, generator), 0.0).to(torch.uint8)
-
-
-def _draw_in_blocks(scores: Tensor) -> Tensor:
-    return blockwise(lambda s: (_exceeds(_draw(s, None), 0.0),), scores)[0].view(torch.uint8)
-
-
-def _like_a_mask(scores: Tensor) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.uint8)
-
-
-if not hasattr(torch.ops.masktorch, "draw"):  # else this module is imported once more
-    torch.library.define(
-        "masktorch::draw",
-        "(Tensor scores) -> Tensor",
-        tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
-    )
-    torch.library.impl("masktorch::draw", "CPU", _draw_in_blocks)
-    torch.library.register_fake("masktorch::draw", _like_a_mask)
+    return select_above(weight, scores.detach(), _boundary(tau, scores.dtype))
 
 
 def _into(grad: Tensor) -> Callable[[Tensor], Tensor | None]:
@@ -287,7 +214,7 @@ class _Transformable(torch.autograd.Function):
     ) -> Tensor:
         if at is None:
             return select(weight, cast(Tensor, kept))
-        return _select(weight, scores, at)
+        return select_above(weight, scores, at)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
@@ -317,7 +244,7 @@ class _Masked(torch.autograd.Function):
         ctx: Any, weight: Tensor, scores: Tensor, draw: Any, rule: Rule, at: float | None
     ) -> Tensor:
         product: Tensor
-        product, *kept = draw(weight, scores) if at is None else (_select(weight, scores, at),)
+        product, *kept = draw(weight, scores) if at is None else (select_above(weight, scores, at),)
         _Transformable.setup_context(
             ctx, (weight, scores, kept[0] if kept else None, rule, at), product
         )
@@ -345,13 +272,13 @@ def _masked(
             "there. Use one of the two, torch.func or torch.compile."
         )
     if not (is_plain(factor) and is_plain(scores)):
-        kept = None if at is not None else _drawn(scores, generator)
+        kept = None if at is not None else drawn_mask(scores, generator)
         return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
 
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        margin = _draw(scores, generator)
-        product = _select(weight, margin, 0.0)
-        return (product, _exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
+        margin = margin_of_draw(scores, generator)
+        product = select_above(weight, margin, 0.0)
+        return (product, exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
 
     drawn = functools.partial(blockwise, draw)
     return cast(Tensor, _Masked.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]
