@@ -14,14 +14,18 @@ LEVELS = {
     "blocks": set(),
     "selection": {"blocks"},
     "draws": {"blocks", "selection"},
-    "functional": {"blocks", "selection", "draws"},
+    "rules": {"blocks", "selection", "draws"},
+    "functional": {"blocks", "selection", "rules"},
     "targets": set(),
     "estimators": {"functional"},
     "parametrization": {"estimators", "functional"},
-    "model": {"targets", "parametrization", "estimators"},
-    "maskfile": {"model", "parametrization", "targets"},
+    "model": {"targets", "parametrization"},
+    "wrapping": {"model", "targets", "parametrization", "estimators"},
+    "phases": {"model"},
+    "values": {"model", "parametrization", "wrapping"},
+    "maskfile": {"model", "parametrization", "targets", "values", "wrapping"},
     "report": {"model", "parametrization"},
-    "__init__": {"functional", "estimators", "model", "maskfile", "report"},
+    "__init__": {"functional", "estimators", "wrapping", "phases", "values", "maskfile", "report"},
 }
 ALLOWED = {"torch", "numpy", "typing_extensions"} | sys.stdlib_module_names
 

@@ -3,16 +3,10 @@
 from masktorch import functional
 from masktorch.estimators import Bernoulli, Estimator, IntermediateSampling, Threshold
 from masktorch.maskfile import load_masks, save_masks
-from masktorch.model import (
-    freeze_mask,
-    freeze_weights,
-    mask_parameters,
-    masks,
-    set_masks,
-    unwrap,
-    wrap,
-)
+from masktorch.phases import freeze_mask, freeze_weights, mask_parameters
 from masktorch.report import Report, report
+from masktorch.values import masks, set_masks
+from masktorch.wrapping import unwrap, wrap
 
 __version__ = "0.1.0"
 

@@ -10,16 +10,14 @@ gradients: `g = G * weight` reaches the rule and `G * m` the weight, where `G` i
 gradient of the result.
 """
 
-import functools
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from masktorch.blocks import blocks, blockwise, is_plain
-from masktorch.draws import drawn_mask, margin_of_draw
+from masktorch.blocks import blocks, blockwise
+from masktorch.rules import masked, overwriting
 from masktorch.selection import as_number, exceeds, select, select_above
 
 __all__ = ["bernoulli", "intermediate", "keeps", "logit", "mode_product", "select", "threshold"]
@@ -84,7 +82,7 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
         >>> scores.grad
         tensor([0.1050, 0.2500, 0.1050])
     """
-    return _masked(weight, scores, _logistic_rule, at=_boundary(tau, scores.dtype))
+    return masked(weight, scores, _logistic_rule, at=_boundary(tau, scores.dtype))
 
 
 def bernoulli(
@@ -103,7 +101,7 @@ def bernoulli(
         >>> bernoulli(scores)
         tensor([0., 1.], grad_fn=<_MaskedBackward>)
     """
-    return _masked(weight, scores, _logistic_rule, generator=generator)
+    return masked(weight, scores, _logistic_rule, generator=generator)
 
 
 def intermediate(
@@ -142,7 +140,7 @@ def intermediate(
         limits = torch.finfo(dtype)
         alpha = (step_size / rms.clamp(min=limits.tiny)).clamp(max=limits.max)
 
-        into = _into(grad)
+        into = overwriting(grad)
 
         def difference(scores: Tensor, weight: Tensor, kept: Tensor, grad: Tensor) -> Any:
             x = grad.to(dtype) * weight
@@ -158,7 +156,7 @@ def intermediate(
 
         return blockwise(difference, scores, weight, kept, grad)[0]
 
-    return _masked(weight, scores, rule, generator=generator, keep=True)
+    return masked(weight, scores, rule, generator=generator, keep=True)
 
 
 def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
@@ -173,21 +171,9 @@ def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
     return select_above(weight, scores.detach(), _boundary(tau, scores.dtype))
 
 
-def _into(grad: Tensor) -> Callable[[Tensor], Tensor | None]:
-    """`out=into(t)` writes over a tensor `t` that a rule has computed on its way, unless the
-    gradient that arrives shows that the way is to be differentiated, transformed or compiled."""
-    if torch.is_grad_enabled() or not is_plain(grad):
-        return lambda tensor: None
-    return lambda tensor: tensor
-
-
-Rule = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
-"""(scores, weight, mask where one was kept, G) -> dL/dscores"""
-
-
 def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
     """`g * sigma(s) * (1 - sigma(s))`."""
-    into = _into(grad)
+    into = overwriting(grad)
     dtype = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
 
     def product(scores: Tensor, weight: Tensor, grad: Tensor) -> Any:
@@ -200,85 +186,3 @@ def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Te
         return (torch.mul(slope, weight, out=into(slope)).to(scores.dtype),)
 
     return blockwise(product, scores, weight, grad)[0]
-
-
-class _Transformable(torch.autograd.Function):
-    """`weight * m`; backward the rule for the scores, and for the weight its gradient under the
-    mask. `m` is `kept`, bools or bytes, where it was drawn, else `1[scores > at]`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        weight: Tensor, scores: Tensor, kept: Tensor | None, rule: Rule, at: float | None
-    ) -> Tensor:
-        if at is None:
-            return select(weight, cast(Tensor, kept))
-        return select_above(weight, scores, at)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
-        weight, scores, kept, ctx.rule, ctx.at = inputs
-        ctx.save_for_backward(weight, scores, kept)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        weight, scores, kept = ctx.saved_tensors
-        for_weight, for_scores = ctx.needs_input_grad[:2]
-        return (
-            _Transformable.forward(grad, scores, kept, ctx.rule, ctx.at) if for_weight else None,
-            ctx.rule(scores, weight, kept, grad) if for_scores else None,
-            None,
-            None,
-            None,
-        )
-
-
-class _Masked(torch.autograd.Function):
-    """The same in PyTorch's older form. `torch.func` can't transform it; but calling it costs a
-    third (of the other form PyTorch inspects the signature at every call), and the mask is drawn
-    inside, and kept only if the backward would need it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, weight: Tensor, scores: Tensor, draw: Any, rule: Rule, at: float | None
-    ) -> Tensor:
-        product: Tensor
-        product, *kept = draw(weight, scores) if at is None else (select_above(weight, scores, at),)
-        _Transformable.setup_context(
-            ctx, (weight, scores, kept[0] if kept else None, rule, at), product
-        )
-        return product
-
-    backward = _Transformable.backward
-
-
-def _masked(
-    weight: Tensor | None,
-    scores: Tensor,
-    rule: Rule,
-    *,
-    at: float | None = None,
-    generator: torch.Generator | None = None,
-    keep: bool = False,
-) -> Tensor:
-    """`weight * m`, or the mask alone: the product with a weight of one. Drawn unless `at` is
-    given; a rule that asks for the drawn mask says `keep`."""
-    factor = scores.new_ones(()) if weight is None else weight
-
-    if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        raise RuntimeError(
-            "masktorch can't compile a torch.func transform of a mask: torch loses its gradient "
-            "there. Use one of the two, torch.func or torch.compile."
-        )
-    if not (is_plain(factor) and is_plain(scores)):
-        kept = None if at is not None else drawn_mask(scores, generator)
-        return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
-
-    def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
-        margin = margin_of_draw(scores, generator)
-        product = select_above(weight, margin, 0.0)
-        return (product, exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
-
-    drawn = functools.partial(blockwise, draw)
-    return cast(Tensor, _Masked.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]

@@ -23,7 +23,7 @@ import secrets
 import sys
 import zipfile
 import zlib
-from typing import BinaryIO, NamedTuple, TypeVar, get_origin, get_type_hints
+from typing import BinaryIO, NamedTuple, get_origin, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from masktorch.model import give_masks, masked_tensors, set_masks
+from masktorch.model import Model, masked_tensors
 from masktorch.parametrization import is_sharded
 from masktorch.targets import plain_name
+from masktorch.values import set_masks
+from masktorch.wrapping import give_masks
 
-Model = TypeVar("Model", bound=nn.Module)
 Path = str | os.PathLike[str]
 Bools = npt.NDArray[np.bool_]
 

@@ -1,0 +1,67 @@
+"""What learns: the masks, the weights under them, or neither."""
+
+from collections.abc import Iterator
+from typing import cast
+
+from torch import nn
+
+from masktorch.model import Model, masked_tensors, parameters, set_trains, warn_if_empty
+
+
+def freeze_mask(model: Model, frozen: bool = True) -> Model:
+    """Stops the masks: no gradient for the scores, the deterministic mask in every mode.
+
+    `freeze_mask(model, False)` lets them learn again from where they were. Warns where a mask
+    keeps nothing of its tensor. Raises `ValueError` if nothing is masked.
+
+    Examples:
+        >>> from masktorch import wrap
+        >>> model = freeze_mask(wrap(nn.Linear(2, 1)))
+        >>> model.parametrizations.weight.scores.requires_grad
+        False
+    """
+    found = masked_tensors(model, "freeze_mask")
+    for mask, (place, *_) in found:
+        if not frozen and not mask.learns:
+            raise ValueError(
+                f"freeze_mask(model, False) can't let {place.name!r} learn: its mask was loaded "
+                "onto a plain model and has no scores. Wrap the model first, then load the masks."
+            )
+    for mask, (place, *_) in found:
+        mask.frozen = frozen
+        set_trains(mask.scores, not frozen)
+        if frozen:
+            warn_if_empty(place.name, mask.mode())
+    return model
+
+
+def freeze_weights(model: Model, frozen: bool = True) -> Model:
+    """Stops the masked tensors, or with `frozen=False` lets them train under their masks.
+
+    A masked entry's gradient is exactly 0, and whatever an optimiser does to it, it contributes
+    exactly 0. Raises `ValueError` if nothing is masked.
+
+    Examples:
+        >>> from masktorch import wrap
+        >>> model = freeze_weights(freeze_mask(wrap(nn.Linear(2, 1))), False)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['weight', 'bias']
+    """
+    for _, places in masked_tensors(model, "freeze_weights"):
+        for parameter in parameters(places):
+            set_trains(parameter, not frozen)
+    return model
+
+
+def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The scores of all masks, for an optimiser.
+
+    Raises `ValueError` if nothing is masked.
+
+    Examples:
+        >>> from masktorch import wrap
+        >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
+        12
+    """
+    found = masked_tensors(model, "mask_parameters")
+    return iter([cast(nn.Parameter, mask.scores) for mask, _ in found if mask.learns])

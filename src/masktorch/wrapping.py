@@ -1,0 +1,169 @@
+"""Masks put on a model, and taken off it."""
+
+import math
+import numbers
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from masktorch.estimators import Estimator, Given, Threshold
+from masktorch.model import (
+    Model,
+    check_not_distributed,
+    masked_tensors,
+    parameters,
+    set_trains,
+    warn_if_empty,
+)
+from masktorch.parametrization import Mask, attach, detach, masked_class, original_class
+from masktorch.targets import Place, Targets, conv_and_linear, plan
+
+Init = float | Callable[[Tensor], Tensor]
+
+
+def wrap(
+    model: Model,
+    estimator: Estimator = Threshold(),
+    *,
+    targets: Targets = conv_and_linear,
+    bias: bool = False,
+    init: Init | None = None,
+    rescale: bool = False,
+) -> Model:
+    """Puts a learnable mask on the weights of a model, in place: the layers use `W * m`.
+
+    The masked tensors stop training and their scores begin to; every other parameter stays as it
+    was. A parameter that lives in several places (tied weights) gets one mask for all of them.
+
+    Args:
+        model: any module. Nothing in it changes if an error is raised.
+        estimator: how the mask follows from its scores, and the gradient they get.
+        targets: a function `(module_name, module) -> tensor names`, or a list of full tensor
+            names; any floating-point parameter. By default the `weight` of every Conv1d-3d,
+            ConvTranspose1d-3d and Linear.
+        bias: mask the biases of the same modules too.
+        init: the scores to start from, a number or a function of the weight; by default the
+            estimator's own. Scores have the shape, dtype and device of the weight.
+        rescale: use `W * m * numel / sum(m)`, with the gradient through `sum(m)` (dynamic
+            weight rescaling, Zhou et al., arXiv 1905.01067).
+
+    Raises `ValueError` where there is nothing to mask, a name is unknown, a tensor is masked
+    already, computed by another parametrization or not yet shaped; `TypeError` where a tensor is
+    not floating point or an argument is of the wrong kind.
+
+    Examples:
+        >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
+        >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
+        ['0.bias', '0.parametrizations.weight.scores']
+    """
+    if isinstance(estimator, type) or not isinstance(estimator, Estimator):
+        raise TypeError(
+            "wrap() expected an estimator such as masktorch.Threshold(): a value with "
+            f"__call__(scores) and mode(scores). Found {estimator!r}."
+        )
+    check_not_distributed(model, "wrap", "First wrap, then DDP or fully_shard.")
+    planned = plan(model, targets, bias=bias)
+    if init is None:
+        init = getattr(estimator, "init", 1.0)
+    masks = []
+    for weight, places in planned:
+        scores = _starting_scores(places[0].name, weight, init)
+        masks.append(Mask(estimator, scores, rescale=rescale, trained=weight.requires_grad))
+        masks[
+            -1
+        ].mode()  # an estimator that breaks its promise is found out before anything changes
+    for place in (place for _, places in planned for place in places):
+        _check_class(place)
+
+    for (weight, places), mask in zip(planned, masks, strict=True):
+        _attach(mask, places)
+        set_trains(weight, False)
+    return model
+
+
+def unwrap(model: Model, *, bake: bool = True) -> Model:
+    """Takes all masks off a model, in place, and gives its modules their original class back.
+
+    With `bake=True` the weights become what the layers used in evaluation: masked entries are
+    exactly 0.0 (and the others rescaled, if `rescale` was on). With `bake=False` they stay what
+    they are under the masks, bit for bit. The parameter objects, their hooks and their optimiser
+    state survive; `requires_grad` is what it was when the tensor was wrapped.
+
+    Raises `ValueError` if nothing is masked.
+
+    Examples:
+        >>> from masktorch import set_masks
+        >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
+        >>> unwrap(model).weight[0, 1].item()
+        0.0
+    """
+    check_not_distributed(
+        model,
+        "unwrap",
+        "Under DDP unwrap its .module; with FSDP2 gather the state dict into a plain wrapped model "
+        "(see docs/distributed.md).",
+    )
+    for mask, places in masked_tensors(model, "unwrap"):
+        for parameter in parameters(places):
+            if bake:
+                with torch.no_grad():
+                    parameter.copy_(mask(parameter, training=False))
+            set_trains(parameter, mask.trained)
+        for _, module, attribute in places:
+            detach(module, attribute)
+    return model
+
+
+def give_masks(model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[str, bool]) -> Model:
+    """Puts masks that do not learn, a bool per entry, on the tensors named; raises as `wrap`.
+
+    Everything keeps training or not as before.
+    """
+    planned = plan(model, masks.keys(), bias=False)
+    given = [
+        Mask(
+            Given(),
+            masks[places[0].name].to(weight.device, copy=True),
+            rescale=rescale[places[0].name],
+            trained=weight.requires_grad,
+        )
+        for weight, places in planned
+    ]
+    for (_, places), mask in zip(planned, given, strict=True):
+        _attach(mask, places)
+    for _, (place, *_) in planned:
+        warn_if_empty(place.name, masks[place.name])
+    return model
+
+
+def _attach(mask: Mask, places: list[Place]) -> None:
+    for _, module, attribute in places:
+        attach(module, attribute, mask)
+
+
+def _check_class(place: Place) -> None:
+    try:
+        masked_class(original_class(place.module), frozenset())
+    except Exception as error:  # whatever a metaclass or __init_subclass__ raises
+        raise TypeError(
+            f"wrap() can't mask {place.name!r}: the class {type(place.module).__name__} can't be "
+            f"subclassed ({error})."
+        ) from error
+
+
+def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:
+    if isinstance(init, numbers.Real) and not isinstance(init, bool) and not math.isnan(init):
+        return torch.full_like(weight, float(init), requires_grad=False)
+    if not callable(init):
+        raise TypeError(
+            f"wrap() expected init to be a number or a function of the weight, found {init!r}."
+        )
+    scores = init(weight.detach())
+    if not isinstance(scores, Tensor) or scores.shape != weight.shape:
+        found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+        raise ValueError(
+            f"wrap() expected init(weight) to return scores of shape {tuple(weight.shape)} for "
+            f"{name!r}, found {found}."
+        )
+    return torch.empty_like(weight, requires_grad=False).copy_(scores.detach())
