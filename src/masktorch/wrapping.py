@@ -53,6 +53,7 @@ def wrap(
     not floating point or an argument is of the wrong kind.
 
     Examples:
+        >>> from torch import nn
         >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
         >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
         ['0.bias', '0.parametrizations.weight.scores']
@@ -93,6 +94,7 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     Raises `ValueError` if nothing is masked.
 
     Examples:
+        >>> from torch import nn
         >>> from masktorch import set_masks
         >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
         >>> unwrap(model).weight[0, 1].item()
