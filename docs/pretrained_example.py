@@ -18,7 +18,6 @@ appends it to the file `--results` names; a process a run, so that its peak memo
 import argparse
 import copy
 import json
-import os
 import platform
 import random
 import resource

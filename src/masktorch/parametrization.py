@@ -11,7 +11,7 @@ The mask itself is the module `module.parametrizations.weight`, where
 """
 
 import functools
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ class Mask(nn.Module):
     """
 
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
+
+    # For transformers' save_pretrained, which writes a tensor under one of its names only and wants
+    # to be told the others, as a pattern that it puts after this mask's own name: the scores of
+    # tied weights have a name in every place.
+    _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
     def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
         super().__init__()
