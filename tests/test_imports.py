@@ -15,7 +15,7 @@ LEVELS = {
     "selection": {"blocks"},
     "draws": {"blocks", "selection"},
     "rules": {"blocks", "selection", "draws"},
-    "functional": {"blocks", "selection", "rules"},
+    "functional": {"blocks", "selection", "draws", "rules"},
     "targets": set(),
     "estimators": {"functional"},
     "parametrization": {"estimators", "functional"},
