@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import masktorch
-from masktorch import blocks, functional
+from masktorch import blocks, draws, functional
 
 
 def sigma(s):
@@ -151,18 +151,19 @@ def probability(m, p):
 def fixed_draw(function, scores, mask, **kwargs):
     """Calls a sampling function so that it draws exactly ``mask``: from bits that are all 0 or all
     1, the smallest and the largest uniform number. The forward is checked to be that mask."""
-    real = torch.Tensor.random_
 
-    def random_(bits, generator=None):
-        entries = bits.view(torch.int16)  # 15 bits each, and the next entry's below them
-        entries[: len(mask)] = torch.as_tensor(32767 * (1 - mask))
-        return bits
+    class Bits:
+        def __init__(self, start):
+            pass
 
-    try:
-        torch.Tensor.random_ = random_
+        def random_raw(self, count):
+            bits = np.zeros(4 * count, np.int16)  # an entry's 15, and the next entry's below them
+            bits[: len(mask)] = 32767 * (1 - mask)
+            return bits.view(np.uint64)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draws, "SFC64", Bits)
         drawn = function(scores, **kwargs)
-    finally:
-        torch.Tensor.random_ = real
     np.testing.assert_array_equal(drawn.detach().numpy(), mask)
     return drawn
 
@@ -231,17 +232,6 @@ def test_half_precision_follows_double():
         0.1,
     )
     np.testing.assert_allclose(half.grad.double().numpy(), expected, atol=2e-3)
-
-
-@pytest.mark.parametrize("function", [functional.bernoulli, functional.intermediate])
-def test_a_draw_follows_its_probability_and_generator(function):
-    s = torch.tensor([-3.0, 0.0, 3.0]).repeat(100_000, 1)
-    a = function(s, generator=torch.Generator().manual_seed(5))
-    b = function(s, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(a, b)
-    p = sigma(np.array([-3.0, 0.0, 3.0]))
-    deviation = np.sqrt(p * (1 - p) / 100_000)
-    assert np.all(np.abs(a.mean(0).numpy() - p) < 5 * deviation)
 
 
 def test_rescale_is_exact_through_the_sum_of_the_mask():
@@ -321,54 +311,6 @@ def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(function):
     torch.testing.assert_close(second, expected * w.detach())
 
 
-def drawn_with(bits, monkeypatch, s):
-    """The mask drawn from given 15-bit numbers, one more than there are scores."""
-
-    def random_(words, generator=None):
-        words.view(torch.int16)[: len(bits)] = torch.tensor(bits, dtype=torch.int16)
-        return words
-
-    monkeypatch.setattr(torch.Tensor, "random_", random_)
-    return functional.bernoulli(s).tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("bits", [0, 32767])
-def test_what_is_certain_is_drawn_so_from_any_bits(dtype, bits, monkeypatch):
-    certain = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
-    assert drawn_with([bits] * 3, monkeypatch, certain) == [0, 1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_entry_is_kept_if_its_thirty_bits_are_below_its_probability(dtype, monkeypatch):
-    rng = np.random.default_rng(0)
-    numbers = rng.integers(2**30, size=50)
-    pairs = [(int(u >> 15), int(u & 32767)) for u in numbers]
-    pairs += [(0, 0), (0, 1), (1, 0), (16383, 32767), (16384, 0), (16384, 1), (32767, 32767)]
-    for high, low in pairs:
-        u = (high + low / 2**15) / 2**15
-        for p in (u - 2**-30, u, u + 2**-30, u + 2**-24, u + 2**-29 * rng.random()):
-            p = min(max(p, 2**-40), 1 - 2**-40)
-            s = torch.special.logit(torch.tensor([p, 0.5], dtype=torch.float64)).to(dtype)
-            exact = float(torch.sigmoid(s)[0])  # p, as far as scores of that dtype have it
-            drawn = drawn_with([high, low, 0], monkeypatch, s)
-            assert drawn[0] == (u < exact), (u, exact)
-
-
-def test_draws_follow_small_and_large_probabilities_and_hardly_each_other():
-    torch.manual_seed(0)
-    n = 2**22
-    for exponent in (2, 6, 10, 13, 16):
-        p = 2.0**-exponent
-        s = torch.special.logit(torch.tensor(p, dtype=torch.float64)).float().expand(n)
-        for scores, rare in ((s, 1), (-s, 0)):
-            drawn = (functional.bernoulli(scores) == rare).double().numpy()
-            assert abs(drawn.sum() - n * p) < 5 * np.sqrt(n * p)
-            for lag in (1, 2, 3, 4):
-                pairs = (drawn[:-lag] * drawn[lag:]).sum()
-                assert abs(pairs - n * p * p) < 5 * np.sqrt(n * p * p) + 5 + n * p * 2**-15
-
-
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
 def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
@@ -379,24 +321,6 @@ def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
     (batch,) = torch.autograd.grad(out, s, grads, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(out, s, grad, retain_graph=True)[0] for grad in grads]
     torch.testing.assert_close(batch, torch.stack(each))
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("dim", [0, 1, 2])
-def test_vmap_over_any_dimension(function, dim):
-    scores = torch.full((3, 4, 5), 50.0)
-    scores.select(dim, 0).fill_(-50)
-    mask = torch.func.vmap(function, in_dims=dim, out_dims=dim, randomness="different")(scores)
-    assert torch.equal(mask, (scores > 0).float())
-
-
-def test_vmap_draws_apart_for_each_entry_of_a_batch():
-    draw = torch.func.vmap(functional.bernoulli, randomness="different")
-    drawn = draw(torch.zeros(3, 200))
-    assert not torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[1], drawn[2])
-    with pytest.raises(RuntimeError, match="randomness"):
-        torch.func.vmap(functional.bernoulli)(torch.zeros(3, 200))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -431,16 +355,3 @@ def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():
     layer = masktorch.wrap(torch.nn.Linear(2, 1), init=lambda w: torch.full_like(w, torch.nan))
     assert torch.equal(layer.weight, layer._parameters["weight"])
     assert masktorch.masks(layer)["weight"].all()
-
-
-@pytest.mark.parametrize("shape", [(1,), (0,), (3, 5), (5, 3, 2, 2)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_the_operation_that_compiled_code_draws_by(shape, dtype):
-    scores = torch.full(shape, 50.0, dtype=dtype)
-    scores[..., ::2] = -50  # certain: drawn twice they are the same
-    if scores.dim() == 4:
-        scores = scores.to(memory_format=torch.channels_last)
-    torch.library.opcheck(torch.ops.masktorch.draw, (scores,))
-    drawn = torch.ops.masktorch.draw(scores)
-    assert drawn.dtype is torch.uint8
-    assert torch.equal(drawn > 0, scores > 0)
