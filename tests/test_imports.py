@@ -19,13 +19,23 @@ LEVELS = {
     "targets": set(),
     "estimators": {"functional"},
     "parametrization": {"estimators", "functional"},
-    "model": {"targets", "parametrization"},
+    "model": {"targets", "parametrization", "estimators"},
     "wrapping": {"model", "targets", "parametrization", "estimators"},
     "phases": {"model"},
+    "density": {"model", "parametrization", "estimators"},
     "values": {"model", "parametrization", "wrapping"},
     "maskfile": {"model", "parametrization", "targets", "values", "wrapping"},
     "report": {"model", "parametrization"},
-    "__init__": {"functional", "estimators", "wrapping", "phases", "values", "maskfile", "report"},
+    "__init__": {
+        "functional",
+        "estimators",
+        "wrapping",
+        "phases",
+        "density",
+        "values",
+        "maskfile",
+        "report",
+    },
 }
 ALLOWED = {"torch", "numpy", "typing_extensions"} | sys.stdlib_module_names
 

@@ -17,10 +17,22 @@ import torch
 from torch import Tensor
 
 from masktorch.blocks import blocks, blockwise
+from masktorch.draws import uniform_like
 from masktorch.rules import masked, overwriting
 from masktorch.selection import as_number, exceeds, select, select_above
 
-__all__ = ["bernoulli", "intermediate", "keeps", "logit", "mode_product", "select", "threshold"]
+__all__ = [
+    "bernoulli",
+    "concrete",
+    "hard_concrete",
+    "intermediate",
+    "keeps",
+    "logit",
+    "mode_product",
+    "piggyback",
+    "select",
+    "threshold",
+]
 
 STEP_SIZE = 0.1
 """Default of `intermediate`."""
@@ -43,24 +55,25 @@ def logit(tau: float) -> float:
     return math.log(tau / (1 - tau))
 
 
-def _boundary(tau: float, dtype: torch.dtype) -> float:
-    """The largest number of the dtype that is at most `logit(tau)`: a score above one is above the
-    other, and devices that would round `logit(tau)` to the dtype find nothing to round."""
-    at, limits = logit(tau), torch.finfo(dtype)
+def _at_most(at: float, dtype: torch.dtype) -> float:
+    """The largest number of the dtype that is at most `at`: a score above one is above the other,
+    and devices that would round `at` to the dtype find nothing to round."""
+    limits = torch.finfo(dtype)
     step = limits.eps * max(2.0 ** (math.frexp(at)[1] - 1), limits.tiny)
     return math.floor(at / step) * step
 
 
-def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
-    """The deterministic mask, `m = 1[sigma(s) > tau]`, as a bool tensor shaped like `scores`.
+def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
+    """The deterministic mask, `m = 1[s > at]`, as a bool tensor shaped like `scores`.
 
-    A score exactly at the threshold is masked; one that is not a number is not.
+    A score exactly at the threshold is masked; one that is not a number is not. Where the
+    threshold is a probability `tau`, `at = logit(tau)`.
 
     Examples:
         >>> keeps(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([False, False,  True])
     """
-    at = _boundary(tau, scores.dtype)
+    at = _at_most(at, scores.dtype)
     return blockwise(lambda s: (exceeds(s, at),), scores.detach())[0]
 
 
@@ -82,7 +95,7 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
         >>> scores.grad
         tensor([0.1050, 0.2500, 0.1050])
     """
-    return masked(weight, scores, _logistic_rule, at=_boundary(tau, scores.dtype))
+    return masked(weight, scores, _logistic_rule, at=_at_most(logit(tau), scores.dtype))
 
 
 def bernoulli(
@@ -159,7 +172,80 @@ def intermediate(
     return masked(weight, scores, rule, generator=generator, keep=True)
 
 
-def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
+def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None) -> Tensor:
+    """Threshold on the score itself, with the identity for a gradient.
+
+    Forward `m = 1[s > threshold]`; backward `dL/ds = g`.
+
+    Shapes and dtypes as in `masktorch.functional.threshold`. Source: Mallya et al., "Piggyback"
+    (arXiv 1801.06519).
+
+    Examples:
+        >>> scores = torch.tensor([-1.0, 0.01], requires_grad=True)
+        >>> piggyback(scores).backward(torch.tensor([2.0, 3.0]))
+        >>> scores.grad
+        tensor([2., 3.])
+    """
+    return masked(weight, scores, _identity_rule, at=_at_most(threshold, scores.dtype))
+
+
+def hard_concrete(
+    scores: Tensor,
+    beta: float = 2 / 3,
+    gamma: float = -0.1,
+    zeta: float = 1.1,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A hard concrete sample: a relaxed Bernoulli, stretched beyond [0, 1] and clipped to it.
+
+    Forward `y = sigma((logit(u) + s) / beta)`, `z = min(1, max(0, y * (zeta - gamma) + gamma))`,
+    `u` uniform on (0, 1), drawn afresh; the mask `z` lies in [0, 1], with mass on both ends.
+    Backward exact: `dL/ds = g * (zeta - gamma) * y * (1 - y) / beta` where `0 < z < 1`, else 0.
+
+    `scores` is floating point of any shape; returns that shape and dtype. Source: Louizos et al.,
+    "Learning Sparse Neural Networks through L0 Regularization" (arXiv 1712.01312).
+
+    Examples:
+        >>> hard_concrete(torch.tensor([-50.0, 50.0]))
+        tensor([0., 1.])
+    """
+    y = torch.sigmoid(_logistic_noise(scores, generator) / beta)
+    return torch.nn.functional.hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
+
+
+def concrete(
+    scores: Tensor,
+    temperature: float = 2 / 3,
+    hard: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A binary concrete sample, or Gumbel-sigmoid: a Bernoulli draw relaxed by a temperature `T`.
+
+    Forward, with `l = logit(u)`, `u` uniform on (0, 1), drawn afresh: `m = 1[s + l > 0]` if
+    `hard`, else `m = sigma((s + l) / T)`. Backward both as the soft one at that draw:
+    `dL/ds = g * y * (1 - y) / T`, `y = sigma((s + l) / T)`.
+
+    `scores` is floating point of any shape; returns that shape and dtype. Sources: Maddison et
+    al., "The Concrete Distribution" (arXiv 1611.00712); Jang et al. (arXiv 1611.01144).
+
+    Examples:
+        >>> concrete(torch.tensor([-50.0, 50.0]))
+        tensor([0., 1.])
+    """
+    noisy = _logistic_noise(scores, generator)
+    soft = torch.sigmoid(noisy / temperature)
+    if hard:
+        soft = (noisy > 0).to(soft.dtype) + (soft - soft.detach())  # the value of the former
+    return soft.to(scores.dtype)
+
+
+def _logistic_noise(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`s + logit(u)`, positive with probability `sigma(s)`; float32 for half precision."""
+    u = uniform_like(scores, generator)
+    return scores.to(u.dtype) + torch.log(u) - torch.log1p(-u)
+
+
+def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
     """`weight` under the deterministic mask of `keeps`, without a tensor for the mask.
 
     Differentiable by the weight. Shapes and dtypes as in `threshold`.
@@ -168,7 +254,12 @@ def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
         >>> mode_product(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0]))
         tensor([0., 0., 2.])
     """
-    return select_above(weight, scores.detach(), _boundary(tau, scores.dtype))
+    return select_above(weight, scores.detach(), _at_most(at, scores.dtype))
+
+
+def _identity_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
+    """`g`, where `dL/ds := dL/dm`."""
+    return blockwise(lambda w, g: ((g * w).to(scores.dtype),), weight, grad)[0]
 
 
 def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
