@@ -112,7 +112,7 @@ def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense)
     for exponent in (2, 6, 10, 13, 16):
         p = 2.0**-exponent
         s = score_of(p).expand(n)
-        s = s.contiguous() if dense else s
+        s = s.contiguous() if dense else s  # else drawn in one go
         for scores, rare in ((s, 1), (-s, 0)):
             drawn = (functional.bernoulli(scores) == rare).double().numpy()
             assert abs(drawn.sum() - n * p) < 5 * np.sqrt(n * p)
@@ -311,15 +311,19 @@ def test_vmap_draws_apart_for_scores_that_all_share():
 
 @each_function
 @pytest.mark.parametrize("n", [7, 2**18 + 5], ids=["small", "in blocks"])
-def test_a_transform_draws_what_plain_code_draws(function, n):
-    scores, weight = torch.randn(n), torch.ones(n)
+@pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
+def test_a_transform_draws_what_plain_code_draws(function, n, fused):
+    scores, weight = torch.randn(n), torch.ones(n) if fused else None
     torch.manual_seed(3)
     drawn = function(scores, weight=weight)
     torch.manual_seed(3)
-    _, found = torch.func.grad_and_value(
-        lambda s: ((out := function(s, weight=weight)).sum(), out)[::1], has_aux=True
-    )(scores)
-    assert torch.equal(found[1], drawn)
+
+    def total(scores):
+        out = function(scores, weight=weight)
+        return out.sum(), out
+
+    _, found = torch.func.grad(total, has_aux=True)(scores)
+    assert torch.equal(found, drawn)
 
 
 # Noise

@@ -99,11 +99,11 @@ def masked(
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         margin = margin_of_draw(scores, generator)
 
-        def drawn(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        def drawn(scores: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
             above = margin(scores)
             product = select_above(weight, above, 0.0)
             return (product, exceeds(above, 0.0)) if keep or factor.requires_grad else (product,)
 
-        return blockwise(drawn, weight, scores)
+        return blockwise(drawn, scores, weight)
 
     return cast(Tensor, _Masked.apply(factor, scores, draw, rule, at))  # type: ignore[no-untyped-call]
