@@ -128,6 +128,50 @@ def test_intermediate_of_no_gradient_is_the_noise_alone(step_size):
     np.testing.assert_allclose(s.grad, 0.5 - mask.detach(), atol=1e-7)
 
 
+@FUSED
+@pytest.mark.parametrize(
+    ("dtype", "scales"),
+    [(torch.float32, (1e-36, 1e-24, 1e-12, 1e12, 1e18, 1e36)), (torch.float64, (1e-300, 1e300))],
+)
+def test_intermediate_of_gradients_whose_squares_leave_the_dtype(fused, dtype, scales):
+    s, w, grad = (a.astype(np.float32) for a in tensors())
+    for scale in scales:
+        scores, weight = torch.tensor(s).to(dtype).requires_grad_(), torch.tensor(w).to(dtype)
+        out = (
+            functional.intermediate(scores, 0.3, weight=weight)
+            if fused
+            else functional.intermediate(scores, 0.3) * weight
+        )
+        out.backward(torch.tensor(grad).to(dtype) * scale)
+        m = (out.detach().numpy() != 0).astype(float)
+        expected = intermediate_by_hand(s.astype(float), m, (grad * w).astype(float), 0.3)
+        np.testing.assert_allclose(scores.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_intermediate_of_entries_of_every_size():
+    """Parts that are computed one after the other differ as much as their entries do."""
+    s, _, grad = tensors(shape=(30,))
+    grad *= np.repeat([1e-30, 1e-18, 1.0, 1e-9, 1e-36], 6)
+    scores = torch.tensor(s, dtype=torch.float32, requires_grad=True)
+    out = functional.intermediate(scores, 0.3)
+    out.backward(torch.tensor(grad, dtype=torch.float32))
+    expected = intermediate_by_hand(s, out.detach().double().numpy(), grad, 0.3)
+    np.testing.assert_allclose(scores.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_intermediate_of_a_gradient_that_is_not_finite_says_so(value):
+    s = torch.zeros(7, requires_grad=True)
+    functional.intermediate(s).backward(torch.tensor([1.0, 2.0, value, 0.0, 1.0, 1.0, 1.0]))
+    assert s.grad.isnan().all()
+
+
+def test_intermediate_of_no_entries():
+    s = torch.zeros(0, 3, requires_grad=True)
+    functional.intermediate(s).sum().backward()
+    assert s.grad.shape == (0, 3)
+
+
 def quadratic(weight, x, y):
     """A small layer and its loss: sum((x @ w - y)^2)."""
     return ((x @ weight - y) ** 2).sum()
@@ -356,3 +400,73 @@ def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():
     layer = masktorch.wrap(torch.nn.Linear(2, 1), init=lambda w: torch.full_like(w, torch.nan))
     assert torch.equal(layer.weight, layer._parameters["weight"])
     assert masktorch.masks(layer)["weight"].all()
+
+
+@FUSED
+@pytest.mark.parametrize("at", [5e-3, -0.3])
+def test_piggyback(fused, at):
+    s, w, grad = tensors()
+    out, for_scores, for_weight = run(
+        lambda s, **kw: functional.piggyback(s, at, **kw), s, w, grad, fused
+    )
+    m = (s > at).astype(float)
+    np.testing.assert_array_equal(out, w * m)
+    np.testing.assert_allclose(for_scores, grad * w, rtol=1e-15)
+    np.testing.assert_array_equal(for_weight, grad * m)
+
+
+def relaxed(function, s, grad, u, monkeypatch):
+    """A relaxed mask and the gradient of its scores, from given uniform numbers."""
+    monkeypatch.setattr(functional, "uniform_like", lambda scores, generator: torch.tensor(u))
+    scores = torch.tensor(s, requires_grad=True)
+    mask = function(scores)
+    mask.backward(torch.tensor(grad))
+    return mask.detach().numpy(), scores.grad.numpy()
+
+
+@pytest.mark.parametrize(("beta", "gamma", "zeta"), [(2 / 3, -0.1, 1.1), (0.3, -0.5, 2.0)])
+def test_hard_concrete(beta, gamma, zeta, monkeypatch):
+    s, _, grad = tensors(shape=(50, 4))
+    u = np.random.default_rng(1).uniform(size=s.shape)
+    mask, for_scores = relaxed(
+        lambda s: functional.hard_concrete(s, beta, gamma, zeta), s, grad, u, monkeypatch
+    )
+    y = sigma((np.log(u / (1 - u)) + s) / beta)
+    z = np.clip(y * (zeta - gamma) + gamma, 0, 1)
+    assert (z == 0).any()
+    assert (z == 1).any()
+    between = (z > 0) & (z < 1)
+    np.testing.assert_allclose(mask, z, rtol=1e-12)
+    by_hand = grad * np.where(between, (zeta - gamma) * y * (1 - y) / beta, 0)
+    np.testing.assert_allclose(for_scores, by_hand, rtol=1e-10)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("temperature", [2 / 3, 0.1, 5.0])
+def test_concrete(temperature, hard, monkeypatch):
+    s, _, grad = tensors(shape=(50, 4))
+    u = np.random.default_rng(1).uniform(size=s.shape)
+    mask, for_scores = relaxed(
+        lambda s: functional.concrete(s, temperature, hard), s, grad, u, monkeypatch
+    )
+    noisy = np.log(u / (1 - u)) + s
+    y = sigma(noisy / temperature)
+    if hard:
+        np.testing.assert_array_equal(mask, noisy > 0)
+    else:
+        np.testing.assert_allclose(mask, y, rtol=1e-12)
+    np.testing.assert_allclose(for_scores, grad * y * (1 - y) / temperature, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [functional.hard_concrete, functional.concrete])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_relaxed_masks_have_the_dtype_of_their_scores_and_follow_a_generator(function, dtype):
+    s = torch.linspace(-3, 3, 60_000).to(dtype).requires_grad_()
+    masks = [function(s, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert masks[0].dtype is dtype
+    assert torch.equal(*masks)
+    assert not torch.equal(masks[0], function(s))
+    masks[0].sum().backward()
+    assert s.grad.dtype is dtype
+    assert s.grad.isfinite().all()
+    assert masks[0].detach().double().mean().item() == pytest.approx(0.5, abs=0.01)
