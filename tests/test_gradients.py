@@ -172,6 +172,29 @@ def test_intermediate_of_no_entries():
     assert s.grad.shape == (0, 3)
 
 
+def test_intermediate_under_a_gradient_scaler():
+    """What `IntermediateSampling` says: its gradient lacks the factor that `unscale_` divides by."""
+
+    def scores_after(scale, given_back):
+        torch.manual_seed(0)
+        layer = masktorch.wrap(torch.nn.Linear(6, 5), masktorch.IntermediateSampling())
+        optimizer = torch.optim.SGD(masktorch.mask_parameters(layer), lr=1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(layer(torch.ones(2, 6)).square().sum()).backward()
+            scaler.unscale_(optimizer)
+            for scores in masktorch.mask_parameters(layer) if given_back else ():
+                scores.grad.mul_(scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+        return layer.parametrizations.weight.scores.detach()
+
+    plain = scores_after(1, False)
+    torch.testing.assert_close(scores_after(2.0**16, True), plain)
+    assert (scores_after(2.0**16, False) - 1).abs().max() < 1e-3 * (plain - 1).abs().max()
+
+
 def quadratic(weight, x, y):
     """A small layer and its loss: sum((x @ w - y)^2)."""
     return ((x @ weight - y) ** 2).sum()

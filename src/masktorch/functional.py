@@ -133,7 +133,8 @@ def intermediate(
 
     `alpha = step_size / rms(g)` makes the step relative to the tensor's own gradient (an absolute
     one is drowned by `p - m`), and `|x|` is bounded by `MAX_STEP` while `q` stays
-    unclipped (clipping it biases the rule). So the gradient does not scale with the loss.
+    unclipped (clipping it biases the rule). So the gradient does not scale with the loss, which
+    `torch.amp.GradScaler` takes for granted: see `masktorch.IntermediateSampling`.
 
     Shapes and dtypes as in `threshold`; `step_size` is positive. Source: Intermediate Loss
     Sampling (2019-10-14); its code returns the derivative by the *probabilities*, `-q / p`, here
@@ -180,9 +181,10 @@ def _rms(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         g = g.to(dtype) * w
         tops.append(g.abs().amax().clamp(min=tiny))
         norms.append(torch.linalg.vector_norm(torch.div(g, tops[-1], out=into(g))))
-    top: Tensor = torch.stack(tops).amax()
+    top = torch.stack(tops).amax()
     norm = torch.linalg.vector_norm(torch.stack(norms) * (torch.stack(tops) / top))
-    return top * (norm / math.sqrt(grad.numel()))
+    rms: Tensor = top * (norm / math.sqrt(grad.numel()))
+    return rms
 
 
 def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None) -> Tensor:
