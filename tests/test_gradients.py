@@ -173,7 +173,7 @@ def test_intermediate_of_no_entries():
 
 
 def test_intermediate_under_a_gradient_scaler():
-    """Its gradient lacks the factor by which `unscale_` divides: give it back, as the class says."""
+    """Its gradient lacks the factor that `unscale_` divides by: give it back, as the class says."""
 
     def scores_after(scale, given_back):
         torch.manual_seed(0)
