@@ -158,6 +158,14 @@ class IntermediateSampling(_Probability):
     threshold. Raises `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive
     and finite.
 
+    The gradient of the scores does not grow with the loss, so a `torch.amp.GradScaler`, which
+    divides by the factor that it gave the loss, makes it too small by that factor. Give it back:
+
+        scaler.unscale_(optimizer)
+        for scores in masktorch.mask_parameters(model):
+            scores.grad.mul_(scaler.get_scale())
+        scaler.step(optimizer)
+
     Examples:
         >>> IntermediateSampling(step_size=0.2)
         IntermediateSampling(step_size=0.2, tau=0.5)

@@ -133,7 +133,8 @@ def intermediate(
 
     `alpha = step_size / rms(g)` makes the step relative to the tensor's own gradient (an absolute
     one is drowned by `p - m`), and `|x|` is bounded by `MAX_STEP` while `q` stays
-    unclipped (clipping it biases the rule). So the gradient does not scale with the loss.
+    unclipped (clipping it biases the rule). So the gradient does not scale with the loss, which
+    `torch.amp.GradScaler` takes for granted: see `masktorch.IntermediateSampling`.
 
     Shapes and dtypes as in `threshold`; `step_size` is positive. Source: Intermediate Loss
     Sampling (2019-10-14); its code returns the derivative by the *probabilities*, `-q / p`, here
@@ -148,11 +149,8 @@ def intermediate(
 
     def rule(scores: Tensor, weight: Tensor, kept: Any, grad: Tensor) -> Tensor:
         dtype = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
-        norms = [torch.linalg.vector_norm(g.to(dtype) * w) for g, w in blocks(grad, weight)]
-        rms = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(max(grad.numel(), 1))
-        limits = torch.finfo(dtype)
-        alpha = (step_size / rms.clamp(min=limits.tiny)).clamp(max=limits.max)
-
+        tiny = torch.finfo(dtype).tiny
+        alpha = (_rms(grad, weight, dtype) / step_size).clamp(min=tiny).reciprocal()
         into = overwriting(grad)
 
         def difference(scores: Tensor, weight: Tensor, kept: Tensor, grad: Tensor) -> Any:
@@ -170,6 +168,23 @@ def intermediate(
         return blockwise(difference, scores, weight, kept, grad)[0]
 
     return masked(weight, scores, rule, generator=generator, keep=True)
+
+
+def _rms(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The root mean square of `grad * weight`. Squared are the shares of the largest entry: the
+    squares of small or large entries would under- or overflow."""
+    into, tiny = overwriting(grad), torch.finfo(dtype).tiny
+    if not grad.numel():
+        return grad.new_ones((), dtype=dtype)
+    tops, norms = [], []
+    for g, w in blocks(grad, weight):
+        g = g.to(dtype) * w
+        tops.append(g.abs().amax().clamp(min=tiny))
+        norms.append(torch.linalg.vector_norm(torch.div(g, tops[-1], out=into(g))))
+    top = torch.stack(tops).amax()
+    norm = torch.linalg.vector_norm(torch.stack(norms) * (torch.stack(tops) / top))
+    rms: Tensor = top * (norm / math.sqrt(grad.numel()))
+    return rms
 
 
 def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None) -> Tensor:

@@ -1,6 +1,5 @@
 """A mask on a weight, with a rule for the gradient of its scores: what every method shares."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -99,8 +98,12 @@ def masked(
 
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         margin = margin_of_draw(scores, generator)
-        product = select_above(weight, margin, 0.0)
-        return (product, exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
 
-    drawn = functools.partial(blockwise, draw)
-    return cast(Tensor, _Masked.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]
+        def drawn(scores: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            above = margin(scores)
+            product = select_above(weight, above, 0.0)
+            return (product, exceeds(above, 0.0)) if keep or factor.requires_grad else (product,)
+
+        return blockwise(drawn, scores, weight)
+
+    return cast(Tensor, _Masked.apply(factor, scores, draw, rule, at))  # type: ignore[no-untyped-call]
