@@ -22,6 +22,7 @@ import platform
 import random
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -77,6 +78,15 @@ def masked(encoder, init, estimator=masktorch.Threshold()):
     model = Classifier(encoder)
     model.encoder.requires_grad_(False)  # biases, layer norms and embeddings too
     return masktorch.wrap(model, estimator, targets=linear_layers_of_the_encoder, init=init)
+
+
+def masked_at(encoder, density, init):
+    """The same at a set density: in each tensor the largest weights are kept at the start."""
+    return masked(
+        encoder,
+        lambda weight: init * weight.abs() / weight.abs().mean(),
+        masktorch.TopK(density, absolute=False),
+    )
 
 
 def with_lora(encoder, rank):
@@ -246,6 +256,47 @@ def environment(arguments):
     }
 
 
+def arm(row):
+    """What a run trained, in words."""
+    if row["way"] == "mask" and row.get("density") is not None:
+        return f"**a mask of density {row['density']:g}, and the head**"
+    words = {
+        "head": "a linear head on the frozen encoder",
+        "mask": "**a mask on the frozen encoder, and the head**",
+        "lora": f"LoRA of rank {row.get('rank')}, and the head",
+        "full": "everything (full fine-tuning)",
+    }
+    return words[row["way"]]
+
+
+def table(rows):
+    """The page's table of test results: means over the seeds, accuracies with their range."""
+    lines = [
+        "| what trains | test accuracy | bytes for the task | seconds a step | peak memory "
+        "| merged: outputs | taken out: weights |",
+        "|" + " --- |" * 7,
+    ]
+    for name in dict.fromkeys(map(arm, rows)):
+        runs = [row for row in rows if arm(row) == name]
+        found = [100 * row["accuracy"] for row in runs]
+        cells = [
+            name,
+            f"{statistics.mean(found):.1f} % ({min(found):.1f} - {max(found):.1f})",
+            f"{max(row['bytes'] for row in runs):,}",
+        ]
+        if "seconds_per_step" in runs[0]:
+            cells += [
+                f"{statistics.mean(row['seconds_per_step'] for row in runs):.2f}",
+                f"{statistics.mean(row['peak_bytes'] for row in runs) / 1e9:.2f} GB",
+            ]
+        for field in ("merged_outputs_differ_by", "restored_weights_differ_by"):
+            if field in runs[0]:
+                most = max(row[field] for row in runs)
+                cells.append(f"differ by {most:.0e}" if most else "equal, bit for bit")
+        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
+    return "\n".join(lines)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="the folder of TREC.train and TREC.test")
@@ -253,6 +304,7 @@ def main(arguments=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--init", type=float, default=1e-2, help="scores at the start, above 0")
+    parser.add_argument("--density", type=float, help="of mask; left out, what it learns")
     parser.add_argument("--rank", type=int, default=1, help="of lora")
     parser.add_argument("--head-lr", type=float, default=1e-3)
     parser.add_argument("--head-steps", type=int, default=300)
@@ -309,7 +361,10 @@ def learned(options, rate, fitted, training, testing, tokenizer, folder):
     """The model of a way, saved to a folder and restored from it, and what was measured."""
     encoder, _ = pretrained()
     if options.way == "mask":
-        model = masked(encoder, options.init)
+        if options.density is None:
+            model = masked(encoder, options.init)
+        else:
+            model = masked_at(encoder, options.density, options.init)
         body = list(masktorch.mask_parameters(model))
     else:
         model = with_lora(encoder, options.rank) if options.way == "lora" else Classifier(encoder)
@@ -326,7 +381,8 @@ def learned(options, rate, fitted, training, testing, tokenizer, folder):
         "trained": sum(p.numel() for p in body),
     }
     if options.way == "mask":
-        row |= {"init": options.init, "masked": masktorch.report(model).masked_fraction}
+        row |= {"init": options.init, "density": options.density}
+        row |= {"masked": masktorch.report(model).masked_fraction}
         save(model, folder)
         before = outputs(model, testing, tokenizer)
         model = restore(pretrained()[0], folder)  # what is reported is the restored model
