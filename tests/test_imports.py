@@ -17,15 +17,18 @@ LEVELS = {
     "rules": {"blocks", "selection", "draws"},
     "functional": {"blocks", "selection", "rules"},
     "targets": set(),
-    "estimators": {"functional"},
+    "estimators": {"functional", "selection"},
     "parametrization": {"estimators", "functional"},
     "model": {"targets", "parametrization"},
     "wrapping": {"model", "targets", "parametrization", "estimators"},
     "phases": {"model"},
     "values": {"model", "parametrization", "wrapping"},
     "maskfile": {"model", "parametrization", "targets", "values", "wrapping"},
+    "budget": {"functional", "model", "parametrization", "selection"},
+    "init": {"functional"},
     "report": {"model", "parametrization"},
-    "__init__": {"functional", "estimators", "wrapping", "phases", "values", "maskfile", "report"},
+    "__init__": {"functional", "estimators", "wrapping", "phases", "values", "maskfile", "report"}
+    | {"budget", "init"},
 }
 ALLOWED = {"torch", "numpy", "typing_extensions"} | sys.stdlib_module_names
 

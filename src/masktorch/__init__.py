@@ -1,7 +1,15 @@
 """Learnable weight masks for PyTorch."""
 
-from masktorch import functional
-from masktorch.estimators import Bernoulli, Estimator, IntermediateSampling, Threshold
+from masktorch import budget, functional, init
+from masktorch.budget import keep_largest
+from masktorch.estimators import (
+    Bernoulli,
+    Estimator,
+    IntermediateSampling,
+    NOfM,
+    Threshold,
+    TopK,
+)
 from masktorch.maskfile import load_masks, save_masks
 from masktorch.phases import freeze_mask, freeze_weights, mask_parameters
 from masktorch.report import Report, report
@@ -14,11 +22,16 @@ __all__ = [
     "Bernoulli",
     "Estimator",
     "IntermediateSampling",
+    "NOfM",
     "Report",
     "Threshold",
+    "TopK",
+    "budget",
     "freeze_mask",
     "freeze_weights",
     "functional",
+    "init",
+    "keep_largest",
     "load_masks",
     "mask_parameters",
     "masks",
