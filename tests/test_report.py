@@ -15,13 +15,28 @@ def test_report_counts_and_prints():
 
     report = masktorch.report(model)
     assert report.rows == (
-        ("0.weight", (2, 1000), 2000, 1000, 0.5, True),
-        ("2.weight", (3, 2), 6, 1, 1 / 6, False),
+        ("0.weight", (2, 1000), 2000, 1000, 1000, 0.5, 0.5, True),
+        ("2.weight", (3, 2), 6, 5, 1, 5 / 6, 1 / 6, False),
     )
+    assert (report.kept, report.density) == (1005, 1005 / 2006)
+    assert (report.parameters, report.share) == (2011, 2006 / 2011)  # five biases are left
     assert (report.size, report.masked, report.masked_fraction) == (2006, 1001, 1001 / 2006)
     assert str(report).splitlines() == [
-        "tensor    shape    size  masked  fraction  mask",
-        "0.weight  2x1000  2,000   1,000    0.5000  trains",
-        "2.weight  3x2         6       1    0.1667  frozen",
-        "total             2,006   1,001    0.4990",
+        "tensor    shape    size   kept  density  masked  fraction  mask",
+        "0.weight  2x1000  2,000  1,000   0.5000   1,000    0.5000  trains",
+        "2.weight  3x2         6      5   0.8333       1    0.1667  frozen",
+        "total             2,006  1,005   0.5010   1,001    0.4990",
+        "under masks: 2,006 of 2,011 parameters (99.8%)",
     ]
+
+
+def test_a_fresh_model_says_that_nothing_is_masked_yet():
+    lines = str(masktorch.report(masktorch.wrap(nn.Linear(3, 2)))).splitlines()
+    assert lines[-1] == "nothing is masked yet: every entry is kept"
+
+
+def test_parameters_are_counted_once_and_without_scores():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    report = masktorch.report(masktorch.wrap(model))
+    assert (report.size, report.parameters) == (9, 15)

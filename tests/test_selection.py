@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masktorch import blocks, selection
-from masktorch.selection import count, counts_of_largest, largest, largest_of
+from masktorch.cut import counts_of_largest, largest_of
+from masktorch.selection import count, largest
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-7, math.inf, -math.inf, math.nan, -math.nan]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

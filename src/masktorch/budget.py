@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from masktorch.functional import check_density
+from masktorch.cut import counts_of_largest, largest_of
 from masktorch.model import masked_tensors
 from masktorch.parametrization import Mask
+from masktorch.ranks import check_density
 from masktorch.selection import (
     count,
-    counts_of_largest,
     gathered,
     largest,
-    largest_of,
     parted,
     whole,
 )

@@ -5,14 +5,14 @@ back to it. The formulas are in `masktorch.functional`.
 """
 
 import math
-from dataclasses import dataclass, field
+import numbers
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from masktorch import functional
-from masktorch.selection import Block, count, tiled, whole
 
 
 @runtime_checkable
@@ -32,8 +32,10 @@ class Estimator(Protocol):
     - `mode_product(scores, weight)`: the same with the deterministic mask;
     - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
       `masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere);
-    - `expected(scores)`: the probability that each entry is kept, shaped like `scores`, floating
-      point, differentiable where it depends on them.
+    - `expected(scores)`: the probability that each entry is kept, differentiable, for
+      `masktorch.expected_density` (else the mask of training, one draw);
+    - `sample(scores)`: a bool mask drawn for `masktorch.sample_masks` (else where the mask of
+      training is positive).
 
     Examples:
         >>> isinstance(Threshold(), Estimator)
@@ -44,10 +46,43 @@ class Estimator(Protocol):
     def mode(self, scores: Tensor, /) -> Tensor: ...
 
 
-class _Logistic:
-    """What the three share: a weight is kept where `sigma(score) > tau`."""
+class _Cut:
+    """What is kept is what lies above one score, `at`."""
+
+    @property
+    def at(self) -> float:
+        """The largest score that is masked."""
+        return 0.0
+
+    @property
+    def init(self) -> float:
+        """Scores start 1 above it: a fresh model computes as the plain one in evaluation."""
+        return self.at + 1.0
+
+    def mode(self, scores: Tensor) -> Tensor:
+        """The deterministic mask `1[s > at]`, bool."""
+        return functional.keeps(scores, self.at)
+
+    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """`weight` times the deterministic mask."""
+        return functional.mode_product(scores, weight, self.at)
+
+    def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""
+        decided = (functional.keeps(scores, self.at) == mask) & (scores != self.at)
+        beyond = mask.to(scores.dtype).mul_(2).add_(self.at - 1)
+        return functional.select(scores, decided).add_(functional.select(beyond, ~decided))
+
+
+class _Probability(_Cut):
+    """`sigma(s)` is the probability that an entry is kept, or is compared with `tau`."""
 
     tau: float
+
+    @property
+    def at(self) -> float:
+        """`logit(tau)`."""
+        return functional.logit(self.tau)
 
     def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         raise NotImplementedError
@@ -60,20 +95,9 @@ class _Logistic:
         """`weight` times the mask of training."""
         return self._masked(scores, weight)
 
-    def mode(self, scores: Tensor) -> Tensor:
-        """The deterministic mask `1[sigma(s) > tau]`, bool."""
-        return functional.keeps(scores, self.tau)
-
-    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the deterministic mask."""
-        return functional.mode_product(scores, weight, self.tau)
-
-    def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""
-        at = functional.logit(self.tau)
-        decided = (functional.keeps(scores, self.tau) == mask) & (scores != at)
-        beyond = mask.to(scores.dtype).mul_(2).add_(at - 1)
-        return functional.select(scores, decided).add_(functional.select(beyond, ~decided))
+    def expected(self, scores: Tensor) -> Tensor:
+        """The probability that each entry is kept, `sigma(s)`."""
+        return torch.sigmoid(scores)
 
     def __post_init__(self) -> None:
         functional.logit(self.tau)  # raises for one outside (0, 1)
@@ -81,11 +105,11 @@ class _Logistic:
 
 @final
 @dataclass(frozen=True)
-class Threshold(_Logistic):
+class Threshold(_Probability):
     """Straight-through threshold: see `masktorch.functional.threshold`.
 
-    Scores start at 1.0, everything kept. Usual training: Adam, learning rate 1e-2. Raises
-    `ValueError` for a `tau` outside (0, 1).
+    Scores start at 1.0, or 1 above another threshold: everything is kept. Usual training: Adam,
+    learning rate 1e-2. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
         >>> import torch
@@ -95,19 +119,22 @@ class Threshold(_Logistic):
 
     tau: float = 0.5
     draws: ClassVar[bool] = False
-    init: ClassVar[float] = 1.0
 
     def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.threshold(scores, self.tau, weight=weight)
 
+    def expected(self, scores: Tensor) -> Tensor:
+        """The mask itself, nothing is drawn; differentiable by the same rule."""
+        return self(scores)
+
 
 @final
 @dataclass(frozen=True)
-class Bernoulli(_Logistic):
+class Bernoulli(_Probability):
     """Bernoulli samples, gradient of the expectation: see `masktorch.functional.bernoulli`.
 
-    `tau` is the threshold of the deterministic mask only. Scores start at 0.0, every probability
-    one half. Raises `ValueError` for a `tau` outside (0, 1).
+    `tau` is the threshold of the deterministic mask only. Scores start at 1.0, or 1 above another
+    threshold. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
         >>> import torch
@@ -116,7 +143,6 @@ class Bernoulli(_Logistic):
     """
 
     tau: float = 0.5
-    init: ClassVar[float] = 0.0
 
     def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.bernoulli(scores, weight=weight)
@@ -124,12 +150,13 @@ class Bernoulli(_Logistic):
 
 @final
 @dataclass(frozen=True)
-class IntermediateSampling(_Logistic):
+class IntermediateSampling(_Probability):
     """Intermediate sampling: see `masktorch.functional.intermediate`.
 
     `step_size` is the step on a draw in units of the root mean square of the tensor's gradient.
-    `tau` is the threshold of the deterministic mask only. Scores start at 1.0. Raises
-    `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive and finite.
+    `tau` is the threshold of the deterministic mask only. Scores start at 1.0, or 1 above another
+    threshold. Raises `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive
+    and finite.
 
     Examples:
         >>> IntermediateSampling(step_size=0.2)
@@ -138,7 +165,6 @@ class IntermediateSampling(_Logistic):
 
     step_size: float = functional.STEP_SIZE
     tau: float = 0.5
-    init: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,178 +178,133 @@ class IntermediateSampling(_Logistic):
         return functional.intermediate(scores, self.step_size, weight=weight)
 
 
-class _Ranked:
-    """What the two share: the number kept is fixed, and the largest scores are."""
-
-    draws: ClassVar[bool] = False
-    absolute: bool
-
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def mode(self, scores: Tensor) -> Tensor:
-        """The mask, bool."""
-        raise NotImplementedError
-
-    def _rivals(self, tensor: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
-        """A view in which the first dimensions number what is kept or masked as one; how many they
-        are; and along which of them one competes with another."""
-        raise NotImplementedError
-
-    def _places(self, scores: Tensor) -> int:
-        """How many of those that compete are kept."""
-        raise NotImplementedError
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        """The mask, floating point and differentiable."""
-        return self._masked(scores, None)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the mask."""
-        return self._masked(scores, weight)
-
-    def init(self, weight: Tensor) -> Tensor:
-        """Uniform in `+-1 / sqrt(fan_in)` (Kaiming-uniform, a = sqrt(5)), from torch's stream."""
-        fan_in = weight[0].numel() if weight.dim() > 1 else weight.numel()
-        bound = 1 / math.sqrt(max(fan_in, 1))
-        return torch.empty_like(weight, requires_grad=False).uniform_(-bound, bound)
-
-    def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores, exchanged between those on the wrong sides; where equal ones are on both
-        sides then, those kept are raised by a rounding step.
-
-        Raises `ValueError` for a mask of the wrong count, or that keeps a part of a block.
-        """
-        return whole(self._exchanged, scores, mask)
-
-    def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:
-        scores = scores.clone(memory_format=torch.contiguous_format)
-        rivals, first, compete = self._rivals(scores)
-
-        def content(tensor: Tensor) -> Tensor:
-            view, *_ = self._rivals(tensor)
-            return view.reshape(*view.shape[:first], -1)
-
-        kept = content(mask)[..., 0]
-        if not torch.equal(content(mask), kept.unsqueeze(-1).expand_as(content(mask))):
-            raise ValueError(f"{self!r} keeps whole blocks, found one that is kept in part.")
-        places, found = self._places(scores), torch.count_nonzero(kept, dim=compete)
-        if other := found[found != places].tolist():
-            among = kept.numel() // found.numel()
-            raise ValueError(
-                f"{self!r} keeps {places} of {among}, found {other[0]} kept. Give it a mask of "
-                "that count, or the mask an estimator that keeps as many."
-            )
-        now = content(self.mode(scores))[..., 0]
-        rising, falling = kept & ~now, now & ~kept
-        rivals[rising], rivals[falling] = rivals[falling], rivals[rising]
-        sizes = content(scores.abs() if self.absolute else scores).mean(-1, dtype=torch.float64)
-        tied = kept & (sizes <= sizes.masked_fill(kept, -math.inf).amax(compete, keepdim=True))
-        low, limits = rivals[tied], torch.finfo(scores.dtype)
-        step = (low.abs() * limits.eps).clamp(min=limits.tiny)
-        rivals[tied] = torch.where((low < 0) & self.absolute, low - step, low + step)
-        return scores
-
-
 @final
 @dataclass(frozen=True)
-class TopK(_Ranked):
-    """The largest scores, exactly as many as the density says: `masktorch.functional.topk`.
+class Piggyback(_Cut):
+    """A threshold on the score itself: see `masktorch.functional.piggyback`.
 
-    `TopK(density)` is edge-popup (arXiv 1911.13299), `absolute=False` movement pruning
-    (2005.07683), `block=(rows, columns)` keeps whole blocks: `(1, None)` output channels,
-    `(None, 1)` input channels. Scores start Kaiming-uniform (a = sqrt(5), from torch's random
-    stream). Usual training: SGD, learning rate 0.1, momentum 0.9, cosine schedule, on weights from
-    `masktorch.init.signed_constant_`. Another density is another value:
-    `dataclasses.replace(estimator, density=0.1)`. Raises `ValueError` or `TypeError` for a density
-    outside (0, 1] or a block of anything but positive whole numbers and at most one None.
+    Scores start at 1e-2, everything kept. Usual training: pretrained weights, Adam, learning rate
+    1e-4. Raises `ValueError` for a `threshold` that is not a finite number.
 
     Examples:
-        >>> TopK(0.5).mode(torch.tensor([-3.0, 1.0, 2.0, 0.0]))
-        tensor([ True, False,  True, False])
+        >>> import torch
+        >>> Piggyback().mode(torch.tensor([0.0, 1e-2]))
+        tensor([False,  True])
     """
 
-    density: float = 0.5
-    absolute: bool = field(default=True, kw_only=True)
-    block: Block | None = field(default=None, kw_only=True)
+    threshold: float = 5e-3
+    draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        functional.check_density(self.density, "TopK")
-        if self.block is not None:
-            functional.check_lengths(self.block)
-        object.__setattr__(self, "density", float(self.density))
-        # what compiled code takes as an input, so that another density is not another graph
-        number = torch.tensor(self.density, dtype=torch.float64, device="cpu")
-        object.__setattr__(self, "_number", number)
+        _check_number("Piggyback", "threshold", self.threshold)
 
     @property
-    def _share(self) -> float | Tensor:
-        return self._number if torch.compiler.is_compiling() else self.density  # type: ignore[attr-defined]
+    def at(self) -> float:
+        """The threshold."""
+        return self.threshold
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return functional.topk(
-            scores, self._share, absolute=self.absolute, block=self.block, weight=weight
-        )
+    @property
+    def init(self) -> float:
+        """1e-2, or as far above another threshold as that is above the usual one."""
+        return self.threshold + 5e-3
 
-    def mode(self, scores: Tensor) -> Tensor:
-        """The mask, bool."""
-        return functional.keeps_largest(
-            scores, self._share, absolute=self.absolute, block=self.block
-        )
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The mask of training, floating point."""
+        return functional.piggyback(scores, self.threshold)
+
+    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """`weight` times the mask of training."""
+        return functional.piggyback(scores, self.threshold, weight=weight)
 
     def expected(self, scores: Tensor) -> Tensor:
-        """The share that is kept, at every entry: it does not depend on the scores."""
-        view, first, _ = self._rivals(scores.detach())
-        among = math.prod(view.shape[:first])
-        return torch.full_like(scores, count(self.density, among) / max(among, 1))
-
-    def _rivals(self, tensor: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
-        if self.block is None:
-            return tensor.unsqueeze(0), tensor.dim() + 1, tuple(range(tensor.dim() + 1))
-        return tiled(tensor, self.block), 2, (0, 1)
-
-    def _places(self, scores: Tensor) -> int:
-        view, first, _ = self._rivals(scores)
-        return count(self.density, math.prod(view.shape[:first]))
+        """The mask itself, nothing is drawn; differentiable by the same rule."""
+        return self(scores)
 
 
 @final
 @dataclass(frozen=True)
-class NOfM(_Ranked):
-    """The `n` largest scores of every `m` along dimension 1: `masktorch.functional.n_of_m`.
+class HardConcrete(_Cut):
+    """Hard concrete gates, those of L0 regularisation: see `masktorch.functional.hard_concrete`.
 
-    The 2:4 pattern (arXiv 2104.08378) and its kin, learned as edge-popup is: start and training as
-    for `TopK`. Raises `ValueError` or `TypeError` unless `1 <= n <= m`, both whole numbers.
+    The mask of training is relaxed: it lies in [0, 1]. The deterministic one is `1[s > 0]`, the
+    binary mask nearest to the gates that the paper evaluates with,
+    `min(1, max(0, sigma(s) * (zeta - gamma) + gamma))`; those may lie between 0 and 1, so that
+    accuracies differ a little from the paper's way. Scores start at `logit(0.9)`. Usual training:
+    Adam, with a penalty on `masktorch.expected_density`. Raises `ValueError` unless `beta > 0`
+    and `gamma < 0 < 1 < zeta`.
 
     Examples:
-        >>> NOfM(1, 2).mode(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]))
-        tensor([[ True, False,  True, False]])
+        >>> import torch
+        >>> HardConcrete().mode(torch.tensor([-1.0, 1.0]))
+        tensor([False,  True])
     """
 
-    n: int = 2
-    m: int = 4
-    absolute: bool = field(default=True, kw_only=True)
+    beta: float = 2 / 3
+    gamma: float = -0.1
+    zeta: float = 1.1
 
     def __post_init__(self) -> None:
-        functional.check_n_of_m(self.n, self.m)
+        for field in ("beta", "gamma", "zeta"):
+            _check_number("HardConcrete", field, getattr(self, field))
+        if not (self.beta > 0 and self.gamma < 0 and self.zeta > 1):
+            raise ValueError(
+                f"HardConcrete expected beta > 0, gamma < 0 and zeta > 1, found {self!r}. The "
+                "interval from gamma to zeta holds [0, 1], so that a gate closes and opens fully."
+            )
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return functional.n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)
+    @property
+    def init(self) -> float:
+        """`logit(0.9)`: a drop rate of one in ten."""
+        return functional.logit(0.9)
 
-    def mode(self, scores: Tensor) -> Tensor:
-        """The mask, bool."""
-        return functional.keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The mask of training, in [0, 1]."""
+        return functional.hard_concrete(scores, self.beta, self.gamma, self.zeta)
 
     def expected(self, scores: Tensor) -> Tensor:
-        """`n / m` at every entry: it does not depend on the scores."""
-        return torch.full_like(scores, self.n / self.m)
+        """The probability that a gate is not 0, `sigma(s - beta * log(-gamma / zeta))`."""
+        return torch.sigmoid(scores - self.beta * math.log(-self.gamma / self.zeta))
 
-    def _rivals(self, tensor: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
-        view = torch.unflatten(tensor, 1, (-1, self.m)).movedim(2, -1)
-        return view, view.dim(), (-1,)
 
-    def _places(self, scores: Tensor) -> int:
-        return self.n
+@final
+@dataclass(frozen=True)
+class Concrete(_Cut):
+    """Binary concrete or Gumbel-sigmoid masks: see `masktorch.functional.concrete`.
+
+    `hard` masks are 0 or 1 in training, soft ones lie between; the deterministic mask is
+    `1[s > 0]`. Scores start at 1.0. A temperature that falls is `masktorch.set_estimator` with
+    another value. Usual training: Adam, with a penalty on `masktorch.expected_density`. Raises
+    `ValueError` for a `temperature` that is not positive and finite.
+
+    Examples:
+        >>> Concrete(temperature=0.5)
+        Concrete(temperature=0.5, hard=True)
+    """
+
+    temperature: float = 2 / 3
+    hard: bool = True
+
+    def __post_init__(self) -> None:
+        _check_number("Concrete", "temperature", self.temperature)
+        if not self.temperature > 0:
+            raise ValueError(
+                f"Concrete expected a positive temperature, found {self.temperature!r}. The "
+                "smaller it is, the nearer are soft masks to 0 and 1."
+            )
+        if not isinstance(self.hard, bool):
+            raise TypeError(f"Concrete expected hard to be True or False, found {self.hard!r}.")
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """The mask of training."""
+        return functional.concrete(scores, self.temperature, self.hard)
+
+    def expected(self, scores: Tensor) -> Tensor:
+        """The probability that `s + l > 0`, `sigma(s)`."""
+        return torch.sigmoid(scores)
+
+    def sample(self, scores: Tensor) -> Tensor:
+        """A hard draw, bool."""
+        return functional.concrete(scores, self.temperature, True) > 0
 
 
 @dataclass(frozen=True)
@@ -335,3 +316,10 @@ class Given:
 
     def mode(self, scores: Tensor) -> Tensor:
         return scores
+
+
+def _check_number(estimator: str, field: str, value: object) -> None:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"{estimator} expected {field} to be a number, found {value!r}.")
+    if not math.isfinite(value):
+        raise ValueError(f"{estimator} expected a finite {field}, found {value!r}.")

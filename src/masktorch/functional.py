@@ -11,28 +11,21 @@ gradient of the result.
 """
 
 import math
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from masktorch.blocks import blocks, blockwise
+from masktorch.draws import uniform_like
+from masktorch.ranks import keeps_largest, keeps_n_of_m, n_of_m, topk
 from masktorch.rules import masked, overwriting
-from masktorch.selection import (
-    Block,
-    as_number,
-    exceeds,
-    largest_of_every,
-    largest_share,
-    select,
-    select_above,
-    spread,
-    tiled,
-)
+from masktorch.selection import as_number, exceeds, select, select_above
 
 __all__ = [
     "bernoulli",
+    "concrete",
+    "hard_concrete",
     "intermediate",
     "keeps",
     "keeps_largest",
@@ -40,6 +33,7 @@ __all__ = [
     "logit",
     "mode_product",
     "n_of_m",
+    "piggyback",
     "select",
     "threshold",
     "topk",
@@ -66,24 +60,25 @@ def logit(tau: float) -> float:
     return math.log(tau / (1 - tau))
 
 
-def _boundary(tau: float, dtype: torch.dtype) -> float:
-    """The largest number of the dtype that is at most `logit(tau)`: a score above one is above the
-    other, and devices that would round `logit(tau)` to the dtype find nothing to round."""
-    at, limits = logit(tau), torch.finfo(dtype)
+def _at_most(at: float, dtype: torch.dtype) -> float:
+    """The largest number of the dtype that is at most `at`: a score above one is above the other,
+    and devices that would round `at` to the dtype find nothing to round."""
+    limits = torch.finfo(dtype)
     step = limits.eps * max(2.0 ** (math.frexp(at)[1] - 1), limits.tiny)
     return math.floor(at / step) * step
 
 
-def keeps(scores: Tensor, tau: float = 0.5) -> Tensor:
-    """The deterministic mask, `m = 1[sigma(s) > tau]`, as a bool tensor shaped like `scores`.
+def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
+    """The deterministic mask, `m = 1[s > at]`, as a bool tensor shaped like `scores`.
 
-    A score exactly at the threshold is masked; one that is not a number is not.
+    A score exactly at the threshold is masked; one that is not a number is not. Where the
+    threshold is a probability `tau`, `at = logit(tau)`.
 
     Examples:
         >>> keeps(torch.tensor([-1.0, 0.0, 1.0]))
         tensor([False, False,  True])
     """
-    at = _boundary(tau, scores.dtype)
+    at = _at_most(at, scores.dtype)
     return blockwise(lambda s: (exceeds(s, at),), scores.detach())[0]
 
 
@@ -105,7 +100,7 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
         >>> scores.grad
         tensor([0.1050, 0.2500, 0.1050])
     """
-    return masked(weight, scores, _logistic_rule, at=_boundary(tau, scores.dtype))
+    return masked(weight, scores, _logistic_rule, at=_at_most(logit(tau), scores.dtype))
 
 
 def bernoulli(
@@ -182,179 +177,80 @@ def intermediate(
     return masked(weight, scores, rule, generator=generator, keep=True)
 
 
-def check_density(density: float, caller: str) -> None:
-    """Raises `ValueError` for a density outside (0, 1], `TypeError` for what is no number."""
-    if isinstance(density, bool) or not isinstance(density, numbers.Real):
-        raise TypeError(
-            f"{caller} expected a number as density, found {density!r}. It is the share of the "
-            "entries that is kept; 0.1 keeps one in ten."
-        )
-    if not 0 < density <= 1:
-        raise ValueError(
-            f"{caller} expected a density in (0, 1], found {density!r}. It is the share of the "
-            "entries that is kept; 0.1 keeps one in ten."
-        )
+def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None) -> Tensor:
+    """Threshold on the score itself, with the identity for a gradient.
 
+    Forward `m = 1[s > threshold]`; backward `dL/ds = g`.
 
-def keeps_largest(
-    scores: Tensor,
-    density: float | Tensor,
-    *,
-    absolute: bool = True,
-    block: Block | None = None,
-) -> Tensor:
-    """The mask of `topk`, as a bool tensor shaped like `scores`.
+    Shapes and dtypes as in `masktorch.functional.threshold`. Source: Mallya et al., "Piggyback"
+    (arXiv 1801.06519).
 
     Examples:
-        >>> keeps_largest(torch.tensor([-3.0, 1.0, 2.0, 0.0]), 0.5)
-        tensor([ True, False,  True, False])
-    """
-    if not isinstance(density, Tensor):
-        check_density(density, "topk")
-    if block is not None:
-        check_lengths(block)
-        _check_block(scores, block)
-    return largest_share(scores, density, absolute=absolute, block=block)
-
-
-def topk(
-    scores: Tensor,
-    density: float | Tensor,
-    *,
-    absolute: bool = True,
-    block: Block | None = None,
-    weight: Tensor | None = None,
-) -> Tensor:
-    """The largest scores.
-
-    Forward `m = 1` at the `k = max(1, floor(density * n + 1/2))` largest `|s|` of the `n` entries,
-    or the largest `s` with `absolute=False`; backward `dL/ds = g * sign(s)` with `sign(0) = 1`, or
-    `g`. Among equal scores the lower row-major index stays, -0.0 equals 0.0, and one that is not a
-    number counts as the largest.
-
-    `block=(rows, columns)` tiles the first two dimensions, all positions of a kernel go together,
-    and None is the whole dimension: whole blocks are kept, those of the largest mean `|s|` (or
-    `s`), `n` counts blocks, and the gradient is `sign(s)` times the mean of `g` over the block.
-
-    `scores` is floating point of any shape, `density` lies in (0, 1] (a 0-d tensor is taken as it
-    is), `weight` has the shape and dtype of `scores`. Returns the mask (or `weight * m`) in that
-    shape and dtype. Raises `ValueError` where blocks do not divide the shape.
-    Sources: edge-popup, Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?"
-    (arXiv 1911.13299); with `absolute=False` movement pruning, Sanh et al. (arXiv 2005.07683).
-
-    Examples:
-        >>> scores = torch.tensor([-3.0, 1.0, 2.0, 0.0], requires_grad=True)
-        >>> topk(scores, 0.5)
-        tensor([1., 0., 1., 0.], grad_fn=<_MaskedBackward>)
-        >>> topk(scores, 0.5).sum().backward()
+        >>> scores = torch.tensor([-1.0, 0.01], requires_grad=True)
+        >>> piggyback(scores).backward(torch.tensor([2.0, 3.0]))
         >>> scores.grad
-        tensor([-1.,  1.,  1.,  1.])
+        tensor([2., 3.])
     """
-    kept = keeps_largest(scores, density, absolute=absolute, block=block)
-
-    def rule(scores: Tensor, weight: Tensor, kept: Any, grad: Tensor) -> Tensor:
-        if block is None or not scores.numel():
-            return _rank_rule(absolute, scores, weight, grad)
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        tiles = tiled((grad.to(dtype) * weight).expand(scores.shape), block)
-        mean = spread(tiles.flatten(2).mean(2), tiles, scores).to(scores.dtype)
-        return _rank_rule(absolute, scores, scores.new_ones(()), mean)
-
-    return masked(weight, scores, rule, kept=kept)
+    return masked(weight, scores, _identity_rule, at=_at_most(threshold, scores.dtype))
 
 
-def keeps_n_of_m(scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = True) -> Tensor:
-    """The mask of `n_of_m`, as a bool tensor shaped like `scores`.
-
-    Examples:
-        >>> keeps_n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 1, 2)
-        tensor([[ True, False,  True, False]])
-    """
-    check_n_of_m(n, m)
-    if scores.dim() < 2 or scores.shape[1] % m:
-        raise ValueError(
-            f"{n} of every {m} entries along dimension 1 are kept: expected a shape of (rows, "
-            f"columns, ...) with columns a multiple of {m}, found {tuple(scores.shape)}. Choose an "
-            "m that divides them, or leave the tensor out."
-        )
-    return largest_of_every(scores, n, m, absolute=absolute)
-
-
-def n_of_m(
+def hard_concrete(
     scores: Tensor,
-    n: int = 2,
-    m: int = 4,
-    *,
-    absolute: bool = True,
-    weight: Tensor | None = None,
+    beta: float = 2 / 3,
+    gamma: float = -0.1,
+    zeta: float = 1.1,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """The largest scores of every group.
+    """A hard concrete sample: a relaxed Bernoulli, stretched beyond [0, 1] and clipped to it.
 
-    Forward `m = 1` at the `n` largest `|s|` (or `s` with `absolute=False`) of every `m`
-    consecutive entries along dimension 1, for each position of a kernel apart; backward as in
-    `topk`, `dL/ds = g * sign(s)` or `g`. Ties and what is not a number as there.
+    Forward `y = sigma((logit(u) + s) / beta)`, `z = min(1, max(0, y * (zeta - gamma) + gamma))`,
+    `u` uniform on (0, 1), drawn afresh; the mask `z` lies in [0, 1], with mass on both ends.
+    Backward exact: `dL/ds = g * (zeta - gamma) * y * (1 - y) / beta` where `0 < z < 1`, else 0.
 
-    Shapes and dtypes as in `topk`, at least two dimensions. Raises `ValueError` where `m` does not
-    divide dimension 1. Source: the 2:4 pattern of Mishra et al., "Accelerating Sparse Deep Neural
-    Networks" (arXiv 2104.08378), with the gradient of `topk`.
+    `scores` is floating point of any shape; returns that shape and dtype. Source: Louizos et al.,
+    "Learning Sparse Neural Networks through L0 Regularization" (arXiv 1712.01312).
 
     Examples:
-        >>> n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 1, 2)
-        tensor([[1., 0., 1., 0.]])
+        >>> hard_concrete(torch.tensor([-50.0, 50.0]))
+        tensor([0., 1.])
     """
-    kept = keeps_n_of_m(scores, n, m, absolute=absolute)
-
-    def rule(scores: Tensor, weight: Tensor, kept: Any, grad: Tensor) -> Tensor:
-        return _rank_rule(absolute, scores, weight, grad)
-
-    return masked(weight, scores, rule, kept=kept)
+    y = torch.sigmoid(_logistic_noise(scores, generator) / beta)
+    return torch.nn.functional.hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
 
 
-def check_n_of_m(n: int, m: int) -> None:
-    """Raises `TypeError` or `ValueError` unless `1 <= n <= m`, both whole numbers."""
-    for name, number in (("n", n), ("m", m)):
-        if type(number) is not int:
-            raise TypeError(f"n of m expected whole numbers, found {name}={number!r}.")
-    if not 1 <= n <= m:
-        raise ValueError(
-            f"n of m expected 1 <= n <= m, found n={n}, m={m}: n of every m entries are kept."
-        )
+def concrete(
+    scores: Tensor,
+    temperature: float = 2 / 3,
+    hard: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """A binary concrete sample, or Gumbel-sigmoid: a Bernoulli draw relaxed by a temperature `T`.
+
+    Forward, with `l = logit(u)`, `u` uniform on (0, 1), drawn afresh: `m = 1[s + l > 0]` if
+    `hard`, else `m = sigma((s + l) / T)`. Backward both as the soft one at that draw:
+    `dL/ds = g * y * (1 - y) / T`, `y = sigma((s + l) / T)`.
+
+    `scores` is floating point of any shape; returns that shape and dtype. Sources: Maddison et
+    al., "The Concrete Distribution" (arXiv 1611.00712); Jang et al. (arXiv 1611.01144).
+
+    Examples:
+        >>> concrete(torch.tensor([-50.0, 50.0]))
+        tensor([0., 1.])
+    """
+    noisy = _logistic_noise(scores, generator)
+    soft = torch.sigmoid(noisy / temperature)
+    if hard:
+        soft = (noisy > 0).to(soft.dtype) + (soft - soft.detach())  # the value of the former
+    return soft.to(scores.dtype)
 
 
-def check_lengths(block: Block) -> None:
-    """Raises unless `block` is (rows, columns), whole numbers of which one may be None."""
-    if (
-        not isinstance(block, tuple)
-        or len(block) != 2
-        or not all(length is None or type(length) is int for length in block)
-    ):
-        raise TypeError(
-            "expected block to be a pair (rows, columns) of whole numbers or None, such as "
-            f"(1, None) for whole output channels, found {block!r}."
-        )
-    if block == (None, None) or any(length is not None and length < 1 for length in block):
-        raise ValueError(
-            "expected block to have positive rows and columns, one of which may be None for the "
-            f"whole dimension, found {block!r}."
-        )
+def _logistic_noise(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`s + logit(u)`, positive with probability `sigma(s)`; float32 for half precision."""
+    u = uniform_like(scores, generator)
+    return scores.to(u.dtype) + torch.log(u) - torch.log1p(-u)
 
 
-def _check_block(scores: Tensor, block: Block) -> None:
-    shape = tuple(scores.shape)
-    if len(shape) < 2:
-        raise ValueError(
-            f"blocks of {block} expected a tensor of two dimensions or more, found shape {shape}. "
-            "Leave the tensor out, or use an estimator without block for it."
-        )
-    for name, length, size in zip(("rows", "columns"), block, shape[:2], strict=True):
-        if length is not None and size % length:
-            raise ValueError(
-                f"blocks of {block} don't divide shape {shape}: {size} {name} are no multiple of "
-                f"{length}. Choose {name} that divide {size}, or None for all of them."
-            )
-
-
-def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
+def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
     """`weight` under the deterministic mask of `keeps`, without a tensor for the mask.
 
     Differentiable by the weight. Shapes and dtypes as in `threshold`.
@@ -363,7 +259,12 @@ def mode_product(scores: Tensor, weight: Tensor, tau: float = 0.5) -> Tensor:
         >>> mode_product(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0]))
         tensor([0., 0., 2.])
     """
-    return select_above(weight, scores.detach(), _boundary(tau, scores.dtype))
+    return select_above(weight, scores.detach(), _at_most(at, scores.dtype))
+
+
+def _identity_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
+    """`g`, where `dL/ds := dL/dm`."""
+    return blockwise(lambda w, g: ((g * w).to(scores.dtype),), weight, grad)[0]
 
 
 def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
@@ -379,19 +280,5 @@ def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Te
         else:
             slope = torch.ops.aten.sigmoid_backward.grad_input(grad, p, grad_input=out)
         return (torch.mul(slope, weight, out=into(slope)).to(scores.dtype),)
-
-    return blockwise(product, scores, weight, grad)[0]
-
-
-def _rank_rule(absolute: bool, scores: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    """`g * sign(s)` with `sign(0) = 1`, or `g`."""
-    into = overwriting(grad)
-
-    def product(scores: Tensor, weight: Tensor, grad: Tensor) -> Any:
-        g = grad * weight
-        if absolute:
-            sign = torch.copysign(torch.ones_like(scores), scores + 0.0)  # -0.0 + 0.0 is 0.0
-            g = torch.mul(g, sign, out=into(g))
-        return (g.to(scores.dtype),)
 
     return blockwise(product, scores, weight, grad)[0]

@@ -157,7 +157,8 @@ def load_masks(model: Model, path: Path, *, any_weights: bool = False) -> Model:
     try:
         if wrapped:
             return set_masks(model, masks)
-        return give_masks(model, masks, rescale={row.name: row.rescale for row in rows})
+        rescale = {row.name: row.rescale for row in rows}
+        return give_masks(model, masks, rescale=rescale, caller="load_masks")
     except ValueError as error:  # another parametrization, an estimator that can't express it
         raise _unfit(path, str(error)) from error
 

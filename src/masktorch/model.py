@@ -2,19 +2,35 @@
 
 import sys
 import warnings
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masktorch.parametrization import Mask, attached, total
+from masktorch.estimators import Estimator
+from masktorch.parametrization import Mask, attached, deterministic, total
 from masktorch.targets import Place, describe, join, plain_name
 
 Model = TypeVar("Model", bound=nn.Module)
+T = TypeVar("T")
+Masked = list[tuple[Mask, list[Place]]]
 
 
-def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place]]]:
-    """Every mask with the places of its tensor, in the order of the model."""
+def masked_tensors(model: nn.Module, caller: str) -> Masked:
+    """Every mask with the places of its tensor, in the order of the model; raises without one."""
+    found = find_masks(model, caller)
+    if not found:
+        raise ValueError(
+            f"{caller}() expected a wrapped model: nothing is masked in {describe(model)}. Call "
+            "masktorch.wrap(model) first."
+        )
+    return found
+
+
+def find_masks(model: nn.Module, caller: str) -> Masked:
+    """The same, empty where nothing is masked."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{caller}() expected a torch.nn.Module, found {type(model).__name__}.")
     for module in _distributed(model):
@@ -25,12 +41,59 @@ def masked_tensors(model: nn.Module, caller: str) -> list[tuple[Mask, list[Place
         for attribute, mask in attached(module).items():
             place = Place(join(plain_name(module_name), attribute), module, attribute)
             found.setdefault(mask, []).append(place)
-    if not found:
-        raise ValueError(
-            f"{caller}() expected a wrapped model: nothing is masked in {describe(model)}. Call "
-            "masktorch.wrap(model) first."
-        )
     return list(found.items())
+
+
+def by_name(
+    caller: str,
+    what: str,
+    names: Iterable[str],
+    values: Mapping[str, T],
+    *,
+    others: str = "Not masked in this model",
+) -> Mapping[str, T]:
+    """The values, if they are one for each of the names; `others` says what other names are."""
+    expected = dict.fromkeys(names)
+    missing = [name for name in expected if name not in values]
+    unknown = [str(name) for name in values if name not in expected]
+    if missing or unknown:
+        raise ValueError(
+            f"{caller}() expected one {what}, by name. "
+            + (f"Missing: {', '.join(missing)}. " if missing else "")
+            + (f"{others}: {', '.join(unknown)}. " if unknown else "")
+            + "masktorch.masks(model) shows the names."
+        )
+    return values
+
+
+def check_is_estimator(caller: str, estimator: object) -> None:
+    if isinstance(estimator, type) or not isinstance(estimator, Estimator):
+        raise TypeError(
+            f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "
+            f"__call__(scores) and mode(scores). Found {estimator!r}."
+        )
+
+
+def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
+    """Raises where an estimator is none, or can't be used on these scores."""
+    check_is_estimator(caller, estimator)
+    try:
+        deterministic(estimator, scores)
+    except ValueError as error:
+        raise ValueError(f"{caller}() can't mask {name!r}: {error}") from error
+
+
+def checked_mask(caller: str, name: str, mask: object, shape: torch.Size) -> Tensor:
+    """The mask, if it is a bool tensor of that shape."""
+    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
+        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"{caller}() expected a bool tensor for {name!r}, found {found}.")
+    if mask.shape != shape:
+        raise ValueError(
+            f"{caller}() expected a mask of shape {tuple(shape)} for {name!r}, found "
+            f"{tuple(mask.shape)}."
+        )
+    return mask
 
 
 def _distributed(model: nn.Module) -> list[Any]:

@@ -42,26 +42,43 @@ class Mask(nn.Module):
         self.trained = trained  # requires_grad of the tensor when it was wrapped
         self.frozen = scores.dtype is torch.bool
         self.owner: tuple[nn.Module, str] | None = None
+        self.used: Tensor | None = None  # within masktorch.using, the mask in place of its own
 
     def mode(self) -> Tensor:
         """The deterministic mask, bool."""
-        mask = self.estimator.mode(self.scores)
-        if mask.dtype is not torch.bool or mask.shape != self.scores.shape:
-            raise TypeError(
-                f"{self.estimator!r}.mode() expected to return a bool tensor of shape "
-                f"{tuple(self.scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}. "
-                "mode() is the mask itself, True where a weight is kept."
-            )
-        return mask
+        if self.used is not None:
+            return self.used
+        return deterministic(self.estimator, self.scores)
+
+    def expected(self) -> Tensor:
+        """The probability that each entry is kept, differentiable while the mask learns."""
+        if self.frozen or self.used is not None:
+            return self.mode().to(torch.get_default_dtype())
+        expected = getattr(self.estimator, "expected", self.estimator)
+        return cast(Tensor, expected(self.scores))
+
+    def sample(self) -> Tensor:
+        """A mask as training would draw it, bool."""
+        if not self.draws(training=True):
+            return self.mode().clone()
+        sample = getattr(self.estimator, "sample", None)
+        return cast(
+            Tensor, self.estimator(self.scores) > 0 if sample is None else sample(self.scores)
+        )
 
     def draws(self, training: bool) -> bool:
         """Whether two reads of the tensor may see two masks."""
-        return training and not self.frozen and getattr(self.estimator, "draws", True)
+        return training and self.learning and getattr(self.estimator, "draws", True)
+
+    @property
+    def learning(self) -> bool:
+        """Whether training sees the estimator's own forward: not frozen, nothing used instead."""
+        return not self.frozen and self.used is None
 
     def forward(self, weight: Tensor, training: bool) -> Tensor:
         """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
-        learning = training and not self.frozen
-        if not self.rescale:
+        learning = training and self.learning
+        if not self.rescale and self.used is None:
             product = getattr(self.estimator, "product" if learning else "mode_product", None)
             if product is not None:
                 return cast(Tensor, product(self.scores, weight))
@@ -112,6 +129,10 @@ class Mask(nn.Module):
         else:
             super()._load_from_state_dict(state_dict, prefix, *arguments)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy or a pickle has the mask's own: what is used within masktorch.using ends there."""
+        return {**self.__dict__, "used": None}
+
     def append(self, parametrization: nn.Module) -> NoReturn:
         """torch's register_parametrization asks for it."""
         raise TypeError(
@@ -122,6 +143,18 @@ class Mask(nn.Module):
     def extra_repr(self) -> str:
         state = "frozen" if self.frozen else "learning"
         return f"{self.estimator!r}, {state}" + (", rescale=True" if self.rescale else "")
+
+
+def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:
+    """An estimator's mask of these scores, if it is one."""
+    mask = estimator.mode(scores)
+    if mask.dtype is not torch.bool or mask.shape != scores.shape:
+        raise TypeError(
+            f"{estimator!r}.mode() expected to return a bool tensor of shape "
+            f"{tuple(scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}. "
+            "mode() is the mask itself, True where a weight is kept."
+        )
+    return mask
 
 
 def is_sharded(tensor: Tensor) -> bool:

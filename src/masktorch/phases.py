@@ -63,5 +63,25 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
         12
     """
-    found = masked_tensors(model, "mask_parameters")
-    return iter([cast(nn.Parameter, mask.scores) for mask, _ in found if mask.learns])
+    return iter([scores for _, scores in _scores(model, "mask_parameters")])
+
+
+def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The scores of all masks, each with the name of its tensor in the unwrapped model.
+
+    Raises `ValueError` if nothing is masked.
+
+    Examples:
+        >>> from masktorch import wrap
+        >>> [name for name, _ in named_mask_parameters(wrap(nn.Sequential(nn.Linear(4, 3))))]
+        ['0.weight']
+    """
+    return iter(_scores(model, "named_mask_parameters"))
+
+
+def _scores(model: nn.Module, caller: str) -> list[tuple[str, nn.Parameter]]:
+    return [
+        (places[0].name, cast(nn.Parameter, mask.scores))
+        for mask, places in masked_tensors(model, caller)
+        if mask.learns
+    ]

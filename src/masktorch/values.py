@@ -1,14 +1,24 @@
-"""Masks as values: read from a model by tensor name, and set."""
+"""Masks as values: read from a model by tensor name, set, drawn, used for a while."""
 
+import contextlib
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from masktorch.model import Model, masked_tensors, warn_if_empty
+from masktorch.model import (
+    Masked,
+    Model,
+    by_name,
+    checked_mask,
+    find_masks,
+    masked_tensors,
+    warn_if_empty,
+)
 from masktorch.parametrization import Mask, is_sharded
+from masktorch.wrapping import give_masks
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
@@ -21,23 +31,26 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         >>> masks(wrap(nn.Linear(2, 1)))
         {'weight': tensor([[True, True]])}
     """
-    found = {places[0].name: mask for mask, places in masked_tensors(model, "masks")}
     return {
-        name: mask.mode() if mask.learns else mask.mode().clone() for name, mask in found.items()
+        places[0].name: mask.mode() if mask.learns and mask.used is None else mask.mode().clone()
+        for mask, places in masked_tensors(model, "masks")
     }
 
 
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
-    """Moves the scores so that the deterministic masks are exactly those given.
+    """Makes the deterministic masks exactly those given.
 
-    Scores that are on their side of the threshold already stay where they are. Warns where a mask
-    keeps nothing of its tensor.
+    A wrapped model's scores move: those on their side of the threshold already stay where they
+    are. A plain model gets masks that do not learn, on the tensors named; on a model whose masks
+    were given, by this or by `load_masks`, they are replaced, which costs little more than a copy.
+    Warns where a mask keeps nothing of its tensor.
 
     Args:
+        model: a wrapped or a plain model. Nothing in it changes if an error is raised.
         masks: for every masked tensor its mask, bool, by name, as `masks` returns them.
 
     Raises `ValueError` for a missing or unknown name, a wrong shape, or a mask that the estimator
-    cannot express, `TypeError` for anything but a bool tensor; the model is then unchanged.
+    cannot express, `TypeError` for anything but a bool tensor.
 
     Examples:
         >>> from masktorch import wrap
@@ -45,43 +58,120 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         >>> model.parametrizations.weight.scores.data
         tensor([[ 1., -1.]])
     """
-    found = {places[0].name: mask for mask, places in masked_tensors(model, "set_masks")}
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            "set_masks() expected a dict from tensor names to masks, as masktorch.masks(model) "
-            f"returns it, found {type(masks).__name__}."
-        )
-    missing, unknown = found.keys() - masks.keys(), masks.keys() - found.keys()
-    if missing or unknown:
-        raise ValueError(
-            "set_masks() expected one mask for each masked tensor, by name. "
-            + (f"Missing: {', '.join(sorted(missing))}. " if missing else "")
-            + (f"Not masked in this model: {', '.join(sorted(unknown))}. " if unknown else "")
-            + "masktorch.masks(model) shows the names."
-        )
-    scores = {name: _scores_for(name, mask, masks[name]) for name, mask in found.items()}
+    _check_mapping("set_masks", masks)
+    found = (find_masks if masks else masked_tensors)(model, "set_masks")
+    if not found:
+        return give_masks(model, masks, rescale=dict.fromkeys(masks, False), caller="set_masks")
+    wanted = _checked("set_masks", found, masks)
+    moved = [
+        _scores_for(place.name, mask, given) if mask.learns else given
+        for (mask, (place, *_)), given in zip(found, wanted, strict=True)
+    ]
     with torch.no_grad():
-        for name, mask in found.items():
-            mask.scores.copy_(scores[name])
-    for name in found:
-        warn_if_empty(name, masks[name])
+        for (mask, _), scores in zip(found, moved, strict=True):
+            mask.scores.copy_(scores)
+    for _, (place, *_) in found:
+        warn_if_empty(place.name, masks[place.name])
     return model
 
 
-def _scores_for(name: str, mask: Mask, wanted: Tensor) -> Tensor:
-    scores: Any = mask.scores.detach()
-    if not isinstance(wanted, Tensor) or wanted.dtype is not torch.bool:
-        found = wanted.dtype if isinstance(wanted, Tensor) else type(wanted).__name__
-        raise TypeError(f"set_masks() expected a bool tensor for {name!r}, found {found}.")
-    if wanted.shape != scores.shape:
-        raise ValueError(
-            f"set_masks() expected a mask of shape {tuple(scores.shape)} for {name!r}, found "
-            f"{tuple(wanted.shape)}."
+@contextlib.contextmanager
+def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
+    """Within it a model computes with these masks in every mode, in place of its own.
+
+    `masks(model)`, `report` and `save_masks` see them too; scores do not move, get no gradient,
+    and nothing is drawn. On leaving, also by an exception, everything is as before. It nests.
+
+    Args:
+        model: a wrapped model, or one whose masks were given.
+        masks: for every masked tensor its mask, bool, by name; `None` for no masks at all.
+
+    Raises as `set_masks`, `ValueError` where nothing is masked, and `RuntimeError` in code that is
+    being compiled; nothing has changed then.
+
+    Examples:
+        >>> from masktorch import wrap
+        >>> layer = wrap(nn.Linear(2, 1, bias=False))
+        >>> with using(layer, {"weight": torch.tensor([[False, False]])}):
+        ...     layer(torch.ones(1, 2)).item()
+        0.0
+    """
+    if torch.compiler.is_compiling():
+        raise RuntimeError(
+            "using() can't be entered in code that is being compiled. Enter it outside, and call "
+            "the compiled model within."
         )
-    wanted = wanted.to(scores.device)
-    if is_sharded(scores) and not is_sharded(wanted):
-        tensors = sys.modules["torch.distributed.tensor"]
-        wanted = tensors.distribute_tensor(wanted, scores.device_mesh, scores.placements)
+    found = masked_tensors(model, "using")
+    if masks is None:
+        wanted = [torch.ones_like(mask.scores, dtype=torch.bool) for mask, _ in found]
+    else:
+        _check_mapping("using", masks)
+        wanted = _checked("using", found, masks)
+    before = [mask.used for mask, _ in found]
+    try:
+        for (mask, _), used in zip(found, wanted, strict=True):
+            mask.used = used
+        yield model
+    finally:
+        for (mask, _), its_own in zip(found, before, strict=True):
+            mask.used = its_own
+
+
+def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    """A draw of each mask as training would make it, by tensor name: bool, on their device.
+
+    Masks that are not drawn, frozen or given are the deterministic ones. A relaxed mask
+    (`HardConcrete`) is kept where it is positive.
+
+    Args:
+        model: a wrapped model, or one whose masks were given.
+        generator: draws from it in place of PyTorch's own random stream, which it leaves alone.
+
+    Raises `ValueError` if nothing is masked.
+
+    Examples:
+        >>> from masktorch import Bernoulli, wrap
+        >>> model = wrap(nn.Linear(2, 1), Bernoulli(), init=50.0)
+        >>> sample_masks(model)
+        {'weight': tensor([[True, True]])}
+    """
+    found = masked_tensors(model, "sample_masks")
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        if generator is not None:
+            devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
+            stack.enter_context(torch.random.fork_rng(devices))
+            seed = torch.empty((), dtype=torch.int64, device=generator.device)
+            torch.manual_seed(int(seed.random_(generator=generator)))
+        return {places[0].name: mask.sample() for mask, places in found}
+
+
+def _check_mapping(caller: str, masks: Mapping[str, Tensor]) -> None:
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"{caller}() expected a dict from tensor names to masks, as masktorch.masks(model) "
+            f"returns it, found {type(masks).__name__}."
+        )
+
+
+def _checked(caller: str, found: Masked, masks: Mapping[str, Tensor]) -> list[Tensor]:
+    """The masks in the order of the model, on the devices and in the shards of its scores."""
+    masks = by_name(
+        caller, "mask for each masked tensor", [places[0].name for _, places in found], masks
+    )
+    checked = []
+    for mask, (place, *_) in found:
+        scores: Any = mask.scores
+        wanted = checked_mask(caller, place.name, masks[place.name], scores.shape)
+        wanted = wanted.to(scores.device)
+        if is_sharded(scores) and not is_sharded(wanted):
+            tensors = sys.modules["torch.distributed.tensor"]
+            wanted = tensors.distribute_tensor(wanted, scores.device_mesh, scores.placements)
+        checked.append(wanted)
+    return checked
+
+
+def _scores_for(name: str, mask: Mask, wanted: Tensor) -> Tensor:
+    scores = mask.scores.detach()
     scores_for = getattr(mask.estimator, "scores_for", None)
     try:
         moved = wanted.to(scores.dtype) if scores_for is None else scores_for(scores, wanted)
@@ -93,4 +183,4 @@ def _scores_for(name: str, mask: Mask, wanted: Tensor) -> Tensor:
             f"({int(wanted.sum())} of {wanted.numel()} entries kept). Give the estimator a method "
             "scores_for(scores, mask) that does, or use a mask it can express."
         )
-    return moved
+    return cast(Tensor, moved)

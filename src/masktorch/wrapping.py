@@ -10,7 +10,10 @@ from torch import Tensor
 from masktorch.estimators import Estimator, Given, Threshold
 from masktorch.model import (
     Model,
+    check_estimator,
+    check_is_estimator,
     check_not_distributed,
+    checked_mask,
     masked_tensors,
     parameters,
     set_trains,
@@ -24,7 +27,7 @@ Init = float | Callable[[Tensor], Tensor]
 
 def wrap(
     model: Model,
-    estimator: Estimator = Threshold(),
+    estimator: Estimator | Mapping[str, Estimator] = Threshold(),
     *,
     targets: Targets = conv_and_linear,
     bias: bool = False,
@@ -38,7 +41,8 @@ def wrap(
 
     Args:
         model: any module. Nothing in it changes if an error is raised.
-        estimator: how the mask follows from its scores, and the gradient they get.
+        estimator: how the mask follows from its scores, and the gradient they get; or a mapping
+            from full tensor names to estimators, whose names are then the targets.
         targets: a function `(module_name, module) -> tensor names`, or a list of full tensor
             names; any floating-point parameter. By default the `weight` of every Conv1d-3d,
             ConvTranspose1d-3d and Linear.
@@ -53,26 +57,28 @@ def wrap(
     not floating point or an argument is of the wrong kind.
 
     Examples:
+        >>> from torch import nn
         >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
         >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
         ['0.bias', '0.parametrizations.weight.scores']
     """
-    if isinstance(estimator, type) or not isinstance(estimator, Estimator):
-        raise TypeError(
-            "wrap() expected an estimator such as masktorch.Threshold(): a value with "
-            f"__call__(scores) and mode(scores). Found {estimator!r}."
-        )
     check_not_distributed(model, "wrap", "First wrap, then DDP or fully_shard.")
+    if isinstance(estimator, Mapping):
+        if targets is not conv_and_linear or bias:
+            raise TypeError(
+                "wrap() expected an estimator beside targets or bias, found a mapping, whose names "
+                "are the targets. Leave them out, and name biases in the mapping."
+            )
+        targets = estimator.keys()
     planned = plan(model, targets, bias=bias)
-    if init is None:
-        init = getattr(estimator, "init", 1.0)
     masks = []
     for weight, places in planned:
-        scores = _starting_scores(places[0].name, weight, init)
-        masks.append(Mask(estimator, scores, rescale=rescale, trained=weight.requires_grad))
-        masks[
-            -1
-        ].mode()  # an estimator that breaks its promise is found out before anything changes
+        name, chosen = places[0].name, _chosen(estimator, places)
+        check_is_estimator("wrap", chosen)  # before its init is asked for
+        start = getattr(chosen, "init", 1.0) if init is None else init
+        scores = _starting_scores(name, weight, start)
+        check_estimator("wrap", name, chosen, scores)
+        masks.append(Mask(chosen, scores, rescale=rescale, trained=weight.requires_grad))
     for place in (place for _, places in planned for place in places):
         _check_class(place)
 
@@ -93,6 +99,7 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     Raises `ValueError` if nothing is masked.
 
     Examples:
+        >>> from torch import nn
         >>> from masktorch import set_masks
         >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
         >>> unwrap(model).weight[0, 1].item()
@@ -115,31 +122,59 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     return model
 
 
-def give_masks(model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[str, bool]) -> Model:
-    """Puts masks that do not learn, a bool per entry, on the tensors named; raises as `wrap`.
+def give_masks(
+    model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[str, bool], caller: str
+) -> Model:
+    """Puts masks that do not learn, a bool per entry, on the tensors named.
 
-    Everything keeps training or not as before.
+    Everything keeps training or not as before. A tensor of several names (tied weights) may be
+    named by any of them.
     """
-    planned = plan(model, masks.keys(), bias=False)
-    given = [
-        Mask(
-            Given(),
-            masks[places[0].name].to(weight.device, copy=True),
-            rescale=rescale[places[0].name],
-            trained=weight.requires_grad,
+    check_not_distributed(model, caller, "First set the masks, then DDP or fully_shard.")
+    try:
+        planned = plan(model, masks.keys(), bias=False)
+    except (TypeError, ValueError) as error:
+        raise type(error)(str(error).replace("wrap()", f"{caller}()", 1)) from error
+    given = []
+    for weight, places in planned:
+        name, *others = [place.name for place in places if place.name in masks]
+        mask = checked_mask(caller, name, masks[name], weight.shape)
+        if any(not torch.equal(masks[other], mask) for other in others):
+            raise ValueError(
+                f"{caller}() expected one mask for {name!r}, which is the same tensor as "
+                f"{others[0]!r} (tied weights), found two."
+            )
+        given.append(
+            Mask(
+                Given(),
+                mask.to(weight.device, copy=True),
+                rescale=rescale[name],
+                trained=weight.requires_grad,
+            )
         )
-        for weight, places in planned
-    ]
-    for (_, places), mask in zip(planned, given, strict=True):
-        _attach(mask, places)
-    for _, (place, *_) in planned:
-        warn_if_empty(place.name, masks[place.name])
+    for (_, places), put in zip(planned, given, strict=True):
+        _attach(put, places)
+    for (_, (place, *_)), put in zip(planned, given, strict=True):
+        warn_if_empty(place.name, put.scores)
     return model
 
 
 def _attach(mask: Mask, places: list[Place]) -> None:
     for _, module, attribute in places:
         attach(module, attribute, mask)
+
+
+def _chosen(estimator: Estimator | Mapping[str, Estimator], places: list[Place]) -> Estimator:
+    """The estimator of one tensor, which may have several names."""
+    if not isinstance(estimator, Mapping):
+        return estimator
+    chosen = [estimator[place.name] for place in places if place.name in estimator]
+    if any(other != chosen[0] for other in chosen):
+        raise ValueError(
+            f"wrap() expected one estimator for {places[0].name!r}, a tensor of several names "
+            f"(tied weights), found {chosen[0]!r} and others. Name it once."
+        )
+    return chosen[0]
 
 
 def _check_class(place: Place) -> None:
