@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from masktorch.mask import total
 from masktorch.model import masked_tensors
-from masktorch.parametrization import total
 
 
 class Row(NamedTuple):
@@ -19,7 +19,7 @@ class Row(NamedTuple):
     masked: int  # entries masked
     density: float  # kept / size, 0.0 for a tensor without entries
     masked_fraction: float  # masked / size, likewise
-    trains: bool  # whether the mask learns (else it is frozen)
+    trains: bool  # whether its scores learn: the mask is not frozen, they require a gradient
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def report(model: nn.Module) -> Report:
                 masked=size - kept,
                 density=_fraction(kept, size),
                 masked_fraction=_fraction(size - kept, size),
-                trains=not mask.frozen,
+                trains=mask.learning and mask.scores.requires_grad,
             )
         )
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in scores)
