@@ -445,3 +445,73 @@ def test_the_operation_that_compiled_code_draws_by(shape, dtype):
     drawn = torch.ops.masktorch.draw(scores)
     assert drawn.dtype is torch.uint8
     assert torch.equal(drawn > 0, scores > 0)
+
+
+@FUSED
+@pytest.mark.parametrize("at", [5e-3, -0.3])
+def test_piggyback(fused, at):
+    s, w, grad = tensors()
+    out, for_scores, for_weight = run(
+        lambda s, **kw: functional.piggyback(s, at, **kw), s, w, grad, fused
+    )
+    m = (s > at).astype(float)
+    np.testing.assert_array_equal(out, w * m)
+    np.testing.assert_allclose(for_scores, grad * w, rtol=1e-15)
+    np.testing.assert_array_equal(for_weight, grad * m)
+
+
+def relaxed(function, s, grad, u, monkeypatch):
+    """A relaxed mask and the gradient of its scores, from given uniform numbers."""
+    monkeypatch.setattr(functional, "uniform_like", lambda scores, generator: torch.tensor(u))
+    scores = torch.tensor(s, requires_grad=True)
+    mask = function(scores)
+    mask.backward(torch.tensor(grad))
+    return mask.detach().numpy(), scores.grad.numpy()
+
+
+@pytest.mark.parametrize(("beta", "gamma", "zeta"), [(2 / 3, -0.1, 1.1), (0.3, -0.5, 2.0)])
+def test_hard_concrete(beta, gamma, zeta, monkeypatch):
+    s, _, grad = tensors(shape=(50, 4))
+    u = np.random.default_rng(1).uniform(size=s.shape)
+    mask, for_scores = relaxed(
+        lambda s: functional.hard_concrete(s, beta, gamma, zeta), s, grad, u, monkeypatch
+    )
+    y = sigma((np.log(u / (1 - u)) + s) / beta)
+    z = np.clip(y * (zeta - gamma) + gamma, 0, 1)
+    assert (z == 0).any()
+    assert (z == 1).any()
+    between = (z > 0) & (z < 1)
+    np.testing.assert_allclose(mask, z, rtol=1e-12)
+    by_hand = grad * np.where(between, (zeta - gamma) * y * (1 - y) / beta, 0)
+    np.testing.assert_allclose(for_scores, by_hand, rtol=1e-10)
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("temperature", [2 / 3, 0.1, 5.0])
+def test_concrete(temperature, hard, monkeypatch):
+    s, _, grad = tensors(shape=(50, 4))
+    u = np.random.default_rng(1).uniform(size=s.shape)
+    mask, for_scores = relaxed(
+        lambda s: functional.concrete(s, temperature, hard), s, grad, u, monkeypatch
+    )
+    noisy = np.log(u / (1 - u)) + s
+    y = sigma(noisy / temperature)
+    if hard:
+        np.testing.assert_array_equal(mask, noisy > 0)
+    else:
+        np.testing.assert_allclose(mask, y, rtol=1e-12)
+    np.testing.assert_allclose(for_scores, grad * y * (1 - y) / temperature, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("function", [functional.hard_concrete, functional.concrete])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_relaxed_masks_have_the_dtype_of_their_scores_and_follow_a_generator(function, dtype):
+    s = torch.linspace(-3, 3, 60_000).to(dtype).requires_grad_()
+    masks = [function(s, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
+    assert masks[0].dtype is dtype
+    assert torch.equal(*masks)
+    assert not torch.equal(masks[0], function(s))
+    masks[0].sum().backward()
+    assert s.grad.dtype is dtype
+    assert s.grad.isfinite().all()
+    assert masks[0].detach().double().mean().item() == pytest.approx(0.5, abs=0.01)

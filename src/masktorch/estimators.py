@@ -54,6 +54,11 @@ class _Cut:
         """The largest score that is masked."""
         return 0.0
 
+    @property
+    def init(self) -> float:
+        """Scores start 1 above it: a fresh model computes as the plain one in evaluation."""
+        return self.at + 1.0
+
     def mode(self, scores: Tensor) -> Tensor:
         """The deterministic mask `1[s > at]`, bool."""
         return functional.keeps(scores, self.at)
@@ -103,8 +108,8 @@ class _Probability(_Cut):
 class Threshold(_Probability):
     """Straight-through threshold: see `masktorch.functional.threshold`.
 
-    Scores start at 1.0, everything kept. Usual training: Adam, learning rate 1e-2. Raises
-    `ValueError` for a `tau` outside (0, 1).
+    Scores start at 1.0, or 1 above another threshold: everything is kept. Usual training: Adam,
+    learning rate 1e-2. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
         >>> import torch
@@ -114,7 +119,6 @@ class Threshold(_Probability):
 
     tau: float = 0.5
     draws: ClassVar[bool] = False
-    init: ClassVar[float] = 1.0
 
     def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.threshold(scores, self.tau, weight=weight)
@@ -129,8 +133,8 @@ class Threshold(_Probability):
 class Bernoulli(_Probability):
     """Bernoulli samples, gradient of the expectation: see `masktorch.functional.bernoulli`.
 
-    `tau` is the threshold of the deterministic mask only. Scores start at 0.0, every probability
-    one half. Raises `ValueError` for a `tau` outside (0, 1).
+    `tau` is the threshold of the deterministic mask only. Scores start at 1.0, or 1 above another
+    threshold. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
         >>> import torch
@@ -139,7 +143,6 @@ class Bernoulli(_Probability):
     """
 
     tau: float = 0.5
-    init: ClassVar[float] = 0.0
 
     def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.bernoulli(scores, weight=weight)
@@ -151,8 +154,9 @@ class IntermediateSampling(_Probability):
     """Intermediate sampling: see `masktorch.functional.intermediate`.
 
     `step_size` is the step on a draw in units of the root mean square of the tensor's gradient.
-    `tau` is the threshold of the deterministic mask only. Scores start at 1.0. Raises
-    `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive and finite.
+    `tau` is the threshold of the deterministic mask only. Scores start at 1.0, or 1 above another
+    threshold. Raises `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive
+    and finite.
 
     Examples:
         >>> IntermediateSampling(step_size=0.2)
@@ -161,7 +165,6 @@ class IntermediateSampling(_Probability):
 
     step_size: float = functional.STEP_SIZE
     tau: float = 0.5
-    init: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,9 +203,10 @@ class Piggyback(_Cut):
         """The threshold."""
         return self.threshold
 
-    def init(self, weight: Tensor) -> Tensor:
+    @property
+    def init(self) -> float:
         """1e-2, or as far above another threshold as that is above the usual one."""
-        return torch.full_like(weight, self.threshold + 5e-3)
+        return self.threshold + 5e-3
 
     def __call__(self, scores: Tensor) -> Tensor:
         """The mask of training, floating point."""
@@ -238,7 +242,6 @@ class HardConcrete(_Cut):
     beta: float = 2 / 3
     gamma: float = -0.1
     zeta: float = 1.1
-    init: ClassVar[float] = functional.logit(0.9)
 
     def __post_init__(self) -> None:
         for field in ("beta", "gamma", "zeta"):
@@ -248,6 +251,11 @@ class HardConcrete(_Cut):
                 f"HardConcrete expected beta > 0, gamma < 0 and zeta > 1, found {self!r}. The "
                 "interval from gamma to zeta holds [0, 1], so that a gate closes and opens fully."
             )
+
+    @property
+    def init(self) -> float:
+        """`logit(0.9)`: a drop rate of one in ten."""
+        return functional.logit(0.9)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """The mask of training, in [0, 1]."""
@@ -275,7 +283,6 @@ class Concrete(_Cut):
 
     temperature: float = 2 / 3
     hard: bool = True
-    init: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         _check_number("Concrete", "temperature", self.temperature)
