@@ -78,9 +78,9 @@ def wrap(
     masks = []
     for weight, places in planned:
         name, chosen = places[0].name, _chosen(estimator, places)
+        check_estimator("wrap", name, chosen, weight.detach())
         start = getattr(chosen, "init", 1.0) if init is None else init
         scores = _starting_scores(name, weight, start)
-        check_estimator("wrap", name, chosen, scores)
         masks.append(Mask(chosen, scores, rescale=rescale, trained=weight.requires_grad))
     _attach(planned, masks)
     for weight, _ in planned:
