@@ -18,7 +18,7 @@ LEVELS = {
     "functional": {"blocks", "selection", "draws", "rules"},
     "targets": set(),
     "estimators": {"functional"},
-    "mask": {"estimators", "functional"},
+    "mask": {"targets", "estimators", "functional"},
     "parametrization": {"mask", "blocks"},
     "model": {"targets", "mask", "parametrization", "estimators"},
     "wrapping": {"model", "targets", "mask", "parametrization", "estimators"},

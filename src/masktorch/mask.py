@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from masktorch import functional
 from masktorch.estimators import Estimator
+from masktorch.targets import plain_name
 
 _SIZE = 512
 """Bytes of what a checkpoint knows of a mask: one size, as loading in place asks for."""
@@ -163,9 +164,9 @@ class Mask(nn.Module):
                 "weights_frozen": f"masktorch.freeze_weights(model, {saved['weights_frozen']})",
             }
             warnings.warn(
-                f"load_state_dict() put scores of another kind or phase on {name!r}: saved with "
-                f"{', '.join(f'{key}={saved[key]}' for key in other)}; present are "
-                f"{', '.join(f'{key}={present[key]}' for key in other)}. What makes them agree: "
+                f"load_state_dict() of {name!r}: its mask was saved with "
+                f"{', '.join(f'{key}={saved[key]}' for key in other)}; here it has "
+                f"{', '.join(f'{key}={present[key]}' for key in other)}. To make them agree: "
                 f"{', '.join(calls[key] for key in other)}.",
                 stacklevel=2,
             )
@@ -246,7 +247,7 @@ class Masks(nn.ModuleDict):
                 and mask.places()[0] == (self, name)
                 and not known.is_meta
             ):
-                mask.compare(prefix.removesuffix("parametrizations.") + name, known)
+                mask.compare(plain_name(prefix.removesuffix("parametrizations.") + name), known)
 
 
 def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:

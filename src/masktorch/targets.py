@@ -126,8 +126,8 @@ def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
         if not listed or not all(isinstance(name, str) for name in named):
             raise TypeError(
                 "wrap() expected targets(module_name, module) to return a list of tensor names, "
-                f"found {reprlib.repr(attributes)} for {module_name!r}. For the weight return ['weight'], for "
-                "none return []."
+                f"found {reprlib.repr(attributes)} for {module_name!r}. For the weight return "
+                "['weight'], for none return []."
             )
         for attribute in named:
             among = computed if _is_computed(module, attribute) else chosen
