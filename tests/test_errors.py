@@ -22,10 +22,24 @@ class Everything(nn.Module):
         self.complex = nn.Parameter(torch.ones(2, dtype=torch.complex64))
         self.expanded = nn.Parameter(torch.ones(1).expand(3))
         self.keys = nn.Parameter(torch.ones(2))
+        self.eighth = nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)
         self.register_buffer("running", torch.ones(2))
         self.normed = weight_norm(nn.Linear(2, 2))
         self.lazy = nn.LazyLinear(2)
         self.plain = nn.Linear(2, 2, bias=False)
+        self.shadowed = Shadowed()
+
+
+class Shadowed(nn.Module):
+    """Reading its weight means something of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self._parameters["weight"] = nn.Parameter(torch.ones(2))
+
+    @property
+    def weight(self):
+        return 2 * self._parameters["weight"]
 
 
 class NoMode:
@@ -77,7 +91,7 @@ WRAP = [
     (dict(targets=3), TypeError, "expected targets to be a function"),
     (dict(targets=nn.Linear), TypeError, "found <class 'torch.nn.modules.linear.Linear'>"),
     (dict(targets=[]), ValueError, "found nothing to mask in Everything(Linear, "
-     "ParametrizedLinear, LazyLinear, Linear): targets is empty"),
+     "ParametrizedLinear, LazyLinear, Linear, Shadowed): targets is empty"),
     (dict(targets=lambda name, module: []), ValueError, "found nothing to mask"),
     (dict(estimator=Threshold, targets=["fine.weight"]), TypeError, "expected an estimator such as "
      "masktorch.Threshold(): a value with __call__(scores) and mode(scores)"),
@@ -94,6 +108,10 @@ WRAP = [
     (dict(bias="no", targets=["fine.weight"]), TypeError, "expected bias to be True or False, "
      "found 'no'."),
     (dict(init=float("nan"), targets=["fine.weight"]), TypeError, "found nan"),
+    (dict(targets=["eighth"]), TypeError, "can't mask 'eighth': PyTorch does not compute in "
+     "torch.float8_e4m3fn. Mask the tensor in another precision"),
+    (dict(targets=["shadowed.weight"]), ValueError, "can't mask 'shadowed.weight': the class "
+     "Shadowed has a 'weight' of its own (a property, say)"),
     (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "expected init(weight) to return "
      "scores of shape (2, 2) for 'fine.weight', found (1, 2)"),
     (dict(init=lambda w: 1.0, targets=["fine.weight"]), ValueError, "found float"),

@@ -3,9 +3,11 @@
 import abc
 import copy
 import dataclasses
+import gc
 import io
 import pickle
 import types
+import weakref
 
 import pytest
 import torch
@@ -773,6 +775,36 @@ class Broken:
 
     def mode(self, scores):
         return scores > 0
+
+
+def test_a_class_is_subclassed_once():
+    made = []
+
+    class Listed(nn.Linear):
+        def __init_subclass__(cls):
+            made.append(cls)
+
+    model = nn.Sequential(Listed(4, 4), Listed(4, 4))
+    masktorch.wrap(model, bias=True)
+    assert type(model[0]) is type(model[1])
+    assert torch.equal(copy.deepcopy(model)(ROWS), model(ROWS))
+    masktorch.wrap(masktorch.unwrap(model), bias=True)
+    assert len(made) == 1
+
+
+def test_a_local_class_lives_no_longer_than_its_modules():
+    def life_of_a_class():
+        class Local(nn.Linear):
+            pass
+
+        layer = masktorch.wrap(Local(4, 4))
+        layer(ROWS).sum().backward()
+        masktorch.unwrap(copy.deepcopy(layer))
+        return weakref.ref(Local)
+
+    gone = life_of_a_class()
+    gc.collect()
+    assert gone() is None
 
 
 def test_an_estimator_that_fails_is_not_passed_over():

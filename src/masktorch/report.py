@@ -9,22 +9,21 @@ from masktorch.mask import total
 from masktorch.model import masked_tensors
 
 
-class Row(NamedTuple):
-    """One masked tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    size: int  # entries
-    kept: int  # entries kept
-    masked: int  # entries masked
-    density: float  # kept / size, 0.0 for a tensor without entries
-    masked_fraction: float  # masked / size, likewise
-    trains: bool  # whether its scores learn: the mask is not frozen, they require a gradient
-
-
 @dataclass(frozen=True)
 class Report:
     """The masks of a model: `rows`, one a tensor, and totals. `print(report)` is a table."""
+
+    class Row(NamedTuple):
+        """One masked tensor."""
+
+        name: str
+        shape: tuple[int, ...]
+        size: int  # entries
+        kept: int  # entries kept
+        masked: int  # entries masked
+        density: float  # kept / size, 0.0 for a tensor without entries
+        masked_fraction: float  # masked / size, likewise
+        trains: bool  # whether the mask learns: it is not frozen, its scores require a gradient
 
     rows: tuple[Row, ...]
     parameters: int  # entries of all parameters of the model, scores left out
@@ -106,7 +105,7 @@ def report(model: nn.Module) -> Report:
         mode = mask.mode()
         size, kept = mode.numel(), total(mode)
         rows.append(
-            Row(
+            Report.Row(
                 name=place.name,
                 shape=tuple(mode.shape),
                 size=size,
@@ -121,7 +120,7 @@ def report(model: nn.Module) -> Report:
     return Report(tuple(rows), parameters)
 
 
-def _numbers(counted: Row | Report) -> tuple[str, ...]:
+def _numbers(counted: Report.Row | Report) -> tuple[str, ...]:
     return (
         f"{counted.size:,}",
         f"{counted.kept:,}",

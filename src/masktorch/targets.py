@@ -175,6 +175,11 @@ def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Pa
             f"wrap() expected floating-point tensors, found {name!r} of {parameter.dtype}. "
             "Leave it out of targets."
         )
+    if parameter.element_size() < 2:
+        raise TypeError(
+            f"wrap() can't mask {name!r}: PyTorch does not compute in {parameter.dtype}. Mask the "
+            "tensor in another precision before it is quantized, or leave it out of targets."
+        )
     if _overlaps(parameter):
         raise ValueError(
             f"wrap() can't mask {name!r}: several of its entries share one place in memory (an "
