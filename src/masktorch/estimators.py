@@ -100,6 +100,7 @@ class _Probability(_Cut):
         return torch.sigmoid(scores)
 
     def __post_init__(self) -> None:
+        _check_number(type(self).__name__, "tau", self.tau)
         functional.logit(self.tau)  # raises for one outside (0, 1)
 
 
@@ -176,9 +177,10 @@ class IntermediateSampling(_Probability):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.step_size < math.inf:
+        _check_number("IntermediateSampling", "step_size", self.step_size)
+        if not self.step_size > 0:
             raise ValueError(
-                "IntermediateSampling expected a positive, finite step_size, found "
+                "IntermediateSampling expected a positive step_size, found "
                 f"{self.step_size!r}. It is the step on a draw in units of rms(dL/dmask)."
             )
 
