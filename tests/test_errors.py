@@ -225,14 +225,14 @@ def test_wrap_of_no_module():
 @pytest.mark.parametrize("tau", [0, 1, -0.1, 1.5, float("nan")])
 @pytest.mark.parametrize("estimator", [Threshold, Bernoulli, IntermediateSampling])
 def test_tau_outside_the_unit_interval(estimator, tau):
-    message = rf"expected (tau in \(0, 1\)|a finite tau), found {tau}"
+    message = rf"expected tau in \(0, 1\), found {tau}"
     with pytest.raises(ValueError, match=message):
         estimator(tau=tau)
 
 
 @pytest.mark.parametrize("step_size", [0, -1.0, float("inf"), float("nan")])
 def test_step_size(step_size):
-    with pytest.raises(ValueError, match=f"(positive|finite) step_size, found {step_size}"):
+    with pytest.raises(ValueError, match=rf"expected step_size in \(0, inf\), found {step_size}"):
         IntermediateSampling(step_size)
 
 
