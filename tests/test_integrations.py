@@ -331,7 +331,23 @@ def test_with_the_default_learning_rate_no_score_crosses(tokens, tmp_path):
     assert masktorch.report(model).masked == 0
 
 
-# What the page says does not work
+# What the page warns of
+
+
+def test_weight_decay_of_a_trainer_reaches_scores(tokens, tmp_path):
+    model = masktorch.wrap(gpt2())
+    optimiser = trainer(model, tmp_path, tokens, weight_decay=0.1).create_optimizer()
+    decayed = {p for g in optimiser.param_groups if g["weight_decay"] for p in g["params"]}
+    assert set(masktorch.mask_parameters(model)) < decayed
+
+
+def test_a_checkpoint_of_peft_has_no_masks(tmp_path):
+    model = masktorch.wrap(peft.get_peft_model(llama(), ADAPTERS["lora"]()))
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    assert saved
+    assert all("lora_" in name for name in saved)
+    assert any(name.endswith(".scores") for name in model.state_dict())
 
 
 @pytest.mark.parametrize(

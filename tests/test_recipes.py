@@ -91,7 +91,9 @@ def run(name, data, tmp_path, *options):
 
 
 def test_tickets(data, tmp_path):
-    rows = run("tickets", data, tmp_path, "--seeds", "1", "--rounds", "2", "--every", "2")
+    rows = run(
+        "tickets", data, tmp_path, "--seeds", "1", "--rounds", "2", "--every", "2", "--epochs", "4"
+    )
     assert [row["arm"] for row in rows] == [
         "dense", "ticket", "ticket", "random mask", "supermask", "supermask, then weights",
     ]  # fmt: skip
