@@ -24,7 +24,10 @@ LEVELS = {
     "phases": {"model"},
     "density": {"model", "parametrization", "estimators"},
     "values": {"model", "parametrization", "wrapping"},
-    "maskfile": {"model", "parametrization", "targets", "values", "wrapping"},
+    "coding": set(),
+    "archive": set(),
+    "fitting": {"archive", "parametrization", "targets"},
+    "maskfile": {"archive", "coding", "fitting", "model", "values", "wrapping"},
     "report": {"model", "parametrization"},
     "__init__": {
         "functional",
