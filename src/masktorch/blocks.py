@@ -14,20 +14,25 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
     What is computed of a block stays in the cache, and no memory is asked of the system for it
     (there a fresh large tensor costs more than a pass over one). As they are, too, where gradients
-    or a transform must see what happens, or layouts differ.
+    or a transform must see what happens, or layouts differ; a number goes with every block.
     """
     first = tensors[0]
     if (
         first.numel() <= BLOCK
         or first.device.type != "cpu"
-        or not all(is_plain(tensor) and tensor.stride() == first.stride() for tensor in tensors)
+        or not all(
+            is_plain(tensor) and (tensor.stride() == first.stride() or tensor.dim() == 0)
+            for tensor in tensors
+        )
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         or torch.empty_like(first).stride() != first.stride()  # not dense
     ):
         yield tensors
         return
     for start in range(0, first.numel(), BLOCK):
-        yield tuple(_flat(tensor)[start : start + BLOCK] for tensor in tensors)
+        yield tuple(
+            _flat(tensor)[start : start + BLOCK] if tensor.dim() else tensor for tensor in tensors
+        )
 
 
 def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:

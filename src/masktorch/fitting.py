@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from masktorch.archive import MaskFile, Row, some
-from masktorch.parametrization import Mask, attached, is_sharded
+from masktorch.mask import Mask, is_sharded
+from masktorch.parametrization import attached
 from masktorch.targets import join, plain_name
 
 

@@ -1,6 +1,5 @@
 """A mask on a weight, with a rule for the gradient of its scores: what every method shares."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -81,11 +80,12 @@ def masked(
     rule: Rule,
     *,
     at: float | None = None,
+    kept: Tensor | None = None,
     generator: torch.Generator | None = None,
     keep: bool = False,
 ) -> Tensor:
-    """`weight * m`, or the mask alone: the product with a weight of one. Drawn unless `at` is
-    given; a rule that asks for the drawn mask says `keep`."""
+    """`weight * m`, or the mask alone: the product with a weight of one. `m` is drawn unless `at`
+    is given or the mask itself, `kept`; a rule that asks for the drawn mask says `keep`."""
     factor = scores.new_ones(()) if weight is None else weight
 
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -94,13 +94,22 @@ def masked(
             "there. Use one of the two, torch.func or torch.compile."
         )
     if not (is_plain(factor) and is_plain(scores)):
-        kept = None if at is not None else drawn_mask(scores, generator)
+        if at is None and kept is None:
+            kept = drawn_mask(scores, generator)
         return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
 
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         margin = margin_of_draw(scores, generator)
-        product = select_above(weight, margin, 0.0)
-        return (product, exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
 
-    drawn = functools.partial(blockwise, draw)
-    return cast(Tensor, _Masked.apply(factor, scores, drawn, rule, at))  # type: ignore[no-untyped-call]
+        def drawn(scores: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            above = margin(scores)
+            product = select_above(weight, above, 0.0)
+            return (product, exceeds(above, 0.0)) if keep or factor.requires_grad else (product,)
+
+        return blockwise(drawn, scores, weight)
+
+    def under(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        return select(weight, cast(Tensor, kept)), cast(Tensor, kept)
+
+    mask = draw if kept is None else under
+    return cast(Tensor, _Masked.apply(factor, scores, mask, rule, at))  # type: ignore[no-untyped-call]
