@@ -121,9 +121,9 @@ def main(arguments=None):
         }
     ]
     weights, masks = from_torch_prune(torch.load(file, weights_only=True))
+    backbone = saved(weights)
     plain = network()
     plain.load_state_dict(weights)
-    backbone = saved(plain.state_dict())
     masktorch.set_masks(plain, masks)
     file = io.BytesIO()
     masktorch.save_masks(plain, file)
