@@ -18,6 +18,7 @@ from torch import Tensor
 
 from masktorch.blocks import blocks, blockwise
 from masktorch.draws import uniform_like
+from masktorch.ranks import keeps_largest, keeps_n_of_m, n_of_m, topk
 from masktorch.rules import masked, overwriting
 from masktorch.selection import as_number, exceeds, select, select_above
 
@@ -27,11 +28,15 @@ __all__ = [
     "hard_concrete",
     "intermediate",
     "keeps",
+    "keeps_largest",
+    "keeps_n_of_m",
     "logit",
     "mode_product",
+    "n_of_m",
     "piggyback",
     "select",
     "threshold",
+    "topk",
 ]
 
 STEP_SIZE = 0.1

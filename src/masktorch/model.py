@@ -66,13 +66,17 @@ def by_name(
     return values
 
 
-def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
-    """Raises where an estimator is none, or can't be used on these scores."""
+def check_is_estimator(caller: str, estimator: object) -> None:
     if isinstance(estimator, type) or not isinstance(estimator, Estimator):
         raise TypeError(
             f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "
             f"__call__(scores) and mode(scores). Found {estimator!r}."
         )
+
+
+def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
+    """Raises where an estimator is none, or can't be used on these scores."""
+    check_is_estimator(caller, estimator)
     try:
         deterministic(estimator, scores)
     except ValueError as error:

@@ -11,6 +11,7 @@ from masktorch.estimators import Estimator, Given, Threshold
 from masktorch.model import (
     Model,
     check_estimator,
+    check_is_estimator,
     check_not_distributed,
     checked_mask,
     masked_tensors,
@@ -73,6 +74,7 @@ def wrap(
     masks = []
     for weight, places in planned:
         name, chosen = places[0].name, _chosen(estimator, places)
+        check_is_estimator("wrap", chosen)  # before its init is asked for
         start = getattr(chosen, "init", 1.0) if init is None else init
         scores = _starting_scores(name, weight, start)
         check_estimator("wrap", name, chosen, scores)
