@@ -121,6 +121,22 @@ def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense)
                 assert abs(pairs - (n - lag) * p * p) < 5 * np.sqrt(n * p * p) + 5 + n * p * 2**-15
 
 
+class Elsewhere(torch.Tensor):
+    """A tensor that may be anything, on a GPU or a shard."""
+
+
+@each_function
+def test_tensors_of_other_kinds_draw_from_uniform_numbers_of_theirs(function):
+    s = torch.tensor([-3.0, 0.0, 3.0]).repeat(100_000, 1).as_subclass(Elsewhere)
+    drawn = function(s)
+    assert type(drawn) is Elsewhere
+    p = sigma(np.array([-3.0, 0.0, 3.0]))
+    deviation = np.sqrt(p * (1 - p) / 100_000)
+    assert np.all(np.abs(drawn.mean(0).numpy() - p) < 5 * deviation)
+    certain = torch.tensor([-torch.inf, torch.inf]).expand(100_000, 2).as_subclass(Elsewhere)
+    assert torch.equal(function(certain), torch.tensor([0.0, 1.0]).expand(100_000, 2))
+
+
 # Many masks
 
 
