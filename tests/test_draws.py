@@ -67,6 +67,12 @@ def test_a_draw_takes_one_number_of_the_generator(function, n):
         assert torch.equal(generator.get_state(), after)
 
 
+@each_function
+def test_a_default_device_is_not_that_of_a_draw(function):
+    with torch.device("meta"):
+        assert function(torch.zeros(5, device="cpu")).device.type == "cpu"
+
+
 def drawn_with(bits, monkeypatch, s):
     """The mask drawn from given 15-bit numbers, one more than there are scores."""
 

@@ -72,7 +72,7 @@ def _probability(scores: Tensor) -> Tensor:
 
 
 def _seed(generator: torch.Generator | None) -> Tensor:
-    return torch.randint(2**63 - 1, (), generator=generator)
+    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
 
 
 class _Start(ISeedSequence):
