@@ -757,7 +757,7 @@ def test_an_average_of_scores():
 
 
 def test_exponential_average_of_scores_under_a_stochastic_mask():
-    model = masktorch.wrap(Block(), Bernoulli())
+    model = masktorch.wrap(Block(), Bernoulli(), init=0.0)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
     )
