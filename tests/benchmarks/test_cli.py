@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmarks import __main__ as cli
-from benchmarks.configuration import Configuration
-from benchmarks.sweep import SWEEPS
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.studies.sweep import SWEEPS
 
 
 def call(*arguments):
