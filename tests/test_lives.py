@@ -178,7 +178,6 @@ def test_a_copy_of_one_tied_layer_stands_alone():
     assert_learns(nn.Sequential(one[1]))
 
 
-@pytest.mark.xfail(strict=True, reason="Mask.original is the tensor of its first place")
 def test_taking_the_mask_off_a_tied_place_with_a_new_parameter():
     """`original` is the tensor of the place that is asked, not of the first one."""
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))

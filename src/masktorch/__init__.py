@@ -1,6 +1,8 @@
 """Learnable weight masks for PyTorch."""
 
-from masktorch import functional
+from masktorch import budget, functional, init
+from masktorch.budget import keep_largest
+from masktorch.counted import NOfM, TopK
 from masktorch.density import expected_density, set_density, set_estimator
 from masktorch.estimators import (
     Bernoulli,
@@ -25,13 +27,18 @@ __all__ = [
     "Estimator",
     "HardConcrete",
     "IntermediateSampling",
+    "NOfM",
     "Piggyback",
     "Report",
     "Threshold",
+    "TopK",
+    "budget",
     "expected_density",
     "freeze_mask",
     "freeze_weights",
     "functional",
+    "init",
+    "keep_largest",
     "load_masks",
     "mask_parameters",
     "masks",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from masktorch.blocks import blocks, blockwise
 from masktorch.draws import uniform_like
+from masktorch.ranks import keeps_largest, keeps_n_of_m, n_of_m, topk
 from masktorch.rules import masked, overwriting
 from masktorch.selection import as_number, exceeds, select, select_above
 
@@ -27,11 +28,15 @@ __all__ = [
     "hard_concrete",
     "intermediate",
     "keeps",
+    "keeps_largest",
+    "keeps_n_of_m",
     "logit",
     "mode_product",
+    "n_of_m",
     "piggyback",
     "select",
     "threshold",
+    "topk",
 ]
 
 STEP_SIZE = 0.1
@@ -210,6 +215,8 @@ def hard_concrete(
     gamma: float = -0.1,
     zeta: float = 1.1,
     generator: torch.Generator | None = None,
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """A hard concrete sample: a relaxed Bernoulli, stretched beyond [0, 1] and clipped to it.
 
@@ -217,7 +224,7 @@ def hard_concrete(
     `u` uniform on (0, 1), drawn afresh; the mask `z` lies in [0, 1], with mass on both ends.
     Backward exact: `dL/ds = g * (zeta - gamma) * y * (1 - y) / beta` where `0 < z < 1`, else 0.
 
-    `scores` is floating point of any shape; returns that shape and dtype. Source: Louizos et al.,
+    Shapes and dtypes as in `threshold`. Source: Louizos et al.,
     "Learning Sparse Neural Networks through L0 Regularization" (arXiv 1712.01312).
 
     Examples:
@@ -225,7 +232,8 @@ def hard_concrete(
         tensor([0., 1.])
     """
     y = torch.sigmoid(_logistic_noise(scores, generator) / beta)
-    return torch.nn.functional.hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
+    mask = torch.nn.functional.hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
+    return mask if weight is None else weight * mask
 
 
 def concrete(
@@ -233,6 +241,8 @@ def concrete(
     temperature: float = 2 / 3,
     hard: bool = True,
     generator: torch.Generator | None = None,
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """A binary concrete sample, or Gumbel-sigmoid: a Bernoulli draw relaxed by a temperature `T`.
 
@@ -240,7 +250,7 @@ def concrete(
     `hard`, else `m = sigma((s + l) / T)`. Backward both as the soft one at that draw:
     `dL/ds = g * y * (1 - y) / T`, `y = sigma((s + l) / T)`.
 
-    `scores` is floating point of any shape; returns that shape and dtype. Sources: Maddison et
+    Shapes and dtypes as in `threshold`. Sources: Maddison et
     al., "The Concrete Distribution" (arXiv 1611.00712); Jang et al. (arXiv 1611.01144).
 
     Examples:
@@ -251,7 +261,8 @@ def concrete(
     soft = torch.sigmoid(noisy / temperature)
     if hard:
         soft = (noisy > 0).to(soft.dtype) + (soft - soft.detach())  # the value of the former
-    return soft.to(scores.dtype)
+    mask = soft.to(scores.dtype)
+    return mask if weight is None else weight * mask
 
 
 def _logistic_noise(scores: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from masktorch.estimators import Estimator
-from masktorch.parametrization import Mask, attached, deterministic, total
+from masktorch.mask import Mask, deterministic, total
+from masktorch.parametrization import attached
 from masktorch.targets import Place, describe, join, plain_name
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -90,6 +91,11 @@ def checked_mask(caller: str, name: str, mask: object, shape: torch.Size) -> Ten
             f"{tuple(mask.shape)}."
         )
     return mask
+
+
+def check_flag(caller: str, name: str, value: bool) -> None:
+    if value not in (True, False):
+        raise TypeError(f"{caller}() expected {name} to be True or False, found {value!r}.")
 
 
 def _distributed(model: nn.Module) -> list[Any]:

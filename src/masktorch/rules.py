@@ -80,11 +80,12 @@ def masked(
     rule: Rule,
     *,
     at: float | None = None,
+    kept: Tensor | None = None,
     generator: torch.Generator | None = None,
     keep: bool = False,
 ) -> Tensor:
-    """`weight * m`, or the mask alone: the product with a weight of one. Drawn unless `at` is
-    given; a rule that asks for the drawn mask says `keep`."""
+    """`weight * m`, or the mask alone: the product with a weight of one. `m` is drawn unless `at`
+    is given or the mask itself, `kept`; a rule that asks for the drawn mask says `keep`."""
     factor = scores.new_ones(()) if weight is None else weight
 
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
@@ -93,7 +94,8 @@ def masked(
             "there. Use one of the two, torch.func or torch.compile."
         )
     if not (is_plain(factor) and is_plain(scores)):
-        kept = None if at is not None else drawn_mask(scores, generator)
+        if at is None and kept is None:
+            kept = drawn_mask(scores, generator)
         return cast(Tensor, _Transformable.apply(factor, scores, kept, rule, at))  # type: ignore[no-untyped-call]
 
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
@@ -106,4 +108,8 @@ def masked(
 
         return blockwise(drawn, scores, weight)
 
-    return cast(Tensor, _Masked.apply(factor, scores, draw, rule, at))  # type: ignore[no-untyped-call]
+    def under(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
+        return select(weight, cast(Tensor, kept)), cast(Tensor, kept)
+
+    mask = draw if kept is None else under
+    return cast(Tensor, _Masked.apply(factor, scores, mask, rule, at))  # type: ignore[no-untyped-call]

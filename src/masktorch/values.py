@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from masktorch.mask import Mask, is_sharded
 from masktorch.model import (
     Masked,
     Model,
@@ -17,7 +18,6 @@ from masktorch.model import (
     masked_tensors,
     warn_if_empty,
 )
-from masktorch.parametrization import Mask, is_sharded
 from masktorch.wrapping import give_masks
 
 
@@ -173,7 +173,10 @@ def _checked(caller: str, found: Masked, masks: Mapping[str, Tensor]) -> list[Te
 def _scores_for(name: str, mask: Mask, wanted: Tensor) -> Tensor:
     scores = mask.scores.detach()
     scores_for = getattr(mask.estimator, "scores_for", None)
-    moved = wanted.to(scores.dtype) if scores_for is None else scores_for(scores, wanted)
+    try:
+        moved = wanted.to(scores.dtype) if scores_for is None else scores_for(scores, wanted)
+    except ValueError as error:  # the estimator knows why, and not of which tensor
+        raise ValueError(f"set_masks() can't give {name!r} this mask: {error}") from error
     if not torch.equal(mask.estimator.mode(moved), wanted):
         raise ValueError(
             f"set_masks() can't give {name!r} this mask: {mask.estimator!r} does not express it "

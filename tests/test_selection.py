@@ -1,0 +1,247 @@
+"""Exactly the largest, against a stable argsort of numpy; every layout, dtype and way to select."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from masktorch import blocks, selection
+from masktorch.cut import counts_of_largest, largest_of
+from masktorch.selection import count, largest
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-7, math.inf, -math.inf, math.nan, -math.nan]
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_guess_from():
+    selection._outside.clear()
+
+
+@pytest.fixture(params=["whole", "blocks"])
+def size(request, monkeypatch):
+    if request.param == "blocks":
+        monkeypatch.setattr(blocks, "BLOCK", 3)
+
+
+def by_argsort(values, k, absolute=False):
+    """The mask by numpy: a stable sort of the negated values puts what is not a number last."""
+    flat = values.detach().double().numpy().ravel()
+    flat = np.abs(flat) if absolute else flat
+    order = np.lexsort((np.arange(flat.size), -np.nan_to_num(flat, nan=0.0), ~np.isnan(flat)))
+    mask = np.zeros(flat.size, dtype=bool)
+    mask[order[:k]] = True
+    return torch.from_numpy(mask).view(values.shape)
+
+
+def by_stable_argsort(values, k):
+    """The same where all are numbers, by the sort alone."""
+    flat = values.detach().double().numpy().ravel() + 0.0
+    mask = np.zeros(flat.size, dtype=bool)
+    mask[np.argsort(-flat, kind="stable")[:k]] = True
+    return torch.from_numpy(mask).view(values.shape)
+
+
+LAYOUTS = {
+    "contiguous": lambda v: v,
+    "transposed": lambda v: v.t(),
+    "gaps": lambda v: torch.stack([v, v + 1], -1)[..., 0],
+    "channels last": lambda v: v.view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+    "expanded": lambda v: v[:, :1].expand(4, 6),
+    "a scalar": lambda v: v[0, 0],
+    "flat": lambda v: v.flatten(),
+}
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_every_count_of_any_values(dtype, layout, absolute):
+    rng = np.random.default_rng(0)
+    for numbers in (
+        rng.normal(size=(4, 6)),
+        np.round(rng.normal(size=(4, 6))),
+        rng.choice(SPECIAL, (4, 6)),
+        np.zeros((4, 6)),
+        np.full((4, 6), -np.inf),
+        np.full((4, 6), np.nan),
+    ):
+        values = LAYOUTS[layout](torch.tensor(numbers).to(dtype))
+        n = values.numel()
+        for k in {min(k, n) for k in (0, 1, 2, 5, 11, 18, n - 1, n)}:
+            expected = by_argsort(values, k, absolute)
+            if not absolute and not values.isnan().any():
+                assert torch.equal(expected, by_stable_argsort(values, k))
+            mask = largest(values, k, absolute=absolute)
+            assert mask.dtype is torch.bool
+            assert torch.equal(mask, expected)
+            assert mask.stride() == torch.empty_like(values).stride()
+            again = largest(values, k, absolute=absolute)  # from the guess
+            assert torch.equal(again, expected)
+            by_order = selection._largest_by_order(values, k, absolute)
+            assert torch.equal(by_order, expected)
+            assert torch.equal(largest_of([(values, absolute)], k)[0], expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=8), st.sampled_from(DTYPES)
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    st.data(),
+)
+def test_of_several_tensors_as_if_they_were_one(lists, data):
+    tensors = [torch.tensor(numbers, dtype=dtype) for numbers, dtype in lists]
+    absolute = data.draw(st.booleans())
+    together = torch.cat([tensor.double() for tensor in tensors])
+    k = data.draw(st.integers(0, together.numel()))
+    masks = largest_of([(tensor, absolute) for tensor in tensors], k)
+    assert torch.equal(torch.cat(masks), by_argsort(together, k, absolute))
+    if k >= len(tensors):
+        counts = counts_of_largest([(tensor, absolute) for tensor in tensors], k)
+        assert counts == by_taking_first_the_largest_of_each(tensors, k, absolute)
+
+
+def by_taking_first_the_largest_of_each(tensors, k, absolute):
+    """Each tensor's largest, then the largest of all that is left."""
+    first = [by_argsort(tensor, 1, absolute) for tensor in tensors]
+    left = torch.cat([t[~mask].double() for t, mask in zip(tensors, first, strict=True)])
+    taken = by_argsort(left, k - len(tensors), absolute)
+    sizes = [tensor.numel() - 1 for tensor in tensors]
+    return [1 + int(part.sum()) for part in taken.split(sizes)]
+
+
+def test_counts_are_those_of_the_masks_where_no_tensor_would_be_empty():
+    rng = np.random.default_rng(1)
+    tensors = [(torch.tensor(rng.normal(size=n)).float(), False) for n in (50, 30, 20)]
+    masks = largest_of(tensors, 40)
+    assert counts_of_largest(tensors, 40) == [int(mask.sum()) for mask in masks]
+
+
+def test_a_large_tensor_is_selected_from_as_a_small_one():
+    rng = np.random.default_rng(0)
+    n = 2**19 + 7  # three blocks
+    values = torch.tensor(rng.integers(-1000, 1000, n)).float()  # hundreds of ties
+    for k in (1, n // 10, n - 1):
+        assert torch.equal(largest(values, k), by_stable_argsort(values, k))
+        assert torch.equal(largest_of([(values, False)], k)[0], by_stable_argsort(values, k))
+    constant = torch.ones(n)
+    assert torch.equal(largest(constant, n // 2), torch.arange(n) < n // 2)
+
+
+def test_hundred_million_entries():
+    values = torch.zeros(10**8, dtype=torch.bfloat16)
+    values[::3] = 1
+    mask = largest(values, 10**7)
+    assert int(torch.count_nonzero(mask)) == 10**7
+    assert torch.count_nonzero(mask[: 3 * 10**7 : 3]) == 10**7
+
+
+def test_a_cut_that_another_dtype_lacks_is_not_rounded():
+    exact = torch.tensor([1.0 + 2.0**-30, 1.0], dtype=torch.float64)
+    coarse = torch.tensor([1.0, 1.0078125, 0.5], dtype=torch.bfloat16)
+    masks = largest_of([(coarse, False), (exact, False)], 2)
+    assert [mask.tolist() for mask in masks] == [[False, True, False], [True, False]]
+
+
+def test_a_guess_is_refuted_by_other_values_in_the_same_memory():
+    rng = np.random.default_rng(0)
+    values = torch.empty(20)
+    pool = [*SPECIAL, 3.0, 4.0, 5.0]
+    for _ in range(200):  # behind the version counter
+        values.data.copy_(torch.tensor(rng.choice(pool, 20)))
+        assert torch.equal(largest(values, 7), by_argsort(values, 7))
+        values.numpy()[:5] = rng.normal(size=5)
+        assert torch.equal(largest(values, 7), by_argsort(values, 7))
+
+
+def test_unchanged_values_are_not_partitioned_again(monkeypatch):
+    values = torch.randn(50)
+    mask = largest(values, 9)
+    monkeypatch.setattr(selection, "_next_largest", lambda *_: pytest.fail("partitioned"))
+    assert torch.equal(largest(values, 9), mask)
+    values += 0.5  # the cut moved: only then
+    with pytest.raises(pytest.fail.Exception):
+        largest(values, 9)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch):
+    monkeypatch.setattr(selection, "_OUTSIDE", 5)
+    values = torch.randn(50)
+    for k in range(1, 40):
+        assert torch.equal(largest(values, k), by_stable_argsort(values, k))
+        assert len(selection._outside) <= 5
+
+
+def test_no_sort_on_a_cpu(monkeypatch):
+    for name in ("sort", "argsort", "topk"):
+        monkeypatch.setattr(torch.Tensor, name, lambda *_, **__: pytest.fail("sorted"))
+        monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("sorted"))
+    largest(torch.randn(100), 10)
+    largest_of([(torch.randn(100), True), (torch.randn(10), True)], 10)
+    masks_by_share(torch.randn(8, 8))
+
+
+def masks_by_share(scores):
+    return selection.largest_share(scores, 0.3, absolute=True, block=(2, None))
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_vmap_is_one_after_the_other(absolute):
+    values = torch.tensor(np.random.default_rng(0).choice(SPECIAL, (6, 4, 3)))
+    for dim in range(3):
+        masks = torch.func.vmap(
+            lambda v: largest(v, 3, absolute=absolute), in_dims=dim, out_dims=dim
+        )(values)
+        for mask, one in zip(masks.unbind(dim), values.unbind(dim), strict=True):
+            assert torch.equal(mask, by_argsort(one, 3, absolute))
+
+
+def test_meta_tensors_have_masks_of_their_shape():
+    mask = largest(torch.empty(3, 4, device="meta"), 5)
+    assert mask.is_meta
+    assert mask.dtype is torch.bool
+    assert mask.shape == (3, 4)
+
+
+def test_the_count_is_the_contracts_for_every_density():
+    """floor(d n + 1/2) in floating point: exact wherever d n is not within rounding of a half."""
+    assert [count(d, 10) for d in (0.05, 0.1, 0.9, 0.25, 0.01, 1.0)] == [1, 1, 9, 3, 1, 10]
+    assert count(0.3, 5) == 2  # 1.5 rounds up, though 0.3 is a little less than 3/10
+    assert count(1e-9, 1000) == count(0.5, 0) == 1
+    for n in (*range(1, 300), 10**6 + 1, 2**40 + 3):
+        for percent in range(1, 101):
+            exact = Fraction(percent, 100) * n + Fraction(1, 2)
+            found = count(percent / 100, n)
+            near = abs(exact - round(exact)) <= exact * Fraction(1, 2**50)
+            assert found == max(1, math.floor(exact)) or (near and abs(found - exact) <= 1)
+
+
+def test_a_count_of_the_entries_gives_a_density_that_keeps_just_these():
+    for n in (1, 2, 3, 7, 10, 49, 1000, 235200, 10**8 + 7):
+        for c in (c for c in (1, 2, 3, n // 3, n // 2, n - 1, n) if 1 <= c <= n):
+            assert count(c / n, n) == c
+
+
+@pytest.mark.parametrize("block", [None, (1, None), (None, 1), (2, 1)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "gaps"])
+def test_the_operation_that_compiled_code_selects_by(block, dtype, layout):
+    values = torch.randn(4, 6).to(dtype)
+    scores = LAYOUTS[layout](values)
+    density = torch.tensor(0.4, dtype=torch.float64)
+    arguments = (scores, density, True, *(block or (None, None)))
+    torch.library.opcheck(torch.ops.masktorch.largest, arguments)
+    mask = torch.ops.masktorch.largest(*arguments)
+    eager = selection.largest_share(scores, 0.4, absolute=True, block=block)
+    assert torch.equal(mask, eager)
+    assert mask.stride() == torch.empty_like(scores).stride()
