@@ -13,8 +13,8 @@ from benchmarks.atomic import replacing
 from benchmarks.experiment import masks
 from benchmarks.experiment.configuration import (
     ARMS,
-    LEARNED,
     MASKED,
+    SCORED,
     STARTS_FROM,
     Configuration,
 )
@@ -52,7 +52,7 @@ def run(
         )
     needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
     configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
-    for configuration in (options, *configurations):
+    for configuration in configurations:
         configuration.check()
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
     device = _device(device_name)
@@ -125,36 +125,34 @@ def rebuild(configuration: Configuration, path: Path, data_dir: Path) -> float:
 
 def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
     """Bring `model`, at W0, to where its arm starts and let train only what the arm trains."""
-    arm = configuration.arm
-    if arm in ("mask", "mix"):
+    if configuration.arm in SCORED:
         masks.wrap(model, configuration, masks.estimator(configuration))
-    if configuration.start is None:
-        masks.cut(model, configuration, epoch=1)
+    if (first := configuration.start) is None:
         return
-    source = states_of(
-        find(output, configuration.start) or output / f"{configuration.start.name}.json"
-    )
-    if not source.exists():
+    path = states_of(find(output, first) or output / f"{first.name}.json")
+    if not path.exists():
         raise FileNotFoundError(
-            f"{source} is missing: the arm {arm} starts from it. Delete "
-            f"{source.name.removesuffix('.best.pt')}.json beside it and run again to train it anew."
+            f"{path} is missing: the arm {configuration.arm} starts from it. Delete "
+            f"{path.name.removesuffix('.best.pt')}.json beside it and run again to train it anew."
         )
-    state = torch.load(source, map_location="cpu", weights_only=True)
-    if arm in ("mix", "weights-then-weights"):
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if configuration.arm in ("mix", "weights-then-weights"):
         masks.load(model, state, configuration)
-    if arm == "mix":
-        masktorch.freeze_mask(model)
-    if arm not in ("mix", "weights-then-weights"):  # back at W0, under a mask that is given
-        donor = copy.deepcopy(model)
-        if arm in LEARNED:
-            masks.wrap(donor, configuration, masks.estimator(configuration))
-        masks.load(donor, state, configuration)
-        found = masktorch.masks(donor) if arm in LEARNED else masks.of_largest(donor, configuration)
-        masktorch.set_masks(
-            model, masks.shuffled(found, configuration.seed) if "random" in arm else found
-        )
-    if arm != "weights-then-weights":
-        masktorch.freeze_weights(model, False)
+        if configuration.arm == "mix":
+            masktorch.freeze_mask(model)
+            masktorch.freeze_weights(model, False)
+        return
+    donor = copy.deepcopy(model)  # the others start at W0, under a mask that is given
+    if first.arm in SCORED:
+        masks.wrap(donor, first, masks.estimator(first))
+    masks.load(donor, state, first)
+    given = (
+        masktorch.masks(donor) if first.arm in SCORED else masks.of_largest(donor, configuration)
+    )
+    if configuration.arm.startswith("random-"):
+        given = masks.shuffled(given, configuration.seed)
+    masktorch.set_masks(model, given)
+    masktorch.freeze_weights(model, False)
 
 
 def _checkpoint(path: Path) -> Path:

@@ -25,7 +25,8 @@ Method: TypeAlias = Literal[
     "threshold", "bernoulli", "intermediate", "topk", "nofm", "piggyback", "hard-concrete",
     "concrete",
 ]  # fmt: skip
-LEARNED = ("mask", "mix", "random-mix")  # their masks come from scores that an estimator trained
+SCORED = ("mask", "mix")  # their masks follow from scores
+LEARNED = (*SCORED, "random-mix")  # theirs from scores that an estimator trained
 PRUNED = ("ticket", "random-ticket")  # theirs from the largest trained weights
 MASKED = (*LEARNED, *PRUNED)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import masktorch
-from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.configuration import SCORED, Configuration
 from benchmarks.experiment.networks import kernels
 
 FALLING = 0.75  # of the epochs; in the rest a scheduled density is what it was to become
@@ -52,7 +52,7 @@ def wrap(model: nn.Module, configuration: Configuration, by: masktorch.Estimator
 
 def epochs_of_fall(configuration: Configuration) -> int:
     """How many epochs a density takes to fall; the epochs after them have the one that counts."""
-    if configuration.schedule_density == "none":
+    if configuration.schedule_density == "none" or configuration.arm != "mask":
         return 0
     return min(math.ceil(FALLING * configuration.epochs), configuration.epochs - 1)
 
@@ -70,7 +70,7 @@ def scheduled_density(configuration: Configuration, epoch: int) -> float:
 
 def cut(model: nn.Module, configuration: Configuration, epoch: int) -> None:
     """Give the masks their densities of an epoch, which follow from it and from the scores."""
-    if configuration.estimator != "topk":
+    if configuration.estimator != "topk" or configuration.arm not in SCORED:
         return
     density = scheduled_density(configuration, epoch)
     match configuration.budget:
@@ -83,15 +83,16 @@ def cut(model: nn.Module, configuration: Configuration, epoch: int) -> None:
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], configuration: Configuration) -> None:
-    """A state of the last epochs, with the masks that it had."""
-    model.load_state_dict(state)
+    """A state of the last epochs, with the masks that it had; what it is, the run knows better."""
+    values = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+    model.load_state_dict(values)
     cut(model, configuration, configuration.epochs)
 
 
 def of_largest(model: nn.Module, configuration: Configuration) -> dict[str, Tensor]:
     """The masks that keep the largest weights of the kernels, in each or in all together."""
     density = scheduled_density(configuration, configuration.epochs)
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     sizes = {names[weight]: weight.detach().abs() for weight in kernels(model)}
     shares = density if configuration.budget == "overall" else dict.fromkeys(sizes, density)
     return masktorch.keep_largest(sizes, shares)

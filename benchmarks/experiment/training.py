@@ -120,7 +120,7 @@ def train(
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         configuration.check_same(Configuration.of(saved["configuration"]), checkpoint)
-        model.load_state_dict(saved["model"])
+        masks.load(model, saved["model"], configuration)
         optimiser.load_state_dict(saved["optimiser"])
         history = [Epoch(**epoch) for epoch in saved["history"]]
         best_state = saved["best_state"]

@@ -32,8 +32,8 @@ def draw(results: Sequence[Result], output: Path) -> list[Path]:
     drawn = []
     for dataset, network in sorted({_setting(result) for result in results}):
         here = [result for result in results if _setting(result) == (dataset, network)]
-        estimators = sorted({e for result in here if (e := result.configuration.estimator)})
-        for estimator in estimators or [None]:
+        estimators = sorted({str(e) for r in here if (e := r.configuration.estimator)})
+        for estimator in estimators or [""]:
             shown = [r for r in here if r.configuration.estimator in (None, estimator)]
             _check_seeds_alone_differ(shown)
             title = " · ".join(part for part in (dataset, network, estimator) if part)

@@ -41,7 +41,8 @@ def markdown(folder: Path) -> str:
     groups: dict[Configuration, list[Result]] = {}
     for result in read_results(folder):
         groups.setdefault(replace(result.configuration, seed=0), []).append(result)
-    ordered = sorted(groups.values(), key=lambda group: _order(group[0].configuration))
+    networks = list(PUBLISHED)
+    ordered = sorted(groups.values(), key=lambda g: networks.index(g[0].configuration.network))
     rows = [_row(number, group) for number, group in enumerate(ordered, start=1)]
     separator = "|" + " --- |" * (HEADER.count("|") - 1)
     return "\n".join([HEADER, separator, *rows, NOTES, origins(ordered), ""])
@@ -59,10 +60,6 @@ def setting(configuration: Configuration) -> str:
         configuration.precision,
     ]
     return ", ".join(part for part in parts if part)
-
-
-def _order(configuration: Configuration) -> tuple[int, str]:
-    return list(PUBLISHED).index(configuration.network), configuration.name
 
 
 def _row(number: int, group: Sequence[Result]) -> str:

@@ -15,13 +15,14 @@ SEEDS = range(3)
 
 def best(results: Results) -> Configuration | None:
     """The setting of the most accurate mask of `which-estimator`, once all its runs are done."""
-    done = list(results(which_estimator.NAME))
-    groups: dict[Configuration, list[Result]] = {}
-    for result in done:
-        if result.configuration.held_out is None:
-            groups.setdefault(replace(result.configuration, seed=0), []).append(result)
-    if len(groups) < len(list(which_estimator.methods())):
+    done = {result.configuration: result for result in results(which_estimator.NAME)}
+    wanted = list(which_estimator.runs(results))
+    if not done or any(configuration not in done for configuration in wanted):
         return None
+    groups: dict[Configuration, list[Result]] = {}
+    for configuration in wanted:
+        if configuration.held_out is None:
+            groups.setdefault(replace(configuration, seed=0), []).append(done[configuration])
     return max(groups, key=lambda group: mean(run.last.test_accuracy for run in groups[group]))
 
 
