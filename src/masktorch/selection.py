@@ -109,18 +109,22 @@ def tiled(tensor: Tensor, block: Block) -> Tensor:
         size if length is None else length
         for length, size in zip(block, tensor.shape[:2], strict=True)
     )
-    across = torch.unflatten(tensor, 1, (-1, columns))
-    return torch.unflatten(across, 0, (-1, rows)).movedim(2, 1)
+    down, across = tensor.shape[0] // rows, tensor.shape[1] // columns
+    return tensor.view(down, rows, across, columns, *tensor.shape[2:]).transpose(1, 2)
 
 
 def spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
     """A number per block on the entries of the tensor `like`, of which `tiles` is the view."""
     per_entry = per_block.view(*per_block.shape, *(1,) * (tiles.dim() - 2)).expand(tiles.shape)
-    return per_entry.movedim(1, 2).reshape(like.shape)
+    return per_entry.transpose(1, 2).reshape(like.shape)
 
 
 def largest_of_every(scores: Tensor, n: int, m: int, *, absolute: bool) -> Tensor:
-    """The mask of the `n` largest of every `m` consecutive entries along dimension 1."""
+    """The mask of the `n` largest of every `m` consecutive entries along dimension 1; to code that
+    is compiled one operation, `torch.ops.masktorch.largest_of_every`."""
+    if torch.compiler.is_compiling():
+        scores = scores.detach()
+        return cast(Tensor, torch.ops.masktorch.largest_of_every(scores, n, m, absolute))
 
     def mask(scores: Tensor) -> Tensor:
         groups = torch.unflatten(scores.abs() if absolute else scores, 1, (-1, m))
@@ -225,13 +229,24 @@ def _largest(
     return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
 
 
+def _largest_of_every(scores: Tensor, n: int, m: int, absolute: bool) -> Tensor:
+    mask = largest_of_every(scores, n, m, absolute=absolute)
+    return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
+
+
+def _like_a_mask(scores: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
 if not hasattr(torch.ops.masktorch, "largest"):  # else this module is imported once more
-    torch.library.define(
-        "masktorch::largest",
-        "(Tensor scores, Tensor density, bool absolute, int? rows, int? columns) -> Tensor",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
-    torch.library.impl("masktorch::largest", "CompositeExplicitAutograd", _largest)
-    torch.library.register_fake(
-        "masktorch::largest", lambda scores, *_: torch.empty_like(scores, dtype=torch.bool)
-    )
+    for name, arguments, function in (
+        ("largest", "Tensor density, bool absolute, int? rows, int? columns", _largest),
+        ("largest_of_every", "int n, int m, bool absolute", _largest_of_every),
+    ):
+        torch.library.define(
+            f"masktorch::{name}",
+            f"(Tensor scores, {arguments}) -> Tensor",
+            tags=(torch.Tag.pt2_compliant_tag,),
+        )
+        torch.library.impl(f"masktorch::{name}", "CompositeExplicitAutograd", function)
+        torch.library.register_fake(f"masktorch::{name}", _like_a_mask)
