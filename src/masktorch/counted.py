@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from masktorch import ranks
-from masktorch.selection import Block, count, tiled, whole
+from masktorch.selection import Block, count, select, select_largest, tiled, whole
 
 
 class _Ranked:
@@ -127,6 +127,13 @@ class TopK(_Ranked):
     def mode(self, scores: Tensor) -> Tensor:
         """The mask, bool."""
         return ranks.keeps_largest(scores, self._share, absolute=self.absolute, block=self.block)
+
+    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """`weight` times the mask."""
+        if self.block is not None or torch.compiler.is_compiling():
+            return select(weight, self.mode(scores))
+        k = count(self.density, scores.numel())
+        return select_largest(weight, scores, k, absolute=self.absolute)
 
     def expected(self, scores: Tensor) -> Tensor:
         """The share that is kept, at every entry: it does not depend on the scores."""
