@@ -28,7 +28,7 @@ LEVELS = {
     "density": {"model", "parametrization", "estimators"},
     "values": {"model", "parametrization", "wrapping"},
     "maskfile": {"model", "parametrization", "targets", "values", "wrapping"},
-    "budget": {"cut", "model", "parametrization", "ranks", "selection"},
+    "budget": {"cut", "density", "model", "parametrization", "ranks", "selection"},
     "init": {"ranks"},
     "report": {"model", "parametrization"},
     "__init__": {

@@ -277,5 +277,5 @@ if not hasattr(torch.ops.masktorch, "largest"):  # else this module is imported 
             f"(Tensor scores, {arguments}) -> Tensor",
             tags=(torch.Tag.pt2_compliant_tag,),
         )
-        torch.library.impl(f"masktorch::{name}", "CompositeExplicitAutograd", function)
+        torch.library.impl(f"masktorch::{name}", "default", function)
         torch.library.register_fake(f"masktorch::{name}", _like_a_mask)
