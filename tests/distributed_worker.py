@@ -11,6 +11,7 @@ import datetime
 import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
+    set_model_state_dict,
     set_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -549,6 +551,44 @@ def resumes(distribute, folder):
         train(again, opt, batches(5, 10), mine())
         assert_equal(state(resumed), state(model))
         assert any(not torch.equal(at_five[name], v) for name, v in state(model).items())
+
+
+def says_what_differs(distribute, folder):
+    """A checkpoint knows its phase and estimator; loading in place finds them, on every rank."""
+    model = mix(network())
+    through = distribute(model)
+    dcp.save({"model": get_model_state_dict(through)}, checkpoint_id=folder)
+    for make, said in [
+        (lambda: mix(network()), ()),
+        (network, ("masktorch.freeze_mask(model, True)", "masktorch.freeze_weights(model, False)")),
+        (
+            lambda: mix(network(Bernoulli(0.25))),
+            ("masktorch.set_estimator(model, Threshold(tau=0.5",),
+        ),
+    ]:
+        other = make()
+        through = distribute(other)
+        loaded = {"model": get_model_state_dict(through)}
+        dcp.load(loaded, checkpoint_id=folder)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            set_model_state_dict(through, loaded["model"])
+        texts = [str(w.message) for w in caught if "its mask was saved with" in str(w.message)]
+        assert len(texts) == (len(LAYERS) if said else 0), texts
+        assert all(part in text for part in said for text in texts), texts
+        assert_equal(*[
+            {n: v for n, v in state(m).items() if "_extra_state" not in n} for m in (model, other)
+        ])  # fmt: skip
+
+
+@check
+def ddp_checkpoints_know_what_they_are(folder):
+    says_what_differs(DistributedDataParallel, folder / "ddp-knows")
+
+
+@check
+def fsdp_checkpoints_know_what_they_are(folder):
+    says_what_differs(sharded, folder / "fsdp-knows")
 
 
 @check

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,10 +22,24 @@ class Everything(nn.Module):
         self.complex = nn.Parameter(torch.ones(2, dtype=torch.complex64))
         self.expanded = nn.Parameter(torch.ones(1).expand(3))
         self.keys = nn.Parameter(torch.ones(2))
+        self.eighth = nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)
         self.register_buffer("running", torch.ones(2))
         self.normed = weight_norm(nn.Linear(2, 2))
         self.lazy = nn.LazyLinear(2)
         self.plain = nn.Linear(2, 2, bias=False)
+        self.shadowed = Shadowed()
+
+
+class Shadowed(nn.Module):
+    """Reading its weight means something of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self._parameters["weight"] = nn.Parameter(torch.ones(2))
+
+    @property
+    def weight(self):
+        return 2 * self._parameters["weight"]
 
 
 class NoMode:
@@ -65,12 +80,18 @@ WRAP = [
      "(module_name, module) -> tensor names, or a list of full tensor names, found 'fine.weight'"),
     (dict(targets=[3]), TypeError, "expected targets to be tensor names, found 3"),
     (dict(targets=lambda name, module: "weight"), TypeError, "to return a list of tensor names, "
-     "found 'weight' for ''. For none return []"),
+     "found 'weight' for ''. For the weight return ['weight'], for none return []."),
+    (dict(targets=lambda name, module: True), TypeError, "to return a list of tensor names, found "
+     "True for ''. For the weight return ['weight']"),
+    (dict(targets=lambda name, module: [module]), TypeError, "to return a list of tensor names, "
+     "found [Everything("),
+    (dict(targets=lambda module: ["weight"]), TypeError, "expected targets to be a function of two "
+     "arguments, (module_name, module) -> tensor names, found <function"),
     (dict(targets=lambda name, module: None), TypeError, "found None for ''"),
     (dict(targets=3), TypeError, "expected targets to be a function"),
     (dict(targets=nn.Linear), TypeError, "found <class 'torch.nn.modules.linear.Linear'>"),
     (dict(targets=[]), ValueError, "found nothing to mask in Everything(Linear, "
-     "ParametrizedLinear, LazyLinear, Linear): targets is empty"),
+     "ParametrizedLinear, LazyLinear, Linear, Shadowed): targets is empty"),
     (dict(targets=lambda name, module: []), ValueError, "found nothing to mask"),
     (dict(estimator=Threshold, targets=["fine.weight"]), TypeError, "expected an estimator such as "
      "masktorch.Threshold(): a value with __call__(scores) and mode(scores)"),
@@ -80,7 +101,17 @@ WRAP = [
      "to return a bool tensor of shape (2, 2), found torch.float32 of shape (2, 2)"),
     (dict(init="ones", targets=["fine.weight"]), TypeError, "expected init to be a number or a "
      "function of the weight, found 'ones'"),
+    (dict(init=torch.ones(2, 2), targets=["fine.weight"]), TypeError, "found a tensor of shape "
+     "(2, 2). For scores that you have, write init=lambda weight: scores."),
+    (dict(rescale="yes", targets=["fine.weight"]), TypeError, "expected rescale to be True or "
+     "False, found 'yes'."),
+    (dict(bias="no", targets=["fine.weight"]), TypeError, "expected bias to be True or False, "
+     "found 'no'."),
     (dict(init=float("nan"), targets=["fine.weight"]), TypeError, "found nan"),
+    (dict(targets=["eighth"]), TypeError, "can't mask 'eighth': PyTorch does not compute in "
+     "torch.float8_e4m3fn. Mask the tensor in another precision"),
+    (dict(targets=["shadowed.weight"]), ValueError, "can't mask 'shadowed.weight': the class "
+     "Shadowed has a 'weight' of its own (a property, say)"),
     (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "expected init(weight) to return "
      "scores of shape (2, 2) for 'fine.weight', found (1, 2)"),
     (dict(init=lambda w: 1.0, targets=["fine.weight"]), ValueError, "found float"),
@@ -110,6 +141,33 @@ def test_wrap(arguments, exception, message):
         masktorch.wrap(model, **arguments)
     assert snapshot(model) == before
     assert str(raised.value).startswith(("wrap() ", "FloatMode()"))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: masktorch.freeze_mask(m, "no"), "freeze_mask() expected frozen to be True or"),
+        (lambda m: masktorch.freeze_mask(m, None), "expected frozen to be True or False, found No"),
+        (lambda m: masktorch.freeze_weights(m, "no"), "freeze_weights() expected frozen to be"),
+        (lambda m: masktorch.unwrap(m, bake="yes"), "unwrap() expected bake to be True or False"),
+        (lambda m: Threshold(tau="0.5"), "Threshold expected tau to be a number, found '0.5'"),
+        (lambda m: Bernoulli(tau=None), "Bernoulli expected tau to be a number, found None"),
+        (lambda m: IntermediateSampling("0.1"), "expected step_size to be a number, found '0.1'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind(small, call, message):
+    masktorch.wrap(small)
+    before = snapshot(small)
+    with pytest.raises(TypeError, match=re.escape(message)):
+        call(small)
+    assert snapshot(small) == before
+
+
+@pytest.mark.parametrize("frozen", [1, np.bool_(True)])
+def test_what_is_as_good_as_true(small, frozen):
+    assert str(masktorch.freeze_mask(masktorch.wrap(small), frozen)).count("frozen") == 2
+    masktorch.freeze_mask(small, type(frozen)(0))
+    assert str(small).count("learning") == 2
 
 
 def test_nothing_to_wrap():
@@ -174,7 +232,7 @@ def test_tau_outside_the_unit_interval(estimator, tau):
 
 @pytest.mark.parametrize("step_size", [0, -1.0, float("inf"), float("nan")])
 def test_step_size(step_size):
-    with pytest.raises(ValueError, match=f"positive, finite step_size, found {step_size}"):
+    with pytest.raises(ValueError, match=rf"expected step_size in \(0, inf\), found {step_size}"):
         IntermediateSampling(step_size)
 
 

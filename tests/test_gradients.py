@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import masktorch
-from masktorch import blocks, functional
+from masktorch import blocks, draws, functional
 
 
 def sigma(s):
@@ -128,6 +128,73 @@ def test_intermediate_of_no_gradient_is_the_noise_alone(step_size):
     np.testing.assert_allclose(s.grad, 0.5 - mask.detach(), atol=1e-7)
 
 
+@FUSED
+@pytest.mark.parametrize(
+    ("dtype", "scales"),
+    [(torch.float32, (1e-36, 1e-24, 1e-12, 1e12, 1e18, 1e36)), (torch.float64, (1e-300, 1e300))],
+)
+def test_intermediate_of_gradients_whose_squares_leave_the_dtype(fused, dtype, scales):
+    s, w, grad = (a.astype(np.float32) for a in tensors())
+    for scale in scales:
+        scores, weight = torch.tensor(s).to(dtype).requires_grad_(), torch.tensor(w).to(dtype)
+        out = (
+            functional.intermediate(scores, 0.3, weight=weight)
+            if fused
+            else functional.intermediate(scores, 0.3) * weight
+        )
+        out.backward(torch.tensor(grad).to(dtype) * scale)
+        m = (out.detach().numpy() != 0).astype(float)
+        expected = intermediate_by_hand(s.astype(float), m, (grad * w).astype(float), 0.3)
+        np.testing.assert_allclose(scores.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_intermediate_of_entries_of_every_size():
+    """Parts that are computed one after the other differ as much as their entries do."""
+    s, _, grad = tensors(shape=(30,))
+    grad *= np.repeat([1e-30, 1e-18, 1.0, 1e-9, 1e-36], 6)
+    scores = torch.tensor(s, dtype=torch.float32, requires_grad=True)
+    out = functional.intermediate(scores, 0.3)
+    out.backward(torch.tensor(grad, dtype=torch.float32))
+    expected = intermediate_by_hand(s, out.detach().double().numpy(), grad, 0.3)
+    np.testing.assert_allclose(scores.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_intermediate_of_a_gradient_that_is_not_finite_says_so(value):
+    s = torch.zeros(7, requires_grad=True)
+    functional.intermediate(s).backward(torch.tensor([1.0, 2.0, value, 0.0, 1.0, 1.0, 1.0]))
+    assert s.grad.isnan().all()
+
+
+def test_intermediate_of_no_entries():
+    s = torch.zeros(0, 3, requires_grad=True)
+    functional.intermediate(s).sum().backward()
+    assert s.grad.shape == (0, 3)
+
+
+def test_intermediate_under_a_gradient_scaler():
+    """Its gradient lacks the factor that `unscale_` divides by: give it back, as the class says."""
+
+    def scores_after(scale, given_back):
+        torch.manual_seed(0)
+        layer = masktorch.wrap(torch.nn.Linear(6, 5), masktorch.IntermediateSampling())
+        optimizer = torch.optim.SGD(masktorch.mask_parameters(layer), lr=1.0)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=scale != 1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            scaler.scale(layer(torch.ones(2, 6)).square().sum()).backward()
+            scaler.unscale_(optimizer)
+            for scores in masktorch.mask_parameters(layer) if given_back else ():
+                scores.grad.mul_(scaler.get_scale())
+            scaler.step(optimizer)
+            scaler.update()
+        return layer.parametrizations.weight.scores.detach()
+
+    plain = scores_after(1, False)
+    torch.testing.assert_close(scores_after(2.0**16, True), plain)
+    assert (scores_after(2.0**16, False) - 1).abs().max() < 1e-3 * (plain - 1).abs().max()
+
+
 def quadratic(weight, x, y):
     """A small layer and its loss: sum((x @ w - y)^2)."""
     return ((x @ weight - y) ** 2).sum()
@@ -151,18 +218,19 @@ def probability(m, p):
 def fixed_draw(function, scores, mask, **kwargs):
     """Calls a sampling function so that it draws exactly ``mask``: from bits that are all 0 or all
     1, the smallest and the largest uniform number. The forward is checked to be that mask."""
-    real = torch.Tensor.random_
 
-    def random_(bits, generator=None):
-        entries = bits.view(torch.int16)  # 15 bits each, and the next entry's below them
-        entries[: len(mask)] = torch.as_tensor(32767 * (1 - mask))
-        return bits
+    class Bits:
+        def __init__(self, start):
+            pass
 
-    try:
-        torch.Tensor.random_ = random_
+        def random_raw(self, count):
+            bits = np.zeros(4 * count, np.int16)  # an entry's 15, and the next entry's below them
+            bits[: len(mask)] = 32767 * (1 - mask)
+            return bits.view(np.uint64)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(draws, "SFC64", Bits)
         drawn = function(scores, **kwargs)
-    finally:
-        torch.Tensor.random_ = real
     np.testing.assert_array_equal(drawn.detach().numpy(), mask)
     return drawn
 
@@ -231,17 +299,6 @@ def test_half_precision_follows_double():
         0.1,
     )
     np.testing.assert_allclose(half.grad.double().numpy(), expected, atol=2e-3)
-
-
-@pytest.mark.parametrize("function", [functional.bernoulli, functional.intermediate])
-def test_a_draw_follows_its_probability_and_generator(function):
-    s = torch.tensor([-3.0, 0.0, 3.0]).repeat(100_000, 1)
-    a = function(s, generator=torch.Generator().manual_seed(5))
-    b = function(s, generator=torch.Generator().manual_seed(5))
-    assert torch.equal(a, b)
-    p = sigma(np.array([-3.0, 0.0, 3.0]))
-    deviation = np.sqrt(p * (1 - p) / 100_000)
-    assert np.all(np.abs(a.mean(0).numpy() - p) < 5 * deviation)
 
 
 def test_rescale_is_exact_through_the_sum_of_the_mask():
@@ -321,54 +378,6 @@ def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(function):
     torch.testing.assert_close(second, expected * w.detach())
 
 
-def drawn_with(bits, monkeypatch, s):
-    """The mask drawn from given 15-bit numbers, one more than there are scores."""
-
-    def random_(words, generator=None):
-        words.view(torch.int16)[: len(bits)] = torch.tensor(bits, dtype=torch.int16)
-        return words
-
-    monkeypatch.setattr(torch.Tensor, "random_", random_)
-    return functional.bernoulli(s).tolist()
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("bits", [0, 32767])
-def test_what_is_certain_is_drawn_so_from_any_bits(dtype, bits, monkeypatch):
-    certain = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
-    assert drawn_with([bits] * 3, monkeypatch, certain) == [0, 1]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_entry_is_kept_if_its_thirty_bits_are_below_its_probability(dtype, monkeypatch):
-    rng = np.random.default_rng(0)
-    numbers = rng.integers(2**30, size=50)
-    pairs = [(int(u >> 15), int(u & 32767)) for u in numbers]
-    pairs += [(0, 0), (0, 1), (1, 0), (16383, 32767), (16384, 0), (16384, 1), (32767, 32767)]
-    for high, low in pairs:
-        u = (high + low / 2**15) / 2**15
-        for p in (u - 2**-30, u, u + 2**-30, u + 2**-24, u + 2**-29 * rng.random()):
-            p = min(max(p, 2**-40), 1 - 2**-40)
-            s = torch.special.logit(torch.tensor([p, 0.5], dtype=torch.float64)).to(dtype)
-            exact = float(torch.sigmoid(s)[0])  # p, as far as scores of that dtype have it
-            drawn = drawn_with([high, low, 0], monkeypatch, s)
-            assert drawn[0] == (u < exact), (u, exact)
-
-
-def test_draws_follow_small_and_large_probabilities_and_hardly_each_other():
-    torch.manual_seed(0)
-    n = 2**22
-    for exponent in (2, 6, 10, 13, 16):
-        p = 2.0**-exponent
-        s = torch.special.logit(torch.tensor(p, dtype=torch.float64)).float().expand(n)
-        for scores, rare in ((s, 1), (-s, 0)):
-            drawn = (functional.bernoulli(scores) == rare).double().numpy()
-            assert abs(drawn.sum() - n * p) < 5 * np.sqrt(n * p)
-            for lag in (1, 2, 3, 4):
-                pairs = (drawn[:-lag] * drawn[lag:]).sum()
-                assert abs(pairs - n * p * p) < 5 * np.sqrt(n * p * p) + 5 + n * p * 2**-15
-
-
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
 def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
@@ -379,24 +388,6 @@ def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
     (batch,) = torch.autograd.grad(out, s, grads, is_grads_batched=True, retain_graph=True)
     each = [torch.autograd.grad(out, s, grad, retain_graph=True)[0] for grad in grads]
     torch.testing.assert_close(batch, torch.stack(each))
-
-
-@pytest.mark.parametrize("function", FUNCTIONS)
-@pytest.mark.parametrize("dim", [0, 1, 2])
-def test_vmap_over_any_dimension(function, dim):
-    scores = torch.full((3, 4, 5), 50.0)
-    scores.select(dim, 0).fill_(-50)
-    mask = torch.func.vmap(function, in_dims=dim, out_dims=dim, randomness="different")(scores)
-    assert torch.equal(mask, (scores > 0).float())
-
-
-def test_vmap_draws_apart_for_each_entry_of_a_batch():
-    draw = torch.func.vmap(functional.bernoulli, randomness="different")
-    drawn = draw(torch.zeros(3, 200))
-    assert not torch.equal(drawn[0], drawn[1])
-    assert not torch.equal(drawn[1], drawn[2])
-    with pytest.raises(RuntimeError, match="randomness"):
-        torch.func.vmap(functional.bernoulli)(torch.zeros(3, 200))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -432,19 +423,6 @@ def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():
     layer = masktorch.wrap(torch.nn.Linear(2, 1), init=lambda w: torch.full_like(w, torch.nan))
     assert torch.equal(layer.weight, layer._parameters["weight"])
     assert masktorch.masks(layer)["weight"].all()
-
-
-@pytest.mark.parametrize("shape", [(1,), (0,), (3, 5), (5, 3, 2, 2)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_the_operation_that_compiled_code_draws_by(shape, dtype):
-    scores = torch.full(shape, 50.0, dtype=dtype)
-    scores[..., ::2] = -50  # certain: drawn twice they are the same
-    if scores.dim() == 4:
-        scores = scores.to(memory_format=torch.channels_last)
-    torch.library.opcheck(torch.ops.masktorch.draw, (scores,))
-    drawn = torch.ops.masktorch.draw(scores)
-    assert drawn.dtype is torch.uint8
-    assert torch.equal(drawn > 0, scores > 0)
 
 
 @FUSED

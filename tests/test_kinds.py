@@ -3,9 +3,11 @@
 import abc
 import copy
 import dataclasses
+import gc
 import io
 import pickle
 import types
+import weakref
 
 import pytest
 import torch
@@ -775,6 +777,36 @@ class Broken:
         return scores > 0
 
 
+def test_a_class_is_subclassed_once():
+    made = []
+
+    class Listed(nn.Linear):
+        def __init_subclass__(cls):
+            made.append(cls)
+
+    model = nn.Sequential(Listed(4, 4), Listed(4, 4))
+    masktorch.wrap(model, bias=True)
+    assert type(model[0]) is type(model[1])
+    assert torch.equal(copy.deepcopy(model)(ROWS), model(ROWS))
+    masktorch.wrap(masktorch.unwrap(model), bias=True)
+    assert len(made) == 1
+
+
+def test_a_local_class_lives_no_longer_than_its_modules():
+    def life_of_a_class():
+        class Local(nn.Linear):
+            pass
+
+        layer = masktorch.wrap(Local(4, 4))
+        layer(ROWS).sum().backward()
+        masktorch.unwrap(copy.deepcopy(layer))
+        return weakref.ref(Local)
+
+    gone = life_of_a_class()
+    gc.collect()
+    assert gone() is None
+
+
 def test_an_estimator_that_fails_is_not_passed_over():
     layer = masktorch.wrap(nn.Linear(4, 4), Broken())
     with pytest.raises((AttributeError, RuntimeError, TypeError), match="no_such_attribute"):
@@ -853,7 +885,8 @@ def test_state_dicts_of_plain_and_wrapped_models_load_into_one_another():
 
     again = make()
     missing, unexpected = again.load_state_dict(wrapped.state_dict(), strict=False)
-    assert unexpected == [f"{i}.parametrizations.weight.scores" for i in (0, 2)]
+    masks_of = [f"{i}.parametrizations.weight." for i in (0, 2)]
+    assert unexpected == [name + key for name in masks_of for key in ("scores", "_extra_state")]
     assert not missing
     assert torch.equal(again(ROWS), plain(ROWS))
 

@@ -111,7 +111,9 @@ def test_a_wrapped_model_moves_and_saves_like_any_other(small):
     added = set(small.state_dict()) - keys
     assert added == {
         "features.0.parametrizations.weight.scores",
+        "features.0.parametrizations.weight._extra_state",
         "head.parametrizations.weight.scores",
+        "head.parametrizations.weight._extra_state",
     }
     assert keys < set(small.state_dict())
     small.double()

@@ -267,6 +267,45 @@ def test_freezing_warns_of_a_mask_that_keeps_nothing(small):
     assert caught[0].filename == __file__
 
 
+def test_freezing_under_warnings_as_errors_freezes_all_or_none(small):
+    masktorch.wrap(small, init=-1.0)
+    with pytest.raises(UserWarning, match="keeps nothing"):
+        masktorch.freeze_mask(small)
+    assert not any(s.requires_grad for s in masktorch.mask_parameters(small))
+    assert str(small).count("frozen") == 2
+
+
+def test_init_can_not_write_into_the_weight():
+    layer = nn.Linear(4, 3)
+    before = layer.weight.detach().clone()
+    masktorch.wrap(layer, init=nn.init.zeros_)
+    assert torch.equal(under(layer, "weight"), before)
+    assert torch.count_nonzero(layer.parametrizations.weight.scores) == 0
+
+
+@each_estimator
+@pytest.mark.parametrize("init", [None, torch.clone])
+def test_what_is_wrapped_in_inference_mode_learns(small, batch, estimator, init):
+    with torch.inference_mode():
+        masktorch.wrap(small, estimator, init=init)
+        small.eval()(batch[0])
+    before = [s.detach().clone() for s in masktorch.mask_parameters(small)]
+    train(small, batch, optimiser(small))
+    for now, then in zip(masktorch.mask_parameters(small), before, strict=True):
+        assert not torch.equal(now, then)
+
+
+def test_masks_given_in_inference_mode_can_be_changed_outside(small, batch):
+    with torch.inference_mode():
+        keep = {name: torch.rand(p.shape) < 0.5 for name, p in small.named_parameters()
+                if name in NAMES}  # fmt: skip
+        masktorch.set_masks(small, keep)
+    masktorch.set_masks(small, {name: ~mask for name, mask in keep.items()})
+    small.load_state_dict(small.state_dict())
+    train(small, batch, optimiser(small))
+    assert torch.equal(masktorch.masks(small)["head.weight"], ~keep["head.weight"])
+
+
 def test_assigning_a_tensor_writes_under_the_mask():
     layer = masktorch.wrap(nn.Linear(2, 1))
     masktorch.set_masks(layer, {"weight": torch.tensor([[True, False]])})

@@ -1,3 +1,5 @@
+import pickle
+
 import torch
 from torch import nn
 
@@ -28,6 +30,21 @@ def test_report_counts_and_prints():
         "total             2,006  1,005   0.5010   1,001    0.4990",
         "under masks: 2,006 of 2,011 parameters (99.8%)",
     ]
+
+
+def test_what_has_no_gradient_does_not_train():
+    model = masktorch.wrap(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
+    assert [row.trains for row in masktorch.report(model).rows] == [True, True]
+    model[0].requires_grad_(False)
+    assert [row.trains for row in masktorch.report(model).rows] == [False, True]
+    with masktorch.using(model, None):
+        assert not any(row.trains for row in masktorch.report(model).rows)
+
+
+def test_the_class_of_a_row_has_a_public_name():
+    report = masktorch.report(masktorch.wrap(nn.Linear(3, 2)))
+    assert type(report.rows[0]) is masktorch.Report.Row
+    assert pickle.loads(pickle.dumps(report)) == report
 
 
 def test_a_fresh_model_says_that_nothing_is_masked_yet():

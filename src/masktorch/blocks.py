@@ -14,20 +14,23 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
     What is computed of a block stays in the cache, and no memory is asked of the system for it
     (there a fresh large tensor costs more than a pass over one). As they are, too, where gradients
-    or a transform must see what happens, or layouts differ.
+    or a transform must see what happens, or layouts differ; a number goes with every block.
     """
     first = tensors[0]
     if (
         first.numel() <= BLOCK
         or first.device.type != "cpu"
-        or not all(is_plain(tensor) and tensor.stride() == first.stride() for tensor in tensors)
+        or not all(
+            is_plain(tensor) and (tensor.stride() == first.stride() or tensor.dim() == 0)
+            for tensor in tensors
+        )
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         or torch.empty_like(first).stride() != first.stride()  # not dense
     ):
         yield tensors
         return
     for start in range(0, first.numel(), BLOCK):
-        yield tuple(_flat(tensor)[start : start + BLOCK] for tensor in tensors)
+        yield tuple(_part(tensor, start) if tensor.dim() else tensor for tensor in tensors)
 
 
 def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -39,13 +42,14 @@ def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> 
             return parts
         whole = whole or tuple(torch.empty_like(tensors[0], dtype=part.dtype) for part in parts)
         for tensor, part in zip(whole, parts, strict=True):
-            _flat(tensor)[number * BLOCK :][: part.numel()] = part
+            _part(tensor, number * BLOCK).copy_(part)
     return whole
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """The entries of a dense tensor, in the order in which they lie in memory."""
-    return tensor.as_strided((tensor.numel(),), (1,))
+def _part(tensor: Tensor, start: int) -> Tensor:
+    """A block of a dense tensor, its entries in the order in which they lie in memory."""
+    count = min(BLOCK, tensor.numel() - start)
+    return tensor.as_strided((count,), (1,), tensor.storage_offset() + start)
 
 
 def is_plain(tensor: Tensor) -> bool:

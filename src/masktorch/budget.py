@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from masktorch.cut import counts_of_largest, largest_of
 from masktorch.density import has_density
+from masktorch.mask import Mask
 from masktorch.model import masked_tensors
-from masktorch.parametrization import Mask
 from masktorch.ranks import check_density
 from masktorch.selection import (
     count,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from masktorch.estimators import Estimator
+from masktorch.mask import Mask, is_sharded
 from masktorch.model import Masked, Model, by_name, check_estimator, masked_tensors
-from masktorch.parametrization import Mask, is_sharded
 
 
 def set_estimator(model: Model, estimator: Estimator | Mapping[str, Estimator]) -> Model:

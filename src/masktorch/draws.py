@@ -1,38 +1,46 @@
-"""Drawing a mask: each entry kept with the probability `p = sigma(s)` of its score.
+"""Random masks, each entry kept with the probability `p = sigma(s)` of its score, and noise.
 
-Code that is compiled draws by one operation, `torch.ops.masktorch.draw`.
+A draw takes one number from PyTorch's generator, the *seed*, and is a function of scores and seed.
+In compiled code the number is PyTorch's own `randint`, which no compiler merges with another, and
+the function one operation, `torch.ops.masktorch.draw`, which may be computed again at will.
 """
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.random import SFC64
+from numpy.random.bit_generator import ISeedSequence
+from torch import Tensor, nn
 
 from masktorch.blocks import blockwise, is_plain
 from masktorch.selection import exceeds
 
+BITS = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
+"""15 of every 16 bits, so that a quarter of a word is no negative number."""
+Margin = Callable[[Tensor], Tensor]
+"""`p - u` of scores, up to a factor, for uniform `u`: positive with probability `p`. Called for one
+part of a tensor after the other it goes on with fresh `u`."""
 
-def margin_of_draw(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """`p - u`, up to a factor, for a uniform `u`: positive with probability `p`, as far as `u` is
-    fine enough, 2^-24 of a float32 and 2^-30 on a CPU.
 
-    A CPU draws one number after the other on one thread, so there an entry has 15 random bits, four
-    entries to a draw, and the next one's 15 below them. These decide once in 2^15, which is all
-    that two neighbours share: their covariance is at most 2^-15 p (1 - p) of the next one's p.
-    """
-    dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
-    p = torch.sigmoid(scores.detach().to(dtype))
-    if p.device.type != "cpu" or type(p) is not Tensor:
-        return p.sub_(torch.empty_like(p).uniform_(generator=generator)).to(scores.dtype)
-    words = p.new_empty(p.numel() // 4 + 1, dtype=torch.int64).random_(generator=generator)
-    if is_plain(p):
-        bits = words.bitwise_and_(0x7FFF_7FFF_7FFF_7FFF).view(torch.int16)
-        high, low = (bits[i:].as_strided(p.shape, p.stride()) for i in (0, 1))
-    else:  # the same numbers; under vmap torch 2.6 can't view integers as shorter ones
-        bits = (words.unsqueeze(-1) >> torch.arange(0, 64, 16)).bitwise_and(0x7FFF).flatten()
-        high, low = (bits[i : i + p.numel()].view(p.shape) for i in (0, 1))
-    # each step is exact, or else too far from 0 for the next to change the sign
-    return p.mul_(2**15).sub_(high).sub_(low, alpha=2**-15).to(scores.dtype)
+def margin_of_draw(scores: Tensor, generator: torch.Generator | None) -> Margin:
+    """One draw from the generator, of scores like these."""
+    if is_plain(scores) and scores.device.type == "cpu":
+        return _margin_by_bits(_seed(generator))
+
+    def margin(scores: Tensor) -> Tensor:
+        return _probability(scores).sub_(_uniform(scores, generator)).to(scores.dtype)
+
+    return margin
+
+
+def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
+    if scores.device.type == "cpu" and type(scores) in (Tensor, nn.Parameter):
+        # one operation to compilers and transforms, whatever it does within
+        return cast(Tensor, torch.ops.masktorch.draw(scores.detach(), _seed(generator)))
+    return exceeds(margin_of_draw(scores, generator)(scores), 0.0).to(torch.uint8)
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -46,36 +54,83 @@ def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Te
         >>> u.dtype, bool(((u > 0) & (u < 1)).all())
         (torch.float32, True)
     """
+    u = _uniform(scores, generator)
+    return u.clamp(min=torch.finfo(u.dtype).eps / 4)
+
+
+def _uniform(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    """PyTorch's own, from [0, 1)."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if generator is None:  # of all that draws, what every compiler knows and never merges
-        u = torch.rand_like(scores, dtype=dtype)
-    else:
-        u = torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
-    return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's interval is [0, 1)
+        return torch.rand_like(scores, dtype=dtype)
+    return torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
 
 
-def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
-    if torch.compiler.is_compiling() and scores.device.type == "cpu" and generator is None:
-        # one operation to the compiler, which neither traces random_ nor draws as fast itself
-        return cast(Tensor, torch.ops.masktorch.draw(scores.detach()))
-    return exceeds(margin_of_draw(scores, generator), 0.0).to(torch.uint8)
+def _probability(scores: Tensor) -> Tensor:
+    dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
+    return torch.sigmoid(scores.detach().to(dtype))
 
 
-def _draw_in_blocks(scores: Tensor) -> Tensor:
-    (mask,) = blockwise(lambda s: (exceeds(margin_of_draw(s, None), 0.0),), scores)
+def _seed(generator: torch.Generator | None) -> Tensor:
+    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+
+
+class _Start(ISeedSequence):
+    """A number as all that a bit generator starts from, which is how the author of SFC64 has it.
+    numpy's own way, by way of a hash, takes longer than the draw of a small mask."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
+        return np.full(n_words, self.number, dtype)
+
+
+def _margin_by_bits(seed: Tensor) -> Margin:
+    """On a CPU, with as few random bits as will do, for they come one number after the other.
+
+    An entry has 15 bits, four entries to a number, and the next one's 15 below them. These decide
+    once in 2^15, which is all that two neighbours share: their covariance is at most
+    2^-15 p (1 - p) of the next one's p.
+    """
+    generator = SFC64(cast(Any, _Start(int(seed))))  # numpy's types know only its own
+
+    def margin(scores: Tensor) -> Tensor:
+        p = _probability(scores)
+        words = generator.random_raw(p.numel() // 4 + 1)
+        words &= BITS
+        bits = torch.from_numpy(words.view(np.int16))
+        high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
+        # each step is exact, or else too far from 0 for the next to change the sign
+        p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
+        return p if p.dtype is scores.dtype else p.mul_(2**15).to(scores.dtype)
+
+    return margin
+
+
+def _draw(scores: Tensor, seed: Tensor) -> Tensor:
+    margin = _margin_by_bits(seed)
+    (mask,) = blockwise(lambda s: (exceeds(margin(s), 0.0),), scores)
     return mask.view(torch.uint8)
 
 
-def _like_a_mask(scores: Tensor) -> Tensor:
+def _draw_batch(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
+    """Under vmap: with `randomness="different"` the seed has a batch, with "same" it has none."""
+    parts = (
+        [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
+        for tensor, dim in zip((scores, seed), in_dims, strict=True)
+    )
+    drawn = [torch.ops.masktorch.draw(*part) for part in zip(*parts, strict=True)]
+    return torch.stack(drawn), 0
+
+
+def _like_a_mask(scores: Tensor, seed: Tensor) -> Tensor:
     return torch.empty_like(scores, dtype=torch.uint8)
 
 
 if not hasattr(torch.ops.masktorch, "draw"):  # else this module is imported once more
-    torch.library.define(
-        "masktorch::draw",
-        "(Tensor scores) -> Tensor",
-        tags=(torch.Tag.nondeterministic_seeded, torch.Tag.pt2_compliant_tag),
-    )
-    torch.library.impl("masktorch::draw", "CPU", _draw_in_blocks)
+    schema = "(Tensor scores, Tensor seed) -> Tensor"
+    torch.library.define("masktorch::draw", schema, tags=torch.Tag.pt2_compliant_tag)
+    torch.library.impl("masktorch::draw", "CPU", _draw)
     torch.library.register_fake("masktorch::draw", _like_a_mask)
+    torch.library.register_vmap("masktorch::draw", _draw_batch)

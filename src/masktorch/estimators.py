@@ -7,7 +7,7 @@ back to it. The formulas are in `masktorch.functional`.
 import math
 import numbers
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -46,25 +46,40 @@ class Estimator(Protocol):
     def mode(self, scores: Tensor, /) -> Tensor: ...
 
 
-class _Cut:
-    """What is kept is what lies above one score, `at`."""
+class Method:
+    """What the library's own estimators share: each is one formula, `masked`, of `functional`.
+
+    The deterministic mask is `1[s > at]`, and scores start above it, at `init`: a fresh model
+    computes as the plain one in evaluation.
+    """
+
+    draws: ClassVar[bool] = True
 
     @property
     def at(self) -> float:
-        """The largest score that is masked."""
         return 0.0
 
     @property
-    def init(self) -> float:
-        """Scores start 1 above it: a fresh model computes as the plain one in evaluation."""
+    def init(self) -> Any:
         return self.at + 1.0
 
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+        """The mask of training, or `weight` times it."""
+        raise NotImplementedError
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        return self.masked(scores, None)
+
+    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        return self.masked(scores, weight)
+
+    def expected(self, scores: Tensor) -> Tensor:
+        return torch.sigmoid(scores) if self.draws else self(scores)
+
     def mode(self, scores: Tensor) -> Tensor:
-        """The deterministic mask `1[s > at]`, bool."""
         return functional.keeps(scores, self.at)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the deterministic mask."""
         return functional.mode_product(scores, weight, self.at)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
@@ -74,33 +89,17 @@ class _Cut:
         return functional.select(scores, decided).add_(functional.select(beyond, ~decided))
 
 
-class _Probability(_Cut):
+class _Probability(Method):
     """`sigma(s)` is the probability that an entry is kept, or is compared with `tau`."""
 
     tau: float
 
+    def __post_init__(self) -> None:
+        _check(self, "tau", above=0, below=1, hint="It is compared with sigma(score).")
+
     @property
     def at(self) -> float:
-        """`logit(tau)`."""
         return functional.logit(self.tau)
-
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def __call__(self, scores: Tensor) -> Tensor:
-        """The mask of training, floating point."""
-        return self._masked(scores, None)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the mask of training."""
-        return self._masked(scores, weight)
-
-    def expected(self, scores: Tensor) -> Tensor:
-        """The probability that each entry is kept, `sigma(s)`."""
-        return torch.sigmoid(scores)
-
-    def __post_init__(self) -> None:
-        functional.logit(self.tau)  # raises for one outside (0, 1)
 
 
 @final
@@ -112,7 +111,6 @@ class Threshold(_Probability):
     learning rate 1e-2. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
-        >>> import torch
         >>> Threshold().mode(torch.tensor([-1.0, 1.0]))
         tensor([False,  True])
     """
@@ -120,12 +118,8 @@ class Threshold(_Probability):
     tau: float = 0.5
     draws: ClassVar[bool] = False
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.threshold(scores, self.tau, weight=weight)
-
-    def expected(self, scores: Tensor) -> Tensor:
-        """The mask itself, nothing is drawn; differentiable by the same rule."""
-        return self(scores)
 
 
 @final
@@ -137,14 +131,13 @@ class Bernoulli(_Probability):
     threshold. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
-        >>> import torch
         >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
         tensor([False,  True])
     """
 
     tau: float = 0.5
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.bernoulli(scores, weight=weight)
 
 
@@ -158,6 +151,14 @@ class IntermediateSampling(_Probability):
     threshold. Raises `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive
     and finite.
 
+    The gradient of the scores does not grow with the loss, so a `torch.amp.GradScaler`, which
+    divides by the factor that it gave the loss, makes it too small by that factor. Give it back:
+
+        scaler.unscale_(optimizer)
+        for scores in masktorch.mask_parameters(model):
+            scores.grad.mul_(scaler.get_scale())
+        scaler.step(optimizer)
+
     Examples:
         >>> IntermediateSampling(step_size=0.2)
         IntermediateSampling(step_size=0.2, tau=0.5)
@@ -168,26 +169,22 @@ class IntermediateSampling(_Probability):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.step_size < math.inf:
-            raise ValueError(
-                "IntermediateSampling expected a positive, finite step_size, found "
-                f"{self.step_size!r}. It is the step on a draw in units of rms(dL/dmask)."
-            )
+        _check(self, "step_size", above=0, hint="It is in units of rms(dL/dmask).")
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.intermediate(scores, self.step_size, weight=weight)
 
 
 @final
 @dataclass(frozen=True)
-class Piggyback(_Cut):
+class Piggyback(Method):
     """A threshold on the score itself: see `masktorch.functional.piggyback`.
 
-    Scores start at 1e-2, everything kept. Usual training: pretrained weights, Adam, learning rate
-    1e-4. Raises `ValueError` for a `threshold` that is not a finite number.
+    Scores start at 1e-2, or as far above another threshold: everything is kept. Usual training:
+    pretrained weights, Adam, learning rate 1e-4. Raises `ValueError` for a `threshold` that is not
+    finite.
 
     Examples:
-        >>> import torch
         >>> Piggyback().mode(torch.tensor([0.0, 1e-2]))
         tensor([False,  True])
     """
@@ -196,45 +193,34 @@ class Piggyback(_Cut):
     draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check_number("Piggyback", "threshold", self.threshold)
+        _check(self, "threshold")
 
     @property
     def at(self) -> float:
-        """The threshold."""
         return self.threshold
 
     @property
     def init(self) -> float:
-        """1e-2, or as far above another threshold as that is above the usual one."""
         return self.threshold + 5e-3
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """The mask of training, floating point."""
-        return functional.piggyback(scores, self.threshold)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the mask of training."""
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.piggyback(scores, self.threshold, weight=weight)
-
-    def expected(self, scores: Tensor) -> Tensor:
-        """The mask itself, nothing is drawn; differentiable by the same rule."""
-        return self(scores)
 
 
 @final
 @dataclass(frozen=True)
-class HardConcrete(_Cut):
+class HardConcrete(Method):
     """Hard concrete gates, those of L0 regularisation: see `masktorch.functional.hard_concrete`.
 
-    The mask of training is relaxed: it lies in [0, 1]. The deterministic one is `1[s > 0]`, the
-    binary mask nearest to the gates that the paper evaluates with,
+    The mask of training is relaxed: it lies in [0, 1], and an entry is not 0 with the probability
+    `sigma(s - beta * log(-gamma / zeta))`. The deterministic one is `1[s > 0]`, the binary mask
+    nearest to the gates that the paper evaluates with,
     `min(1, max(0, sigma(s) * (zeta - gamma) + gamma))`; those may lie between 0 and 1, so that
     accuracies differ a little from the paper's way. Scores start at `logit(0.9)`. Usual training:
     Adam, with a penalty on `masktorch.expected_density`. Raises `ValueError` unless `beta > 0`
     and `gamma < 0 < 1 < zeta`.
 
     Examples:
-        >>> import torch
         >>> HardConcrete().mode(torch.tensor([-1.0, 1.0]))
         tensor([False,  True])
     """
@@ -244,37 +230,31 @@ class HardConcrete(_Cut):
     zeta: float = 1.1
 
     def __post_init__(self) -> None:
-        for field in ("beta", "gamma", "zeta"):
-            _check_number("HardConcrete", field, getattr(self, field))
-        if not (self.beta > 0 and self.gamma < 0 and self.zeta > 1):
-            raise ValueError(
-                f"HardConcrete expected beta > 0, gamma < 0 and zeta > 1, found {self!r}. The "
-                "interval from gamma to zeta holds [0, 1], so that a gate closes and opens fully."
-            )
+        _check(self, "beta", above=0)
+        _check(self, "gamma", below=0, hint="From gamma to zeta lies [0, 1] with room beyond.")
+        _check(self, "zeta", above=1, hint="From gamma to zeta lies [0, 1] with room beyond.")
 
     @property
     def init(self) -> float:
-        """`logit(0.9)`: a drop rate of one in ten."""
         return functional.logit(0.9)
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """The mask of training, in [0, 1]."""
-        return functional.hard_concrete(scores, self.beta, self.gamma, self.zeta)
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+        return functional.hard_concrete(scores, self.beta, self.gamma, self.zeta, weight=weight)
 
     def expected(self, scores: Tensor) -> Tensor:
-        """The probability that a gate is not 0, `sigma(s - beta * log(-gamma / zeta))`."""
         return torch.sigmoid(scores - self.beta * math.log(-self.gamma / self.zeta))
 
 
 @final
 @dataclass(frozen=True)
-class Concrete(_Cut):
+class Concrete(Method):
     """Binary concrete or Gumbel-sigmoid masks: see `masktorch.functional.concrete`.
 
     `hard` masks are 0 or 1 in training, soft ones lie between; the deterministic mask is
-    `1[s > 0]`. Scores start at 1.0. A temperature that falls is `masktorch.set_estimator` with
-    another value. Usual training: Adam, with a penalty on `masktorch.expected_density`. Raises
-    `ValueError` for a `temperature` that is not positive and finite.
+    `1[s > 0]`, and an entry is kept with the probability `sigma(s)`. Scores start at 1.0. A
+    temperature that falls is `masktorch.set_estimator` with another value. Usual training: Adam,
+    with a penalty on `masktorch.expected_density`. Raises `ValueError` for a `temperature` that is
+    not positive and finite.
 
     Examples:
         >>> Concrete(temperature=0.5)
@@ -285,25 +265,14 @@ class Concrete(_Cut):
     hard: bool = True
 
     def __post_init__(self) -> None:
-        _check_number("Concrete", "temperature", self.temperature)
-        if not self.temperature > 0:
-            raise ValueError(
-                f"Concrete expected a positive temperature, found {self.temperature!r}. The "
-                "smaller it is, the nearer are soft masks to 0 and 1."
-            )
+        _check(self, "temperature", above=0)
         if not isinstance(self.hard, bool):
             raise TypeError(f"Concrete expected hard to be True or False, found {self.hard!r}.")
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """The mask of training."""
-        return functional.concrete(scores, self.temperature, self.hard)
-
-    def expected(self, scores: Tensor) -> Tensor:
-        """The probability that `s + l > 0`, `sigma(s)`."""
-        return torch.sigmoid(scores)
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+        return functional.concrete(scores, self.temperature, self.hard, weight=weight)
 
     def sample(self, scores: Tensor) -> Tensor:
-        """A hard draw, bool."""
         return functional.concrete(scores, self.temperature, True) > 0
 
 
@@ -314,12 +283,22 @@ class Given:
     def __call__(self, scores: Tensor) -> Tensor:
         return scores
 
-    def mode(self, scores: Tensor) -> Tensor:
-        return scores
+    mode = __call__
 
 
-def _check_number(estimator: str, field: str, value: object) -> None:
+def _check(
+    estimator: object,
+    field: str,
+    *,
+    above: float = -math.inf,
+    below: float = math.inf,
+    hint: str = "",
+) -> None:
+    """Raises unless a field is a number between the two."""
+    value, name = getattr(estimator, field), type(estimator).__name__
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{estimator} expected {field} to be a number, found {value!r}.")
-    if not math.isfinite(value):
-        raise ValueError(f"{estimator} expected a finite {field}, found {value!r}.")
+        raise TypeError(f"{name} expected {field} to be a number, found {value!r}. {hint}".strip())
+    if not above < float(value) < below:
+        raise ValueError(
+            f"{name} expected {field} in ({above}, {below}), found {value!r}. {hint}".strip()
+        )

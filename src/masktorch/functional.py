@@ -138,7 +138,8 @@ def intermediate(
 
     `alpha = step_size / rms(g)` makes the step relative to the tensor's own gradient (an absolute
     one is drowned by `p - m`), and `|x|` is bounded by `MAX_STEP` while `q` stays
-    unclipped (clipping it biases the rule). So the gradient does not scale with the loss.
+    unclipped (clipping it biases the rule). So the gradient does not scale with the loss, which
+    `torch.amp.GradScaler` takes for granted: see `masktorch.IntermediateSampling`.
 
     Shapes and dtypes as in `threshold`; `step_size` is positive. Source: Intermediate Loss
     Sampling (2019-10-14); its code returns the derivative by the *probabilities*, `-q / p`, here
@@ -153,11 +154,8 @@ def intermediate(
 
     def rule(scores: Tensor, weight: Tensor, kept: Any, grad: Tensor) -> Tensor:
         dtype = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
-        norms = [torch.linalg.vector_norm(g.to(dtype) * w) for g, w in blocks(grad, weight)]
-        rms = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(max(grad.numel(), 1))
-        limits = torch.finfo(dtype)
-        alpha = (step_size / rms.clamp(min=limits.tiny)).clamp(max=limits.max)
-
+        tiny = torch.finfo(dtype).tiny
+        alpha = (_rms(grad, weight, dtype) / step_size).clamp(min=tiny).reciprocal()
         into = overwriting(grad)
 
         def difference(scores: Tensor, weight: Tensor, kept: Tensor, grad: Tensor) -> Any:
@@ -175,6 +173,24 @@ def intermediate(
         return blockwise(difference, scores, weight, kept, grad)[0]
 
     return masked(weight, scores, rule, generator=generator, keep=True)
+
+
+def _rms(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """The root mean square of `grad * weight`. Squared are the shares of the largest entry: the
+    squares of small or large entries would under- or overflow."""
+    into, tiny = overwriting(grad), torch.finfo(dtype).tiny
+    if not grad.numel():
+        return grad.new_ones((), dtype=dtype)
+    tops, norms = [], []
+    for g, w in blocks(grad, weight):
+        g = g.to(dtype) * w
+        g = torch.abs(g, out=into(g))
+        tops.append(g.amax().clamp(min=tiny))
+        norms.append(torch.linalg.vector_norm(torch.div(g, tops[-1], out=into(g))))
+    top = torch.stack(tops).amax()
+    norm = torch.linalg.vector_norm(torch.stack(norms) * (torch.stack(tops) / top))
+    rms: Tensor = top * (norm / math.sqrt(grad.numel()))
+    return rms
 
 
 def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None) -> Tensor:
@@ -200,6 +216,8 @@ def hard_concrete(
     gamma: float = -0.1,
     zeta: float = 1.1,
     generator: torch.Generator | None = None,
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """A hard concrete sample: a relaxed Bernoulli, stretched beyond [0, 1] and clipped to it.
 
@@ -207,7 +225,7 @@ def hard_concrete(
     `u` uniform on (0, 1), drawn afresh; the mask `z` lies in [0, 1], with mass on both ends.
     Backward exact: `dL/ds = g * (zeta - gamma) * y * (1 - y) / beta` where `0 < z < 1`, else 0.
 
-    `scores` is floating point of any shape; returns that shape and dtype. Source: Louizos et al.,
+    Shapes and dtypes as in `threshold`. Source: Louizos et al.,
     "Learning Sparse Neural Networks through L0 Regularization" (arXiv 1712.01312).
 
     Examples:
@@ -215,7 +233,8 @@ def hard_concrete(
         tensor([0., 1.])
     """
     y = torch.sigmoid(_logistic_noise(scores, generator) / beta)
-    return torch.nn.functional.hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
+    mask = torch.nn.functional.hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
+    return mask if weight is None else weight * mask
 
 
 def concrete(
@@ -223,6 +242,8 @@ def concrete(
     temperature: float = 2 / 3,
     hard: bool = True,
     generator: torch.Generator | None = None,
+    *,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """A binary concrete sample, or Gumbel-sigmoid: a Bernoulli draw relaxed by a temperature `T`.
 
@@ -230,7 +251,7 @@ def concrete(
     `hard`, else `m = sigma((s + l) / T)`. Backward both as the soft one at that draw:
     `dL/ds = g * y * (1 - y) / T`, `y = sigma((s + l) / T)`.
 
-    `scores` is floating point of any shape; returns that shape and dtype. Sources: Maddison et
+    Shapes and dtypes as in `threshold`. Sources: Maddison et
     al., "The Concrete Distribution" (arXiv 1611.00712); Jang et al. (arXiv 1611.01144).
 
     Examples:
@@ -241,7 +262,8 @@ def concrete(
     soft = torch.sigmoid(noisy / temperature)
     if hard:
         soft = (noisy > 0).to(soft.dtype) + (soft - soft.detach())  # the value of the former
-    return soft.to(scores.dtype)
+    mask = soft.to(scores.dtype)
+    return mask if weight is None else weight * mask
 
 
 def _logistic_noise(scores: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from masktorch.mask import is_sharded
 from masktorch.model import Model, masked_tensors
-from masktorch.parametrization import is_sharded
 from masktorch.targets import plain_name
 from masktorch.values import set_masks
 from masktorch.wrapping import give_masks

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from masktorch.estimators import Estimator
-from masktorch.parametrization import Mask, attached, deterministic, total
+from masktorch.mask import Mask, deterministic, total
+from masktorch.parametrization import attached
 from masktorch.targets import Place, describe, join, plain_name
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -66,17 +67,13 @@ def by_name(
     return values
 
 
-def check_is_estimator(caller: str, estimator: object) -> None:
+def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
+    """Raises where an estimator is none, or can't be used on these scores."""
     if isinstance(estimator, type) or not isinstance(estimator, Estimator):
         raise TypeError(
             f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "
             f"__call__(scores) and mode(scores). Found {estimator!r}."
         )
-
-
-def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
-    """Raises where an estimator is none, or can't be used on these scores."""
-    check_is_estimator(caller, estimator)
     try:
         deterministic(estimator, scores)
     except ValueError as error:
@@ -94,6 +91,11 @@ def checked_mask(caller: str, name: str, mask: object, shape: torch.Size) -> Ten
             f"{tuple(mask.shape)}."
         )
     return mask
+
+
+def check_flag(caller: str, name: str, value: bool) -> None:
+    if value not in (True, False):
+        raise TypeError(f"{caller}() expected {name} to be True or False, found {value!r}.")
 
 
 def _distributed(model: nn.Module) -> list[Any]:

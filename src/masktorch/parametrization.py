@@ -1,4 +1,4 @@
-"""The mask on a tensor, and the class that makes a module use it.
+"""The class that makes a module use its masks.
 
 The invariant: a masked parameter stays where it was, under its own name, the same object. Only
 *reading* `module.weight` changes: the class of the module is swapped for a subclass on which
@@ -11,162 +11,15 @@ The mask itself is the module `module.parametrizations.weight`, where
 """
 
 import functools
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils.weak import WeakIdKeyDictionary
 
-from masktorch import functional
-from masktorch.estimators import Estimator
-
-
-class Mask(nn.Module):
-    """The mask of one tensor, shared by every place that holds the tensor.
-
-    Its scores are a parameter. Those of a given mask are the mask itself, a bool buffer that is
-    frozen for good.
-    """
-
-    is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
-
-    def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
-        super().__init__()
-        self.scores: Tensor
-        if scores.dtype is torch.bool:
-            self.register_buffer("scores", scores)
-        else:
-            self.scores = nn.Parameter(scores)
-        self.estimator = estimator
-        self.rescale = rescale
-        self.trained = trained  # requires_grad of the tensor when it was wrapped
-        self.frozen = scores.dtype is torch.bool
-        self.owner: tuple[nn.Module, str] | None = None
-        self.used: Tensor | None = None  # within masktorch.using, the mask in place of its own
-
-    def mode(self) -> Tensor:
-        """The deterministic mask, bool."""
-        if self.used is not None:
-            return self.used
-        return deterministic(self.estimator, self.scores)
-
-    def expected(self) -> Tensor:
-        """The probability that each entry is kept, differentiable while the mask learns."""
-        if self.frozen or self.used is not None:
-            return self.mode().to(torch.get_default_dtype())
-        expected = getattr(self.estimator, "expected", self.estimator)
-        return cast(Tensor, expected(self.scores))
-
-    def sample(self) -> Tensor:
-        """A mask as training would draw it, bool."""
-        if not self.draws(training=True):
-            return self.mode().clone()
-        sample = getattr(self.estimator, "sample", None)
-        return cast(
-            Tensor, self.estimator(self.scores) > 0 if sample is None else sample(self.scores)
-        )
-
-    def draws(self, training: bool) -> bool:
-        """Whether two reads of the tensor may see two masks."""
-        return training and self.learning and getattr(self.estimator, "draws", True)
-
-    @property
-    def learning(self) -> bool:
-        """Whether training sees the estimator's own forward: not frozen, nothing used instead."""
-        return not self.frozen and self.used is None
-
-    def forward(self, weight: Tensor, training: bool) -> Tensor:
-        """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
-        learning = training and self.learning
-        if not self.rescale and self.used is None:
-            product = getattr(self.estimator, "product" if learning else "mode_product", None)
-            if product is not None:
-                return cast(Tensor, product(self.scores, weight))
-        if learning:
-            mask = self.estimator(self.scores)
-            if not mask.is_floating_point() or mask.shape != self.scores.shape:
-                raise TypeError(
-                    f"{self.estimator!r} expected to return a floating-point mask of shape "
-                    f"{tuple(self.scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
-                )
-            if torch.is_grad_enabled() and self.scores.requires_grad and not mask.requires_grad:
-                raise TypeError(
-                    f"{self.estimator!r} expected to return a mask that depends on the scores "
-                    "differentiably, found one without a gradient. mode() may be so, __call__ not."
-                )
-            masked = weight * mask
-        else:
-            mask = self.mode()
-            masked = functional.select(weight, mask)
-        if self.rescale:
-            kept = mask.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
-            factor = mask.numel() / kept.clamp(min=1)  # may be too large for half precision
-            masked = (masked.to(factor.dtype) * factor).to(weight.dtype)
-        return masked
-
-    @property
-    def learns(self) -> bool:
-        """Whether there are scores to train: not where the mask was given."""
-        return isinstance(self.scores, nn.Parameter)
-
-    @property
-    def original(self) -> Tensor:
-        """The tensor under the mask; torch's remove_parametrizations asks for it."""
-        module, name = cast("tuple[nn.Module, str]", self.owner)
-        return cast(Tensor, module._parameters[name])
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Scores are no mask: copied into one, all but zeros would be kept."""
-        found, name = state_dict.get(prefix + "scores"), prefix + "scores"
-        if isinstance(found, Tensor) and (found.dtype is torch.bool) == self.learns:
-            expected, other = ("scores", "a mask") if self.learns else ("a mask", "scores")
-            errors = arguments[-1]
-            errors.append(
-                f"{name!r}: expected {expected}, found {other} ({found.dtype}). Masks that learn "
-                "have scores, those that load_masks put on a plain model have none: leave the "
-                "'scores' keys out, and move masks with masktorch.load_masks or set_masks."
-            )
-        else:
-            super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle has the mask's own: what is used within masktorch.using ends there."""
-        return {**self.__dict__, "used": None}
-
-    def append(self, parametrization: nn.Module) -> NoReturn:
-        """torch's register_parametrization asks for it."""
-        raise TypeError(
-            "a masked tensor can't be parametrized further. Register other parametrizations before "
-            "masktorch.wrap, and mask the tensors they compute with (targets=[...])."
-        )
-
-    def extra_repr(self) -> str:
-        state = "frozen" if self.frozen else "learning"
-        return f"{self.estimator!r}, {state}" + (", rescale=True" if self.rescale else "")
-
-
-def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:
-    """An estimator's mask of these scores, if it is one."""
-    mask = estimator.mode(scores)
-    if mask.dtype is not torch.bool or mask.shape != scores.shape:
-        raise TypeError(
-            f"{estimator!r}.mode() expected to return a bool tensor of shape "
-            f"{tuple(scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}. "
-            "mode() is the mask itself, True where a weight is kept."
-        )
-    return mask
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, of which each process holds a part."""
-    return type(tensor) is not nn.Parameter and hasattr(tensor, "full_tensor")
-
-
-def total(mask: Tensor) -> int:
-    """The entries that a mask keeps, over all processes."""
-    if is_sharded(mask):
-        return int(mask.sum().full_tensor())  # type: ignore[attr-defined]
-    return int(torch.count_nonzero(mask))  # many times faster than the sum of a bool
+from masktorch.blocks import is_plain
+from masktorch.mask import Mask, Masks, is_sharded
 
 
 def attached(module: nn.Module) -> dict[str, Mask]:
@@ -177,23 +30,25 @@ def attached(module: nn.Module) -> dict[str, Mask]:
     return {name: mask for name, mask in masks.items() if isinstance(mask, Mask)}
 
 
-def attach(module: nn.Module, name: str, mask: Mask) -> None:
-    """Puts `mask` on the parameter `name` of `module`."""
-    masks = cast(nn.ModuleDict, module._modules.setdefault("parametrizations", nn.ModuleDict()))
-    masks[name] = mask
-    mask.owner = mask.owner or (module, name)
+def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
+    """Puts masks on parameters of `module`, by their names."""
+    home = cast(Any, module._modules.setdefault("parametrizations", nn.ModuleDict()))
+    home.__class__, home.tensors = Masks, module._parameters
+    home.update(masks)
     _set_class(module)
     _hold(module, None)
 
 
-def detach(module: nn.Module, name: str) -> None:
-    """Takes the mask off the parameter `name`; the last one gives the original class back."""
-    masks = cast(nn.ModuleDict, module._modules["parametrizations"])
-    del masks[name]
-    if not masks:
+def detach(module: nn.Module) -> None:
+    """Takes the masks off a module and gives its original class back."""
+    home = cast(Any, module._modules["parametrizations"])
+    for name in attached(module):
+        del home[name]
+    home.__class__ = nn.ModuleDict
+    del home.tensors
+    if not home:
         del module._modules["parametrizations"]
-    if not attached(module):
-        module.__dict__.pop("_held", None)
+    module.__dict__.pop("_held", None)
     _set_class(module)
 
 
@@ -224,7 +79,8 @@ def _masked_tensor(name: str) -> property:
             return held[name]
         key: Any = name
         if parametrize._cache_enabled:  # the user holds what is read for longer than a forward
-            held, key = parametrize._cache, (id(mask), name)
+            held = parametrize._cache
+            key = (mask, weight, mask.scores, mask.used, module.training)  # all it follows from
             if key in held:
                 return held[key]
         elif held is None or not mask.draws(module.training):
@@ -240,21 +96,66 @@ def _hold(module: nn.Module, tensors: dict[str, Tensor] | None) -> None:
     object.__setattr__(module, "_held", tensors)
 
 
+_computed = WeakIdKeyDictionary()
+"""From what a masked module has computed, while somebody keeps it, to the mask and the tensor."""
+
+
 def _apply(mask: Mask, weight: Tensor, training: bool) -> Tensor:
     try:
-        return cast(Tensor, mask(weight, training))
+        computed = cast(Tensor, mask(weight, training))
     except AttributeError as error:
         # From a property, nn.Module would take it for "no such attribute" and go on to look in its
         # parameters, where it finds the weight without its mask.
         raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
+    if is_plain(computed):
+        _computed[computed] = mask, weight
+    return computed
 
 
-@functools.cache
+def _assigned(name: str, mask: Mask, parameter: Tensor, value: Any) -> Any:
+    """What `layer.weight = value` puts under the mask; raises where that would go wrong."""
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"{name!r} has a mask: expected a tensor of shape {tuple(parameter.shape)}, found "
+            f"{found}. masktorch.unwrap(model) first to set anything else."
+        )
+    if value in _computed:  # read from a masked module: stands for the parameter, as without masks
+        computed_by, value = _computed[value]
+        if computed_by is not mask:
+            raise ValueError(
+                f"{name!r} has a mask of its own, and the tensor assigned has been through another "
+                "one: it is what a masked layer computes. To tie the two, assign the parameter, "
+                "`layer.parametrizations.weight.original`, or tie them before masktorch.wrap."
+            )
+    if value.requires_grad and not isinstance(value, nn.Parameter):
+        raise TypeError(
+            f"{name!r} expected values or an nn.Parameter, found a tensor that requires a "
+            "gradient, which would be cut off. For its values, assign tensor.detach()."
+        )
+    if mask.rescale and not any(map(is_sharded, (parameter, value))):
+        masked = ~mask.mode()
+        if not (masked.is_meta or value.is_meta or parameter.is_meta) and (
+            parameter[masked.to(parameter.device)].any()
+            and not value[masked.to(value.device)].any()
+        ):
+            raise ValueError(
+                f"{name!r} expected the tensor under its mask, found one that is 0 wherever the "
+                "mask masks: what a masked layer computes, which rescale=True would scale once "
+                "more. masktorch.unwrap(model) first."
+            )
+    return value
+
+
 def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
     """The subclass of `original` whose parameters `names` are read under their masks.
 
-    One class serves every module of that type, so a compiled block is compiled once for all.
+    One class serves every module of that type, so a compiled block is compiled once for all. No
+    more than any subclass does it keep `original` alive.
     """
+    for made in type.__subclasses__(original):
+        if made.__dict__.get("_original_class") is original and made._masked_names == names:
+            return made
 
     class Shared(type(original)):  # type: ignore[misc]
         def __delattr__(cls, name: str) -> None:
@@ -262,7 +163,7 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             other modules of this class still need it."""
 
     class Masked(original, metaclass=Shared):  # type: ignore[misc]
-        _original_class = original
+        _original_class, _masked_names = original, names
         _held: dict[str, Tensor] | None = None  # what was read in the forward under way
 
         @functools.wraps(original.forward)
@@ -279,29 +180,30 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
         def __setattr__(self, name: str, value: Any) -> None:
             """`layer.weight = tensor` assigns the tensor under the mask."""
-            if name in names and name in self._parameters:
-                expected = self._parameters[name].shape
-                if not isinstance(value, Tensor) or value.shape != expected:
-                    found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-                    raise ValueError(
-                        f"{name!r} has a mask: expected a tensor of shape {tuple(expected)}, found "
-                        f"{found}. masktorch.unwrap(model) first to set anything else."
-                    )
-                (self._held or {}).pop(name, None)
-            if name in names and type(value) is Tensor:
-                with torch.no_grad():
-                    self._parameters[name].copy_(value)
-            elif name in names and isinstance(value, nn.Parameter) and name in self._parameters:
-                # nn.Module first asks hasattr(self, name): let it find the parameter, not draw a
-                # mask, nor compute one while FSDP2 swaps weight and scores one after the other.
-                before = self._held
-                _hold(self, {name: self._parameters[name]})
-                try:
-                    original.__setattr__(self, name, value)
-                finally:
-                    _hold(self, before)
-            else:
+            mask = attached(self).get(name) if name in names else None
+            if mask is None or name not in self._parameters:
                 original.__setattr__(self, name, value)
+                return
+            parameter = self._parameters[name]
+            value = _assigned(name, mask, parameter, value)
+            if value is parameter:
+                return
+            (self._held or {}).pop(name, None)
+            cache: Any = parametrize._cache
+            for key in [key for key in cache if key[0] is mask]:
+                del cache[key]
+            if type(value) is Tensor:
+                with torch.no_grad():
+                    parameter.copy_(value)
+                return
+            # nn.Module first asks hasattr(self, name): let it find the parameter, not draw a
+            # mask, nor compute one while FSDP2 swaps weight and scores one after the other.
+            before = self._held
+            _hold(self, {name: parameter})
+            try:
+                original.__setattr__(self, name, value)
+            finally:
+                _hold(self, before)
 
         def __delattr__(self, name: str) -> None:
             """torch's register_parametrization begins so, and would go on to change this class."""
@@ -327,6 +229,21 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             finally:
                 _hold(self, before)
             return _empty, (original, names), {**state, "_held": None}
+
+        def __copy__(self) -> Any:
+            """A module of its own, with the same tensors under the same masks, as of tied weights:
+            what happens to the masks of the one does not happen to the other."""
+            if hasattr(original, "__copy__"):
+                return original.__copy__(self)
+            make, arguments, state = self.__reduce_ex__(2)
+            made = make(*arguments)
+            made.__setstate__(state)
+            for shared in ("_parameters", "_modules"):
+                made.__dict__[shared] = made.__dict__[shared].copy()
+            home: Any = self._modules["parametrizations"]
+            made._modules["parametrizations"] = nn.ModuleDict(home._modules)
+            attach(made, attached(self))
+            return made
 
     for name in names:
         type.__setattr__(Masked, name, _masked_tensor(name))

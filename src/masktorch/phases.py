@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import nn
 
-from masktorch.model import Model, masked_tensors, parameters, set_trains, warn_if_empty
+from masktorch.model import Model, check_flag, masked_tensors, parameters, set_trains, warn_if_empty
 
 
 def freeze_mask(model: Model, frozen: bool = True) -> Model:
@@ -20,6 +20,7 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
         >>> model.parametrizations.weight.scores.requires_grad
         False
     """
+    check_flag("freeze_mask", "frozen", frozen)
     found = masked_tensors(model, "freeze_mask")
     for mask, (place, *_) in found:
         if not frozen and not mask.learns:
@@ -27,11 +28,11 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
                 f"freeze_mask(model, False) can't let {place.name!r} learn: its mask was loaded "
                 "onto a plain model and has no scores. Wrap the model first, then load the masks."
             )
-    for mask, (place, *_) in found:
-        mask.frozen = frozen
+    for mask, _ in found:
+        mask.frozen = bool(frozen)
         set_trains(mask.scores, not frozen)
-        if frozen:
-            warn_if_empty(place.name, mask.mode())
+    for mask, (place, *_) in found if frozen else []:
+        warn_if_empty(place.name, mask.mode())
     return model
 
 
@@ -47,6 +48,7 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
         >>> [name for name, p in model.named_parameters() if p.requires_grad]
         ['weight', 'bias']
     """
+    check_flag("freeze_weights", "frozen", frozen)
     for _, places in masked_tensors(model, "freeze_weights"):
         for parameter in parameters(places):
             set_trains(parameter, not frozen)

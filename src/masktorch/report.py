@@ -5,26 +5,25 @@ from typing import NamedTuple
 
 from torch import nn
 
+from masktorch.mask import total
 from masktorch.model import masked_tensors
-from masktorch.parametrization import total
-
-
-class Row(NamedTuple):
-    """One masked tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    size: int  # entries
-    kept: int  # entries kept
-    masked: int  # entries masked
-    density: float  # kept / size, 0.0 for a tensor without entries
-    masked_fraction: float  # masked / size, likewise
-    trains: bool  # whether the mask learns (else it is frozen)
 
 
 @dataclass(frozen=True)
 class Report:
     """The masks of a model: `rows`, one a tensor, and totals. `print(report)` is a table."""
+
+    class Row(NamedTuple):
+        """One masked tensor."""
+
+        name: str
+        shape: tuple[int, ...]
+        size: int  # entries
+        kept: int  # entries kept
+        masked: int  # entries masked
+        density: float  # kept / size, 0.0 for a tensor without entries
+        masked_fraction: float  # masked / size, likewise
+        trains: bool  # whether the mask learns: it is not frozen, its scores require a gradient
 
     rows: tuple[Row, ...]
     parameters: int  # entries of all parameters of the model, scores left out
@@ -106,7 +105,7 @@ def report(model: nn.Module) -> Report:
         mode = mask.mode()
         size, kept = mode.numel(), total(mode)
         rows.append(
-            Row(
+            Report.Row(
                 name=place.name,
                 shape=tuple(mode.shape),
                 size=size,
@@ -114,14 +113,14 @@ def report(model: nn.Module) -> Report:
                 masked=size - kept,
                 density=_fraction(kept, size),
                 masked_fraction=_fraction(size - kept, size),
-                trains=not mask.frozen,
+                trains=mask.learning and mask.scores.requires_grad,
             )
         )
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in scores)
     return Report(tuple(rows), parameters)
 
 
-def _numbers(counted: Row | Report) -> tuple[str, ...]:
+def _numbers(counted: Report.Row | Report) -> tuple[str, ...]:
     return (
         f"{counted.size:,}",
         f"{counted.kept:,}",

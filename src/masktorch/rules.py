@@ -1,6 +1,5 @@
 """A mask on a weight, with a rule for the gradient of its scores: what every method shares."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -101,11 +100,16 @@ def masked(
 
     def draw(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         margin = margin_of_draw(scores, generator)
-        product = select_above(weight, margin, 0.0)
-        return (product, exceeds(margin, 0.0)) if keep or factor.requires_grad else (product,)
+
+        def drawn(scores: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+            above = margin(scores)
+            product = select_above(weight, above, 0.0)
+            return (product, exceeds(above, 0.0)) if keep or factor.requires_grad else (product,)
+
+        return blockwise(drawn, scores, weight)
 
     def under(weight: Tensor, scores: Tensor) -> tuple[Tensor, ...]:
         return select(weight, cast(Tensor, kept)), cast(Tensor, kept)
 
-    mask = functools.partial(blockwise, draw) if kept is None else under
+    mask = draw if kept is None else under
     return cast(Tensor, _Masked.apply(factor, scores, mask, rule, at))  # type: ignore[no-untyped-call]

@@ -1,9 +1,11 @@
 """Which tensors are masked, and everything that is checked before the model changes."""
 
 import difflib
+import inspect
+import reprlib
 import warnings
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.fx
@@ -106,18 +108,30 @@ def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
         if wrong := [name for name in names if not isinstance(name, str)]:
             raise TypeError(f"wrap() expected targets to be tensor names, found {wrong[0]!r}.")
         return names
+    try:
+        inspect.signature(targets).bind("", nn.Module())
+    except TypeError as error:
+        raise TypeError(
+            "wrap() expected targets to be a function of two arguments, (module_name, module) -> "
+            f"tensor names, found {targets!r}: {error}."
+        ) from error
+    except ValueError:  # a function that does not tell
+        pass
     chosen: list[str] = []
     computed: list[str] = []
     for module_name, module in modules.items():
-        attributes = targets(module_name, module)
-        if isinstance(attributes, str) or not isinstance(attributes, Iterable):
+        attributes: Any = targets(module_name, module)
+        listed = isinstance(attributes, Iterable) and not isinstance(attributes, str)
+        named: list[str] = list(attributes) if listed else []
+        if not listed or not all(isinstance(name, str) for name in named):
             raise TypeError(
                 "wrap() expected targets(module_name, module) to return a list of tensor names, "
-                f"found {attributes!r} for {module_name!r}. For none return []."
+                f"found {reprlib.repr(attributes)} for {module_name!r}. For the weight return "
+                "['weight'], for none return []."
             )
-        for attribute in attributes:
-            names = computed if _is_computed(module, attribute) else chosen
-            names.append(join(module_name, attribute))
+        for attribute in named:
+            among = computed if _is_computed(module, attribute) else chosen
+            among.append(join(module_name, attribute))
     if computed:
         warnings.warn(
             f"wrap() leaves out {', '.join(computed)}: not a parameter, a parametrization such as "
@@ -160,6 +174,11 @@ def _check(name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Pa
         raise TypeError(
             f"wrap() expected floating-point tensors, found {name!r} of {parameter.dtype}. "
             "Leave it out of targets."
+        )
+    if parameter.element_size() < 2:
+        raise TypeError(
+            f"wrap() can't mask {name!r}: PyTorch does not compute in {parameter.dtype}. Mask the "
+            "tensor in another precision before it is quantized, or leave it out of targets."
         )
     if _overlaps(parameter):
         raise ValueError(

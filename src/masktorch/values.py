@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from masktorch.mask import Mask, is_sharded
 from masktorch.model import (
     Masked,
     Model,
@@ -17,7 +18,6 @@ from masktorch.model import (
     masked_tensors,
     warn_if_empty,
 )
-from masktorch.parametrization import Mask, is_sharded
 from masktorch.wrapping import give_masks
 
 

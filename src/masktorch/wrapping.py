@@ -5,13 +5,15 @@ import numbers
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from masktorch.estimators import Estimator, Given, Threshold
+from masktorch.mask import Mask
 from masktorch.model import (
+    Masked,
     Model,
     check_estimator,
-    check_is_estimator,
+    check_flag,
     check_not_distributed,
     checked_mask,
     masked_tensors,
@@ -19,8 +21,8 @@ from masktorch.model import (
     set_trains,
     warn_if_empty,
 )
-from masktorch.parametrization import Mask, attach, detach, masked_class, original_class
-from masktorch.targets import Place, Targets, conv_and_linear, plan
+from masktorch.parametrization import attach, attached, detach, masked_class, original_class
+from masktorch.targets import Place, Target, Targets, conv_and_linear, plan
 
 Init = float | Callable[[Tensor], Tensor]
 
@@ -62,6 +64,8 @@ def wrap(
         >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
         ['0.bias', '0.parametrizations.weight.scores']
     """
+    check_flag("wrap", "bias", bias)
+    check_flag("wrap", "rescale", rescale)
     check_not_distributed(model, "wrap", "First wrap, then DDP or fully_shard.")
     if isinstance(estimator, Mapping):
         if targets is not conv_and_linear or bias:
@@ -74,16 +78,12 @@ def wrap(
     masks = []
     for weight, places in planned:
         name, chosen = places[0].name, _chosen(estimator, places)
-        check_is_estimator("wrap", chosen)  # before its init is asked for
+        check_estimator("wrap", name, chosen, weight.detach())
         start = getattr(chosen, "init", 1.0) if init is None else init
         scores = _starting_scores(name, weight, start)
-        check_estimator("wrap", name, chosen, scores)
         masks.append(Mask(chosen, scores, rescale=rescale, trained=weight.requires_grad))
-    for place in (place for _, places in planned for place in places):
-        _check_class(place)
-
-    for (weight, places), mask in zip(planned, masks, strict=True):
-        _attach(mask, places)
+    _attach(planned, masks)
+    for weight, _ in planned:
         set_trains(weight, False)
     return model
 
@@ -111,15 +111,36 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         "Under DDP unwrap its .module; with FSDP2 gather the state dict into a plain wrapped model "
         "(see docs/distributed.md).",
     )
-    for mask, places in masked_tensors(model, "unwrap"):
+    check_flag("unwrap", "bake", bake)
+    found = masked_tensors(model, "unwrap")
+    modules = {place.module for _, places in found for place in places}
+    if bake:
+        _check_alone(found, modules)
+    for mask, places in found:
         for parameter in parameters(places):
             if bake:
                 with torch.no_grad():
                     parameter.copy_(mask(parameter, training=False))
             set_trains(parameter, mask.trained)
-        for _, module, attribute in places:
-            detach(module, attribute)
+    for module in modules:
+        detach(module)
     return model
+
+
+def _check_alone(found: Masked, modules: set[nn.Module]) -> None:
+    """Raises where what is baked with its rescaling would be scaled again at another place."""
+    for mask, places in found:
+        if not mask.rescale:
+            continue
+        inside = [module._modules["parametrizations"] for module in modules]
+        tensors = {id(parameter) for parameter in parameters(places)}
+        for home, name in mask.places():
+            if home not in inside and id(home.tensors[name]) in tensors:
+                raise ValueError(
+                    f"unwrap() can't bake {places[0].name!r} here: a module outside this model "
+                    "holds the same tensor under the same mask (tied weights, copy.copy), and "
+                    "would rescale it once more. Unwrap the model that holds both, or bake=False."
+                )
 
 
 def give_masks(
@@ -144,24 +165,26 @@ def give_masks(
                 f"{caller}() expected one mask for {name!r}, which is the same tensor as "
                 f"{others[0]!r} (tied weights), found two."
             )
-        given.append(
-            Mask(
-                Given(),
-                mask.to(weight.device, copy=True),
-                rescale=rescale[name],
-                trained=weight.requires_grad,
-            )
-        )
-    for (_, places), put in zip(planned, given, strict=True):
-        _attach(put, places)
+        with torch.inference_mode(False):
+            own = mask.to(weight.device, copy=True)
+        given.append(Mask(Given(), own, rescale=rescale[name], trained=weight.requires_grad))
+    _attach(planned, given)
     for (_, (place, *_)), put in zip(planned, given, strict=True):
         warn_if_empty(place.name, put.scores)
     return model
 
 
-def _attach(mask: Mask, places: list[Place]) -> None:
-    for _, module, attribute in places:
-        attach(module, attribute, mask)
+def _attach(planned: list[Target], masks: list[Mask]) -> None:
+    """Puts each mask on all places of its tensor, once all their classes are known to bear it."""
+    homes: dict[nn.Module, dict[str, Mask]] = {}
+    for (_, places), mask in zip(planned, masks, strict=True):
+        for place in places:
+            home = homes.setdefault(place.module, {})
+            home[place.attribute] = mask
+    for place in (place for _, places in planned for place in places):
+        _check_class(place, frozenset({*attached(place.module), *homes[place.module]}))
+    for module, put in homes.items():
+        attach(module, put)
 
 
 def _chosen(estimator: Estimator | Mapping[str, Estimator], places: list[Place]) -> Estimator:
@@ -177,9 +200,16 @@ def _chosen(estimator: Estimator | Mapping[str, Estimator], places: list[Place])
     return chosen[0]
 
 
-def _check_class(place: Place) -> None:
+def _check_class(place: Place, names: frozenset[str]) -> None:
+    original = original_class(place.module)
+    if any(place.attribute in vars(base) for base in original.__mro__):
+        raise ValueError(
+            f"wrap() can't mask {place.name!r}: the class {original.__name__} has a "
+            f"{place.attribute!r} of its own (a property, say), which says what reading it gives. "
+            "Rename the parameter or the property."
+        )
     try:
-        masked_class(original_class(place.module), frozenset())
+        masked_class(original, names)
     except Exception as error:  # whatever a metaclass or __init_subclass__ raises
         raise TypeError(
             f"wrap() can't mask {place.name!r}: the class {type(place.module).__name__} can't be "
@@ -187,14 +217,18 @@ def _check_class(place: Place) -> None:
         ) from error
 
 
+@torch.inference_mode(False)
 def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:
+    """Also within torch.inference_mode, whose tensors never learn."""
     if isinstance(init, numbers.Real) and not isinstance(init, bool) and not math.isnan(init):
         return torch.full_like(weight, float(init), requires_grad=False)
     if not callable(init):
+        what = f"a tensor of shape {tuple(init.shape)}" if isinstance(init, Tensor) else repr(init)
         raise TypeError(
-            f"wrap() expected init to be a number or a function of the weight, found {init!r}."
+            "wrap() expected init to be a number or a function of the weight, found "
+            f"{what}. For scores that you have, write init=lambda weight: scores."
         )
-    scores = init(weight.detach())
+    scores = init(weight.detach().clone())  # a copy: it may write into it, as those of nn.init do
     if not isinstance(scores, Tensor) or scores.shape != weight.shape:
         found = tuple(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
         raise ValueError(

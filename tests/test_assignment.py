@@ -1,0 +1,314 @@
+"""`layer.weight = ...` of a masked layer, tied weights that come untied, copies that share."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import masktorch
+from masktorch import Bernoulli, Threshold
+
+X = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+STRIPES = torch.tensor([[True, False, True, False]]).expand(4, 4)
+
+
+def under(layer):
+    return layer._parameters["weight"]
+
+
+def striped(layer=None, estimator=Threshold(), **options):
+    """A layer whose mask keeps every other column."""
+    layer = masktorch.wrap(layer or nn.Linear(4, 4, bias=False), estimator, **options)
+    return masktorch.set_masks(layer, {"weight": STRIPES.contiguous()})
+
+
+def tied(**options):
+    """Two layers of one weight, under one mask."""
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    model[1].weight = model[0].weight
+    masktorch.wrap(model, **options)
+    return masktorch.set_masks(model, {"0.weight": STRIPES.contiguous()})
+
+
+PHASES = {
+    "learning": lambda m: m,
+    "evaluated": nn.Module.eval,
+    "frozen": masktorch.freeze_mask,
+    "mixed": lambda m: masktorch.freeze_weights(masktorch.freeze_mask(m), False),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("estimator", [Threshold(), Bernoulli()], ids=repr)
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_weight_assigned_to_itself_changes_nothing(phase, estimator, rescale, gradients):
+    layer = PHASES[phase](striped(estimator=estimator, rescale=rescale))
+    parameter, before = under(layer), under(layer).detach().clone()
+    with torch.set_grad_enabled(gradients):
+        layer.weight = layer.weight
+        kept = layer.weight
+        with torch.no_grad():
+            parameter.mul_(2)
+        layer.weight = kept  # as without masks: it is the parameter, whatever became of it
+    assert under(layer) is parameter
+    assert torch.equal(parameter, 2 * before)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_weight_of_another_mask_is_refused(phase):
+    a, b = PHASES[phase](striped()), PHASES[phase](striped())
+    before = under(b).detach().clone()
+    with pytest.raises(ValueError, match=r"'weight' has a mask of its own.*weight.original"):
+        b.weight = a.weight
+    assert torch.equal(under(b), before)
+    b.weight = a.parametrizations.weight.original  # what it says
+    assert under(b) is under(a)
+
+
+def test_what_has_come_untied_is_tied_again_as_without_masks():
+    """As transformers' tie_weights does after loading."""
+    model = tied()
+    model[1].weight = nn.Parameter(torch.randn(4, 4))
+    assert under(model[1]) is not under(model[0])
+    model[1].weight = model[0].weight
+    assert under(model[1]) is under(model[0])
+
+
+@pytest.mark.parametrize("value", [
+    lambda layer: layer.weight * 2,
+    lambda layer: torch.ones(4, 4, requires_grad=True),
+])  # fmt: skip
+def test_a_tensor_that_requires_a_gradient_is_not_cut_off(value):
+    layer = striped()
+    before = under(layer).detach().clone()
+    with pytest.raises(TypeError, match=r"'weight' expected values or an nn.Parameter.*detach\(\)"):
+        layer.weight = value(layer)
+    assert torch.equal(under(layer), before)
+
+
+@pytest.mark.parametrize("assign", [
+    lambda layer: setattr(layer, "weight", layer.weight.detach() * 2),
+    lambda layer: setattr(layer, "weight", nn.Parameter(layer.weight.detach())),
+    lambda layer: layer.load_state_dict({"weight": layer.weight.detach()}, strict=False,
+                                        assign=True),
+])  # fmt: skip
+def test_a_computed_weight_is_not_rescaled_once_more(assign):
+    layer = striped(rescale=True)
+    before = under(layer).detach().clone()
+    said = r"expected the tensor under its mask.*rescale=True"
+    with pytest.raises((ValueError, RuntimeError), match=said):  # torch's own for what loads
+        assign(layer)
+    assert torch.equal(under(layer), before)
+    layer.weight = torch.ones(4, 4)
+    assert torch.equal(layer.weight, 2.0 * STRIPES)
+    masktorch.freeze_mask(masktorch.set_masks(layer, {"weight": torch.ones_like(STRIPES)}))
+    assign(layer)  # nothing is masked, nothing is scaled
+
+
+@pytest.mark.parametrize("rescale", [False, True])
+def test_fusing_with_batch_norm(rescale):
+    conv = masktorch.wrap(nn.Conv2d(2, 3, 3), rescale=rescale)
+    masktorch.set_masks(conv, {"weight": torch.rand(3, 2, 3, 3) < 0.5}).eval()
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    images = torch.randn(2, 2, 5, 5)
+    expected = norm(conv(images))
+    if rescale:
+        with pytest.raises(ValueError, match="rescale=True would scale once more"):
+            fuse_conv_bn_eval(conv, norm)
+        masktorch.unwrap(conv)
+    fused = fuse_conv_bn_eval(conv, norm)
+    torch.testing.assert_close(fused(images), expected)
+
+
+def test_what_was_read_before_an_assignment_is_not_read_after_it():
+    """Within one forward, which holds its draws, and within torch's own context."""
+
+    class Assigns(nn.Linear):
+        def forward(self, x):
+            before = self.weight
+            assert self.weight is before  # held
+            self.weight = self.value
+            return F.linear(x, self.weight)
+
+    layer = masktorch.wrap(Assigns(4, 4, bias=False), Bernoulli(), init=200.0)
+    layer.value = torch.ones(4, 4)
+    assert torch.equal(layer(X), F.linear(X, torch.ones(4, 4)))
+    layer.value = nn.Parameter(torch.full((4, 4), 2.0))
+    assert torch.equal(layer(X), F.linear(X, layer.value))
+    with parametrize.cached():
+        assert torch.equal(layer.weight, torch.full((4, 4), 2.0))
+        layer.weight = torch.zeros(4, 4)
+        assert torch.count_nonzero(layer.weight) == 0
+
+
+# Tied weights that come untied
+
+
+def by_assigning(model):
+    model[1].weight = nn.Parameter(torch.randn(4, 4))
+
+
+def by_loading(model):
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+
+
+def by_emptying(model):
+    model.to("meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+    masktorch.set_masks(model, {"0.weight": STRIPES.contiguous()})
+
+
+UNTIE = [by_assigning, by_loading, by_emptying]
+
+
+@pytest.mark.parametrize("untie", UNTIE)
+@pytest.mark.parametrize("way", [lambda m: m, copy.deepcopy])
+def test_each_place_has_its_own_tensor(untie, way):
+    model = tied()
+    untie(model)
+    model = way(model)
+    if untie is by_loading:
+        with torch.no_grad():
+            under(model[1]).normal_()
+    assert not torch.equal(under(model[0]), under(model[1]))
+    for layer in model:
+        mask = layer.parametrizations.weight
+        assert layer.parametrizations["weight"].original is mask.original is under(layer)
+        assert mask.scores is model[0].parametrizations.weight.scores
+    with parametrize.cached():
+        for layer in model:
+            assert torch.equal(layer.weight, under(layer) * STRIPES)
+        for layer in model:
+            assert torch.equal(layer.weight, under(layer) * STRIPES)
+
+
+def test_what_is_set_on_a_mask_seen_from_a_place_is_set_on_the_mask():
+    model = tied()
+    by_assigning(model)
+    model[1].parametrizations.weight.frozen = True
+    assert model[0].parametrizations.weight.frozen
+    assert model[1].get_submodule("parametrizations.weight").original is under(model[1])
+
+
+def test_a_cached_weight_is_that_of_its_mode_and_of_its_tensors():
+    layer = masktorch.wrap(nn.Linear(30, 30, bias=False), Bernoulli(), init=1.0)
+    with parametrize.cached():
+        drawn, mode = layer.weight, layer.eval().weight
+        assert torch.equal(mode, under(layer))
+        assert not torch.equal(drawn, mode)
+        assert layer.train().weight is drawn
+        with masktorch.using(layer, {"weight": torch.zeros(30, 30, dtype=torch.bool)}):
+            assert torch.count_nonzero(layer.weight) == 0
+        assert layer.weight is drawn
+        x = torch.eye(30)
+        for factor in (1, 2):
+            weight = {"weight": torch.full((30, 30), float(factor))}
+            out = torch.func.functional_call(layer.eval(), weight, (x,))
+            assert torch.equal(out, torch.full((30, 30), float(factor)))
+
+
+def test_two_names_in_one_module_under_one_mask():
+    """The tensor and the mask make what is cached, not a name."""
+    module = nn.Module()
+    module.one = module.other = nn.Parameter(torch.ones(3))
+    masktorch.wrap(module, targets=["one"])
+    masktorch.set_masks(module, {"one": torch.tensor([True, False, True])})
+    module.other = nn.Parameter(torch.full((3,), 2.0))
+    with parametrize.cached():
+        assert module.one.tolist() == [1, 0, 1]
+        assert module.other.tolist() == [2, 0, 2]
+    assert module.parametrizations.one.original is module._parameters["one"]
+    assert module.parametrizations.other.original is module._parameters["other"]
+
+
+# Tied weights of which one place is unwrapped
+
+
+def test_one_place_of_tied_weights_is_not_baked_where_the_other_would_scale_it_again():
+    model = tied(rescale=True).eval()
+    before, expected = under(model[0]).detach().clone(), model(X)
+    with pytest.raises(ValueError, match=r"unwrap\(\) can't bake 'weight' here: a module outside"):
+        masktorch.unwrap(model[1])
+    assert torch.equal(under(model[0]), before)
+    assert torch.equal(model(X), expected)
+    alone = copy.deepcopy(model[1])
+    out = alone(X)
+    assert torch.equal(masktorch.unwrap(alone)(X), out)  # no other place holds its tensor
+    masktorch.unwrap(model[1], bake=False)
+    assert torch.equal(model[1](X), F.linear(X, before))
+    assert torch.equal(masktorch.unwrap(tied(rescale=True))[0].weight == 0, ~STRIPES)
+
+
+def test_a_place_that_has_its_own_tensor_may_be_baked():
+    model = tied(rescale=True).eval()
+    by_assigning(model)
+    expected = model(X)
+    masktorch.unwrap(model[1])
+    torch.testing.assert_close(model(X), expected)
+    assert torch.equal(masktorch.unwrap(model)[0].weight == 0, ~STRIPES)
+
+
+def test_what_is_gone_is_no_other_place():
+    model = tied(rescale=True).eval()
+    last = model[1]
+    del model
+    assert torch.equal(masktorch.unwrap(last).weight == 0, ~STRIPES)
+
+
+def test_one_place_without_rescaling_may_be_baked_alone():
+    model = tied().eval()
+    expected = model(X)
+    masktorch.unwrap(model[1])
+    assert type(model[1]) is nn.Linear
+    assert torch.equal(model(X), expected)
+
+
+# Shallow copies
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_unwrapping_a_shallow_copy_leaves_the_original_its_mask(bias):
+    layer = striped(nn.Linear(4, 4), targets=["weight"])
+    if bias:
+        masktorch.wrap(layer, targets=["bias"])
+    masks = masktorch.masks(layer)
+    twin = copy.copy(layer.eval())
+    assert type(twin) is type(layer)
+    assert under(twin) is under(layer)
+    expected = layer(X)
+    masktorch.unwrap(twin)
+    assert type(twin) is nn.Linear
+    assert isinstance(twin.weight, nn.Parameter)
+    assert torch.equal(twin(X), expected)
+    assert masktorch.masks(layer).keys() == masks.keys()
+    with torch.no_grad():
+        under(layer).fill_(1.0)
+    assert torch.equal(layer.weight, STRIPES.float())
+
+
+def test_a_shallow_copy_that_would_scale_again():
+    layer = striped(rescale=True).eval()
+    twin = copy.copy(layer)
+    with pytest.raises(ValueError, match=r"tied weights, copy.copy"):
+        masktorch.unwrap(twin)
+    assert masktorch.masks(twin)
+    twin.weight = nn.Parameter(torch.ones(4, 4))
+    assert under(layer) is not under(twin)
+
+
+def test_a_class_that_copies_itself_goes_on_to():
+    class Copies(nn.Linear):
+        def __copy__(self):
+            return "its own"
+
+    assert copy.copy(masktorch.wrap(Copies(2, 2))) == "its own"

@@ -1,0 +1,240 @@
+"""What a checkpoint knows of its masks, and what loading it into another model says."""
+
+import copy
+import io
+import pickle
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+import masktorch
+from masktorch import Bernoulli, Threshold
+
+KEY = "0.parametrizations.weight._extra_state"
+
+
+def network(estimator=Threshold(), **options):
+    return masktorch.wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
+                          estimator, **options)  # fmt: skip
+
+
+def mix(model):
+    return masktorch.freeze_weights(masktorch.freeze_mask(model), False)
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+# what is saved, what is present, what is said of the first of its two masks
+DIFFERENT = {
+    "phase": (
+        lambda: mix(network()),
+        network,
+        "load_state_dict() of '0.weight': its mask was saved with mask_frozen=True, "
+        "weights_frozen=False; here it has mask_frozen=False, weights_frozen=True. To make them "
+        "agree: masktorch.freeze_mask(model, True), "
+        "masktorch.freeze_weights(model, False).",
+    ),
+    "phase, the other way": (
+        network,
+        lambda: masktorch.freeze_mask(network()),
+        "saved with mask_frozen=False; here it has mask_frozen=True. To make them agree: "
+        "masktorch.freeze_mask(model, False).",
+    ),
+    "estimator": (
+        lambda: network(Bernoulli()),
+        network,
+        "saved with estimator=Bernoulli(tau=0.5); here it has estimator=Threshold(tau=0.5). To "
+        "make them agree: masktorch.set_estimator(model, Bernoulli(tau=0.5)).",
+    ),
+    "rescale": (
+        network,
+        lambda: network(rescale=True),
+        "saved with rescale=False; here it has rescale=True. To make them agree: "
+        "masktorch.wrap(..., rescale=False).",
+    ),
+    "one field of the estimator": (
+        lambda: network(Threshold(0.3)),
+        lambda: network(Threshold(0.4)),
+        "masktorch.set_estimator(model, Threshold(tau=0.3)).",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+@pytest.mark.parametrize("assign", [False, True])
+def test_what_differs_is_said_once_a_mask(case, assign):
+    make, make_other, message = DIFFERENT[case]
+    state, model = through_a_file(make().state_dict()), make_other()
+    with pytest.warns(UserWarning, match="its mask was saved with") as caught:
+        model.load_state_dict(state, assign=assign)
+    assert len(caught) == 2
+    assert str(caught[0].message).endswith(message)
+    assert "of '2.weight': its mask was saved with" in str(caught[1].message)
+    for name, value in model.state_dict().items():  # and it is loaded
+        assert torch.equal(value, state[name]) or name.endswith("_extra_state")
+
+
+@pytest.mark.parametrize("case", set(DIFFERENT) - {"rescale"})
+def test_the_call_that_is_named_makes_them_agree(case):
+    make, make_other, _ = DIFFERENT[case]
+    state, model = make().state_dict(), make_other()
+    with pytest.warns(UserWarning, match="its mask was saved with") as caught:
+        model.load_state_dict(state)
+    *_, calls = str(caught[0].message).removesuffix(".").partition("To make them agree: ")
+    for call in calls.split(", masktorch."):
+        call = "masktorch." + call.removeprefix("masktorch.")
+        eval(call, {**vars(masktorch), "masktorch": masktorch, "model": model})
+    model.load_state_dict(state)
+
+
+@pytest.mark.parametrize("phase", [lambda m: m, masktorch.freeze_mask, mix])
+@pytest.mark.parametrize("way", [through_a_file, copy.deepcopy, dict])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_in_the_same_phase_hears_nothing(phase, way, assign):
+    model = phase(network(Bernoulli(0.4), rescale=True))
+    other = phase(network(Bernoulli(0.4), rescale=True))
+    assert other.load_state_dict(way(model.state_dict()), assign=assign) == ([], [])
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin.load_state_dict(model.state_dict())
+        assert torch.equal(twin.state_dict()[KEY], model.state_dict()[KEY])
+
+
+def test_it_is_one_small_tensor_a_mask_of_one_size():
+    @dataclass(frozen=True)
+    class Wordy(Threshold.__base__):
+        tau: float = 0.5
+
+        def __repr__(self):
+            return "Wordy(" + '"é\\' * 1000 + ")"
+
+        def _masked(self, scores, weight):
+            raise NotImplementedError
+
+    one = network().state_dict()[KEY]
+    assert (one.dtype, one.device.type, one.shape) == (torch.uint8, "cpu", (512,))
+    assert network(Wordy()).state_dict()[KEY].shape == (512,)
+    with torch.device("meta"):
+        assert network().state_dict()[KEY].device.type == "cpu"
+
+
+def old(state):
+    """As masktorch 0.1.0 saved it, which did not know."""
+    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+
+
+@pytest.mark.parametrize("phase", [lambda m: m, mix])
+def test_an_older_checkpoint_loads_and_says_nothing(phase):
+    model = phase(network())
+    state = through_a_file(old(network(init=-3.0).state_dict()))
+    assert len(state) == 6
+    assert model.load_state_dict(state, strict=True) == ([], [])
+    assert all((s == -3).all() for s in masktorch.masks(model) and scores_of(model))
+
+
+def scores_of(model):
+    return [s for n, s in model.named_parameters() if n.endswith("scores")]
+
+
+def test_loading_strictly_is_as_strict_as_ever():
+    model, state = network(), network().state_dict()
+    for change, message in [
+        (lambda s: s.pop("0.parametrizations.weight.scores"), "Missing key"),
+        (lambda s: s.update({"0.parametrizations.weight.more": torch.ones(1)}), "Unexpected key"),
+        (lambda s: s.update({"0.parametrizations.bias.scores": torch.ones(3)}), "Unexpected key"),
+    ]:
+        changed = dict(state)
+        change(changed)
+        with pytest.raises(RuntimeError, match=message):
+            model.load_state_dict(changed)
+    plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    with pytest.raises(RuntimeError, match=rf"Unexpected key.*{KEY}"):
+        plain.load_state_dict(state)
+
+
+@pytest.mark.parametrize("left_out", ["parametrizations", "scores"])
+def test_a_state_without_scores_says_nothing_of_masks(left_out):
+    """Rewinding the weights under a frozen mask."""
+    start = network().state_dict()
+    model = mix(network(init=2.0))
+    state = {name: value for name, value in start.items() if left_out not in name}
+    model.load_state_dict(state, strict=False)
+    assert torch.equal(model.state_dict()["0.weight"], start["0.weight"])
+    assert all((s == 2).all() for s in scores_of(model))
+
+
+def tied():
+    model = nn.Module()
+    model.embedding, model.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+    model.head.weight = model.embedding.weight
+    return masktorch.wrap(model)
+
+
+def test_tied_weights_are_spoken_of_once():
+    outer = nn.Sequential(tied())
+    with pytest.warns(UserWarning, match="its mask was saved with") as caught:
+        masktorch.freeze_mask(outer).load_state_dict(nn.Sequential(tied()).state_dict())
+    assert len(caught) == 1
+    assert "'0.embedding.weight'" in str(caught[0].message)
+
+
+def test_a_compiled_model_has_the_names_of_its_own():
+    model = torch.compile(network(targets=["0.weight"]), backend="eager")
+    state = masktorch.freeze_mask(network(targets=["0.weight"])).state_dict()
+    with pytest.warns(UserWarning, match="of '0.weight': its mask was saved with mask_frozen=True"):
+        model.load_state_dict({f"_orig_mod.{name}": value for name, value in state.items()})
+
+
+def test_given_masks_know_whether_the_weights_under_them_train():
+    keep = {"0.weight": torch.ones(3, 4, dtype=torch.bool)}
+
+    def given():
+        plain = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        return masktorch.set_masks(plain, keep)
+
+    state = given().state_dict()
+    given().load_state_dict(through_a_file(state))
+    with pytest.warns(UserWarning, match=r"agree: masktorch.freeze_weights\(model, False\)"):
+        masktorch.freeze_weights(given()).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="expected scores, found a mask"):  # and nothing else
+        network(targets=["0.weight"]).load_state_dict(state)
+
+
+@pytest.mark.parametrize("bytes_", [b"", b"{", b"[]", b'{"estimator": 3}', b"\xff" * 512])
+def test_what_can_not_be_read_is_said(bytes_):
+    state = network().state_dict()
+    state[KEY] = torch.tensor(list(bytes_), dtype=torch.uint8)
+    with pytest.warns(UserWarning, match="can't read what the checkpoint knows.*'0.weight'"):
+        network().load_state_dict(state)
+
+
+def test_the_meta_device():
+    with torch.device("meta"):
+        model = network()
+        empty = network().state_dict()
+    state = network().state_dict()
+    model.load_state_dict(state, assign=True)
+    assert not model.state_dict()["0.weight"].is_meta
+    with torch.device("meta"):
+        other = network()
+    other.load_state_dict({**empty, KEY: empty[KEY].to("meta")}, assign=True)
+    with pytest.warns(UserWarning, match="mask_frozen"):
+        mix(model).load_state_dict(state, assign=True)
+
+
+def test_safetensors(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    model = network()
+    safetensors.save_file(model.state_dict(), tmp_path / "plain.safetensors")
+    state = safetensors.load_file(tmp_path / "plain.safetensors")
+    network().load_state_dict(state)
+    with pytest.warns(UserWarning, match="mask_frozen=False"):
+        mix(network()).load_state_dict(state)
+    safetensors.save_model(tied(), tmp_path / "tied.safetensors")
+    assert safetensors.load_model(tied(), tmp_path / "tied.safetensors") == (set(), [])
