@@ -7,7 +7,6 @@ import socket
 import tempfile
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -129,11 +128,7 @@ def closed(file):
 BAD = [
     (lambda: closed(io.BytesIO()), ValueError, "an open file, found a closed one (a BytesIO)."),
     (io.StringIO, TypeError, "a path or a file of bytes ({mode!r}), found one of text."),
-    (
-        lambda: Path(os.devnull).open("r+"),
-        TypeError,
-        "a file of bytes ({mode!r}), found one of text.",
-    ),
+    (lambda: io.TextIOWrapper(io.BytesIO()), TypeError, "bytes ({mode!r}), found one of text."),
     (partial(tempfile.NamedTemporaryFile, "w+"), TypeError, "({mode!r}), found one of text."),
     (lambda: b"masks.npz", TypeError, "a path or a file of bytes ({mode!r}), found bytes."),
     (lambda: None, TypeError, "a path or a file of bytes ({mode!r}), found NoneType."),
