@@ -1,21 +1,33 @@
-"""The built wheel holds only masktorch, and the library's tests pass against it."""
+"""The source distribution is the repository, the wheel built of it holds only masktorch, and the
+suite in the one passes against the other."""
 
+import email
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+import masktorch
+
 ROOT = Path(__file__).parents[1]
+FOLDERS = ["benchmarks", "docs", "src", "tests"]
+FILES = [
+    *["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"],
+    *["constraints.txt", "mkdocs.yml", "pyproject.toml", "setup.py", ".gitignore", ".ci/run"],
+]
 
 
-def run(*command, **environment):
+def run(*command, cwd=None, **environment):
     result = subprocess.run(
         [sys.executable, *map(str, command)],
         env=os.environ | environment,
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
@@ -24,24 +36,75 @@ def run(*command, **environment):
     return result.stdout.strip()
 
 
-@pytest.mark.slow
-def test_the_suite_passes_against_the_wheel(tmp_path):
-    source, site = tmp_path / "source", tmp_path / "site"
-    shutil.copytree(ROOT / "src" / "masktorch", source / "src" / "masktorch")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    run("-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source)
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The unpacked source distribution and the wheel built of it."""
+    tmp = tmp_path_factory.mktemp("built")
+    source, unpacked = tmp / "source", tmp / f"masktorch-{masktorch.__version__}"
+    for name in FOLDERS:
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    (source / ".ci").mkdir()
+    for name in FILES:
+        shutil.copy(ROOT / name, source / name)
+    copied = files(source)
+    build = ["-m", "build", "--no-isolation", "--outdir", tmp]
+    run(*build, "--sdist", source)
+    with tarfile.open(f"{unpacked}.tar.gz") as archive:
+        archive.extractall(tmp)
+    run(*build, "--wheel", unpacked)
+    (wheel,) = tmp.glob("*.whl")
+    return copied, unpacked, wheel
+
+
+@pytest.mark.slow
+def test_the_source_distribution_is_the_repository(built):
+    copied, unpacked, _ = built
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {
+        f for f in files(unpacked) if ".egg-info/" not in f and "build/" not in f
+    } == copied | made
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_only_masktorch(built):
+    names = zipfile.ZipFile(built[2]).namelist()
     modules = {f"masktorch/{path.name}" for path in (ROOT / "src" / "masktorch").glob("*.py")}
     assert {n for n in names if ".dist-info/" not in n} == modules | {"masktorch/py.typed"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
+
+@pytest.mark.slow
+def test_what_a_package_index_shows(built):
+    archive = zipfile.ZipFile(built[2])
+    (name,) = (n for n in archive.namelist() if n.endswith("METADATA"))
+    metadata = email.message_from_bytes(archive.read(name))
+    page = archive.read(name).decode().partition("\n\n")[2]
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    links = re.findall(r"\]\(([^)]*)\)", page)
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert "Estimators (`docs/estimators.md`)" in page  # a page, by its name
+    assert page.startswith("# masktorch\n")
+    pythons = [c for c in metadata.get_all("Classifier") if "Python :: 3." in c]
+    assert [c.rpartition(".")[2] for c in pythons] == ["10", "11", "12", "13"]
+    assert metadata["Requires-Python"] == ">=3.10"
+    needed = {
+        re.split("[><=]", r)[0] for r in metadata.get_all("Requires-Dist") if "extra" not in r
+    }
+    assert needed == {"torch", "numpy", "typing-extensions"}
+
+
+@pytest.mark.slow
+def test_the_suite_passes_from_the_unpacked_folder_against_the_wheel(built, tmp_path):
+    _, unpacked, wheel = built
+    site = tmp_path / "site"
     run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel)
     (tmp_path / "where.py").write_text("import masktorch; print(masktorch.__file__)")
     wheels = {"PYTHONPATH": str(site)}
     assert run(tmp_path / "where.py", **wheels) == str(site / "masktorch" / "__init__.py")
-    tests = [p for p in (ROOT / "tests").glob("test_*.py") if p.stem != "test_wheel"]
-    options = ["-q", "-m", "not slow", "-p", "no:cacheprovider"]
-    assert " passed" in run("-m", "pytest", *options, *tests, **wheels)
+    options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "tests"]
+    assert " passed" in run("-m", "pytest", *options, cwd=unpacked, **wheels)

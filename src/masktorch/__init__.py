@@ -13,7 +13,7 @@ from masktorch.estimators import (
     Piggyback,
     Threshold,
 )
-from masktorch.maskfile import load_masks, save_masks
+from masktorch.maskfile import load_masks, read_masks, save_masks
 from masktorch.phases import freeze_mask, freeze_weights, mask_parameters, named_mask_parameters
 from masktorch.report import Report, report
 from masktorch.values import masks, sample_masks, set_masks, using
@@ -43,6 +43,7 @@ __all__ = [
     "mask_parameters",
     "masks",
     "named_mask_parameters",
+    "read_masks",
     "report",
     "sample_masks",
     "save_masks",

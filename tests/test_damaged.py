@@ -1,0 +1,350 @@
+"""Files that are none, or no longer: one error says so, at little cost, and nothing has changed."""
+
+import contextlib
+import io
+import itertools
+import json
+import re
+import struct
+import tracemalloc
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from maskfile_mutants import (
+    BAD,
+    FORMAT_1,
+    Damage,
+    Mutants,
+    Net,
+    cost,
+    header,
+    npy,
+    plain,
+    rewritten,
+    row,
+    snapshot,
+    unchanged,
+    with_bomb,
+    wrapped,
+    zipped,
+)
+from torch import nn
+
+import masktorch
+from masktorch import Bernoulli, load_masks, save_masks
+
+pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "some masks")
+
+
+def checkpoint(content):
+    out = io.BytesIO()
+    torch.save({"weight": torch.ones(2)}, out)
+    return out.getvalue()
+
+
+def other_npz(content):
+    out = io.BytesIO()
+    np.savez(out, mask=np.ones(3))
+    return out.getvalue()
+
+
+# (what becomes of the bytes of a file, words of the error)
+UNREADABLE = [
+    (lambda b: b"", "found nothing (a stream is read on from where it stands: seek(0) first)"),
+    (lambda b: b"\x93NUMPY" * 99, "found no .npz file"),
+    (lambda b: b[: len(b) // 2], "found one that ends early, after "),
+    (lambda b: b[:-1], "found one that ends early, after "),
+    (checkpoint, "found the entries 'archive/data.pkl', "),
+    (other_npz, "found the entries 'mask.npy' in place of 'header.npy', 'masks.npy', "
+     "'digest.npy'"),
+    (lambda b: rewritten(b, {"masks": "weights"}), "found the entries 'header.npy', "
+     "'weights.npy', 'digest.npy' in place of"),
+    (lambda b: rewritten(b, {"digest": None}), "found the entries"),
+    (lambda b: rewritten(b, {"masks": "header", "header": "masks"}), "found JSONDecodeError"),
+    (lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}), "found a digest that is not "
+     "that of its contents"),
+    (lambda b: rewritten(b, header=lambda h: b"{"), "found JSONDecodeError"),
+    (lambda b: rewritten(b, header=lambda h: b"[" * 100_000), "found RecursionError"),
+    (lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"), "found a header that does not say "
+     "format='masktorch masks'"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))), "found a header "
+     "that does not say format='masktorch masks'"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))), "found a header "
+     "without a format version"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(version=0))), "found a header "
+     "without a format version"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(masktorch="9")), redigest=False),
+     "found a digest that is not that of its contents"),
+    (lambda b: rewritten(b, redigest=False, header=row("kept", 12)), "found a digest that is not"),
+    (lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]), "found a digest that is not"),
+    (lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"), "found a digest that is"),
+    (lambda b: rewritten(b, masks=lambda m: m + b"\0"), "bytes of masks, not the "),
+    (lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))), "found a header"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))), "of other fields"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))),
+     "found two tensors of one name in its header"),
+    (lambda b: rewritten(b, header=row("sparsity", 0.5)), "of other fields: "),
+    (lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].clear())), "'kept'"),
+    (lambda b: rewritten(b, header=row("kept", True)), "found a field of the wrong kind "
+     "in its header for tensor 2"),
+    (lambda b: rewritten(b, header=row("shape", [4, 3, 3, 3.0])), "of the wrong kind"),
+    (lambda b: rewritten(b, header=row("shape", [-4, 3, -3, 3])), "of the wrong kind"),
+    (lambda b: rewritten(b, header=row("bytes", -1)), "of the wrong kind"),
+    (lambda b: rewritten(b, header=row("kept", 50)), "for 'conv.weight' a code that is not of a "
+     "mask with 50 of 108 entries kept"),
+    (lambda b: rewritten(b, header=row("kept", 109)), "with 109 of 108 entries kept"),
+    (lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)), "found for 'scale' a code that "
+     "is not of a mask with "),
+    (lambda b: zipped(header=b"", masks=b"", digest=b""), "found EOF: "),
+    (lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""), "found an "
+     "entry 'header.npy' of object"),
+    (lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""), "of bool and shape "
+     "(3,)"),
+    (lambda b: zipped(header=npy(np.ones((3, 1), np.uint8)), masks=b"", digest=b""), "of uint8 and "
+     "shape (3, 1)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("damage", "message"), UNREADABLE, ids=range(len(UNREADABLE)))
+@pytest.mark.parametrize("onto", [plain, lambda model: wrapped(plain(model))], ids=["plain", "on"])
+def test_a_file_that_cannot_be_read(path, damage, message, onto):
+    model = wrapped()
+    save_masks(model, path)
+    Path(path).write_bytes(damage(Path(path).read_bytes()))
+    model = onto(model)
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        load_masks(model, path)
+    assert str(raised.value).startswith(
+        f"load_masks() can't read {path!r}: expected a file that masktorch.save_masks wrote, found "
+    )
+    assert str(raised.value).endswith("If it was one, it is damaged: copy or save it again.")
+    assert unchanged(model, before)
+
+
+@pytest.mark.parametrize("digest", [False, True])
+def test_a_newer_format(path, digest):
+    model = wrapped()
+    save_masks(model, path)
+    newer = header(lambda h: h.update(version=3, tensors=None))
+    Path(path).write_bytes(rewritten(Path(path).read_bytes(), header=newer, redigest=digest))
+    message = (
+        f"load_masks() can't read {path!r}: expected format version 2 at most, found version 3, of "
+        "a newer masktorch. Upgrade masktorch."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        load_masks(plain(model), path)
+
+
+def test_what_a_file_claims_is_not_allocated(path):
+    model = wrapped(Net(), Bernoulli())
+    save_masks(model, path)
+    content, huge = Path(path).read_bytes(), 200_000_000
+
+    deflate = zlib.compressobj(1, wbits=-15)
+    code = deflate.compress(bytes(huge)) + deflate.flush()
+    claims = npy(np.zeros(0, np.uint8)).replace(b"(0,), }             ", b"(%d,), }" % 10**13)
+
+    def all_is_code(h):
+        h["tensors"] = [{**t, "bytes": len(code) * (i == 0)} for i, t in enumerate(h["tensors"])]
+
+    bombs = [
+        zipped(header=bytes(huge), masks=b"", digest=b""),
+        zipped(header=claims, masks=claims, digest=claims),
+        rewritten(content, header=row("shape", [10**15])),
+        rewritten(content, header=row("bytes", 10**15)),
+        rewritten(content, header=row("kept", 10**15)),
+        rewritten(content, masks=lambda _: code, header=header(all_is_code)),
+    ]
+    for damaged in bombs:
+        Path(path).write_bytes(damaged)
+        with at_most(megabytes=6), pytest.raises(ValueError, match=r"load_masks\(\) can't"):
+            load_masks(model, path)
+
+
+@contextlib.contextmanager
+def at_most(megabytes):
+    """What is in it takes no more memory than that at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 1e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def damage():
+    return Damage()
+
+
+def test_an_undamaged_file_loads(damage):
+    assert damage.loads(damage.content)
+    assert damage.loads(rewritten(damage.content))
+
+
+def test_every_truncation_is_found(damage):
+    assert not any(damage.loads(damage.content[:n]) for n in range(len(damage.content)))
+
+
+def test_every_byte_of_the_arrays_counts(damage):
+    """Bits flipped in the arrays, the zip written anew and right: never loads."""
+    for name, size in [("header", 200), ("masks", 200), ("digest", 32)]:
+        for at in range(size):
+
+            def flip(array, at=at, size=size):
+                at = at * len(array) // size
+                return array[:at] + bytes([array[at] ^ 1 << at % 8]) + array[at + 1 :]
+
+            assert not damage.loads(rewritten(damage.content, redigest=False, **{name: flip}))
+
+
+@pytest.mark.parametrize("which", ["header", "masks", "digest"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_an_entry_that_inflates_to_more_than_it_declares(damage, method, which):
+    size = 30_000_000
+    content = with_bomb(damage.content, which, method, size)
+    assert len(content) < 50_000
+    for declared in [size + 128, 300]:
+        changed = content.replace(struct.pack("<I", size + 128), struct.pack("<I", declared))
+        assert (changed == content) == (declared == size + 128)
+        with at_most(megabytes=3):
+            assert not damage.loads(changed)
+            assert not damage.reads(changed)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_only_what_is_stored_or_deflated_is_inflated(damage, method):
+    content, out = io.BytesIO(damage.content), io.BytesIO()
+    with zipfile.ZipFile(content) as old, zipfile.ZipFile(out, "w", method) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(ValueError, match=r"an entry 'header.npy' that is neither stored nor defl"):
+        masktorch.read_masks(io.BytesIO(out.getvalue()))
+
+
+@pytest.mark.parametrize("part", ["[],", "{},", '"ab",', "1,"])
+def test_a_small_file_with_a_large_header(damage, part):
+    more = f'"more": [{part * (15_000_000 // len(part))}0], "format"'.encode()
+    content = rewritten(damage.content, header=lambda h: h.replace(b'"format"', more, 1))
+    assert len(content) < 100_000
+    with at_most(megabytes=3), pytest.raises(ValueError, match=r"'header.npy' that is too large"):
+        masktorch.read_masks(io.BytesIO(content))
+
+
+def test_a_shape_of_many_dimensions_or_digits(damage):
+    for shape in ([7] * 300_000, [2**62] * 60, [0, *[2**62] * 60], [10**4000]):
+        edit = header(lambda h, s=shape: h["tensors"][0].update(shape=s))
+        with pytest.raises(ValueError, match="field of the wrong kind in its header for tensor 0"):
+            masktorch.read_masks(io.BytesIO(rewritten(damage.content, header=edit)))
+
+
+def test_without_a_model_no_more_entries_than_expected():
+    file = io.BytesIO()
+    save_masks(masktorch.wrap(nn.Linear(100, 100, bias=False)), file)
+    assert masktorch.read_masks(io.BytesIO(file.getvalue()), most=10_000)["weight"].all()
+    message = (
+        "read_masks() expected at most 9999 entries in a BytesIO, found 10000, a byte of memory "
+        "each. If you trust the file, read_masks(path, most=10000)."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        masktorch.read_masks(io.BytesIO(file.getvalue()), most=9_999)
+    edit = header(lambda h: h["tensors"][0].update(shape=[2**40], kept=2**40))
+    with at_most(megabytes=1), pytest.raises(ValueError, match="at most 1073741824 entries in a"):
+        masktorch.read_masks(io.BytesIO(rewritten(file.getvalue(), header=edit)))
+
+
+def test_a_valid_file_of_a_megabyte_costs_little_above_its_masks():
+    """The most entries that a megabyte holds: eight million, half of them masked, by gaps."""
+    mask = torch.rand(7_000_000).numpy() < 0.49
+    steps = np.diff(np.flatnonzero(mask), prepend=-1) - 1
+    kept = int(mask.sum())
+    file = io.BytesIO()
+    save_masks(masktorch.wrap(nn.Linear(10, 10, bias=False)), file)
+    deflate = zlib.compressobj(wbits=-15, strategy=zlib.Z_HUFFMAN_ONLY)
+    code = deflate.compress(steps.astype(np.uint8).tobytes()) + deflate.flush()
+    edit = header(lambda h: h["tensors"][0].update(
+        shape=[mask.size], kept=kept, bytes=len(code), coding="gaps"))  # fmt: skip
+    content = rewritten(file.getvalue(), header=edit, masks=lambda _: code)
+    assert 850_000 < len(content) < 1_000_000
+    with at_most(megabytes=50 + 7):
+        (read,) = masktorch.read_masks(io.BytesIO(content)).values()
+    assert np.array_equal(read.numpy(), mask)
+
+
+@pytest.mark.parametrize("content", [None, FORMAT_1], ids=["format 2", "format 1"])
+def test_mutants(content):
+    """None loads as anything else, none is expensive; docs/maskfiles.md has the figures of more."""
+    damage, loaded = Damage(content), 0
+    for mutant, exactly in itertools.islice(Mutants(damage.content, seed=0), 60):
+        loads, *costs = cost(damage.loads, mutant, exactly)
+        _, *more = cost(damage.reads, mutant, exactly)
+        loaded += loads
+        if len(mutant) < 10**6:
+            assert max(costs[0], more[0]) < 2  # seconds, where the machine is busy
+            assert max(costs[1], more[1]) < 50 + 10  # megabytes, masks included
+    assert 2 < loaded < 30  # what does no harm: dates and permissions in the zip
+
+
+@pytest.mark.parametrize("digest", [False, True])
+def test_every_field_of_the_header_edited(damage, digest):
+    described = json.loads(np.load(io.BytesIO(damage.content))["header"].tobytes())
+    for value in BAD:
+        for field in described:
+            edit = header(lambda h, f=field, v=value: h.update({f: v}))
+            changed = described[field] != value
+            loads = damage.loads(rewritten(damage.content, header=edit, redigest=digest))
+            assert not (loads and changed and not (digest and field == "masktorch"))
+        for i, described_row in enumerate(described["tensors"]):
+            for field in described_row:
+                edit = header(lambda h, i=i, f=field, v=value: h["tensors"][i].update({f: v}))
+                changed = described_row[field] != value
+                # A right digest makes another kept count another file, not a damaged one.
+                loads = damage.loads(
+                    rewritten(damage.content, header=edit, redigest=digest),
+                    exactly=not (digest and field == "kept"),
+                )
+                assert not (loads and changed and not (digest and field in ["estimator", "kept"]))
+
+
+def test_rows_swapped_renamed_and_removed(damage):
+    def swap(h):
+        h["tensors"][0], h["tensors"][1] = h["tensors"][1], h["tensors"][0]
+
+    def rename(h):
+        h["tensors"][0]["name"], h["tensors"][1]["name"] = "1.weight", "0.weight"
+
+    for edit in [swap, rename, lambda h: h["tensors"].pop(), lambda h: h["tensors"].pop(0)]:
+        for digest in [False, True]:
+            assert not damage.loads(rewritten(damage.content, header=header(edit), redigest=digest))
+
+
+@settings(
+    max_examples=400,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 10**6), st.integers(0, 40), st.binary(max_size=40)), max_size=4
+    )
+)
+def test_any_damage(damage, edits):
+    """Bytes anywhere replaced by others, fewer or more."""
+    content = damage.content
+    for at, length, new in edits:
+        at %= len(content) + 1
+        content = content[:at] + new + content[at + length :]
+    damage.loads(content)

@@ -1,0 +1,235 @@
+"""Masks through open files and streams: buffers, pipes, sockets; and what is none of these."""
+
+import io
+import os
+import re
+import socket
+import tempfile
+import threading
+from functools import partial
+
+import pytest
+import torch
+from maskfile_mutants import Net, plain, same, snapshot, unchanged, wrapped
+
+import masktorch
+from masktorch import load_masks, read_masks, save_masks
+
+pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
+
+
+def saved(model):
+    save_masks(model, file := io.BytesIO())
+    return file.getvalue()
+
+
+class Slow(io.RawIOBase):
+    """Takes and gives a few bytes at a time, and cannot seek."""
+
+    def __init__(self, content=b""):
+        super().__init__()
+        self.content = io.BytesIO(content)
+
+    def readable(self):
+        return True
+
+    def writable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.content.readinto(memoryview(buffer)[:100])
+
+    def write(self, some):
+        return self.content.write(memoryview(some)[:100])
+
+
+class Own:
+    """The least that a file of one's own can be."""
+
+    def __init__(self, content=b""):
+        self.content = io.BytesIO(content)
+
+    def read(self, size):
+        return self.content.read(min(size, 100))
+
+    def write(self, some):
+        self.content.write(some)
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, Slow, Own])
+def test_what_is_written_is_what_stands_in_a_file(tmp_path, kind):
+    model = wrapped()
+    save_masks(model, tmp_path / "file")
+    content = (tmp_path / "file").read_bytes()
+    file = kind()
+    save_masks(model, file)
+    assert (file if kind is io.BytesIO else file.content).getvalue() == content
+    assert same(read_masks(kind(content)), masktorch.masks(model))
+    for onto in (plain(model), wrapped(plain(model))):
+        load_masks(onto, kind(content))
+        assert same(masktorch.masks(onto), masktorch.masks(model))
+
+
+def test_a_stream_is_written_and_read_from_where_it_stands():
+    model = wrapped()
+    file = io.BytesIO()
+    file.write(b"before")
+    save_masks(model, file)
+    assert file.getvalue()[:6] == b"before"
+    file.seek(6)
+    assert same(read_masks(file), masktorch.masks(model))
+    assert file.read() == b""
+    with pytest.raises(ValueError, match=r"found nothing \(a stream is read on from where it st"):
+        read_masks(file)
+    assert not file.closed
+
+
+@pytest.mark.parametrize("make", [tempfile.TemporaryFile, tempfile.NamedTemporaryFile,
+                                  tempfile.SpooledTemporaryFile])  # fmt: skip
+def test_temporary_files(make):
+    model = wrapped()
+    with make() as file:
+        save_masks(model, file)
+        file.seek(0)
+        assert same(read_masks(file), masktorch.masks(model))
+
+
+@pytest.mark.parametrize("buffering", [0, -1])
+def test_a_socket(buffering):
+    model = wrapped()
+    ours, theirs = socket.socketpair()
+
+    def send():
+        with theirs, theirs.makefile("wb", buffering) as file:
+            save_masks(model, file)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    with ours, ours.makefile("rb", buffering) as file:
+        masks = read_masks(file)
+    sender.join()
+    assert same(masks, masktorch.masks(model))
+
+
+def test_both_ends_of_a_pipe():
+    model = wrapped()
+    reads, writes = os.pipe()
+    with open(writes, "wb") as file:
+        save_masks(model, file)
+    with open(reads, "rb") as file:
+        assert same(masktorch.masks(load_masks(plain(model), file)), masktorch.masks(model))
+
+
+def closed(file):
+    file.close()
+    return file
+
+
+BAD = [
+    (lambda: closed(io.BytesIO()), ValueError, "an open file, found a closed one (a BytesIO)."),
+    (io.StringIO, TypeError, "a path or a file of bytes ({mode!r}), found one of text."),
+    (lambda: io.TextIOWrapper(io.BytesIO()), TypeError, "bytes ({mode!r}), found one of text."),
+    (partial(tempfile.NamedTemporaryFile, "w+"), TypeError, "({mode!r}), found one of text."),
+    (lambda: b"masks.npz", TypeError, "a path or a file of bytes ({mode!r}), found bytes."),
+    (lambda: None, TypeError, "a path or a file of bytes ({mode!r}), found NoneType."),
+    (lambda: 3, TypeError, "a path or a file of bytes ({mode!r}), found int."),
+]
+
+
+@pytest.mark.parametrize(("make", "kind", "message"), BAD, ids=range(len(BAD)))
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+def test_what_is_no_file_of_bytes(make, kind, message):
+    model = wrapped()
+    before = snapshot(model)
+    for function, mode in [
+        (lambda file: save_masks(model, file), "wb"),
+        (lambda file: load_masks(model, file), "rb"),
+        (read_masks, "rb"),
+    ]:
+        file = make()
+        with pytest.raises(kind, match=re.escape(message.format(mode=mode))):
+            function(file)
+        getattr(file, "close", lambda: None)()
+    assert unchanged(model, before)
+
+
+def test_a_file_open_for_the_other_thing(tmp_path):
+    with open(tmp_path / "x", "wb") as file, pytest.raises(OSError, match="read"):
+        read_masks(file)
+    with open(tmp_path / "x", "rb") as file, pytest.raises(OSError, match="write"):
+        save_masks(wrapped(), file)
+
+
+@pytest.mark.parametrize("part", [0.001, 0.1, 0.5, 0.99])
+@pytest.mark.parametrize("kind", [io.BytesIO, Slow])
+def test_a_stream_that_ends_early(kind, part):
+    model = wrapped()
+    content = saved(model)
+    masktorch.set_masks(model, {n: ~m for n, m in masktorch.masks(model).items()})
+    before = snapshot(model)
+    early = content[: max(4, int(part * len(content)))]
+    message = f"load_masks() can't read a {kind.__name__}: expected a file that masktorch.save_mas"
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+        load_masks(model, kind(early))
+    assert f"found one that ends early, after {len(early)} bytes." in str(raised.value)
+    assert unchanged(model, before)
+
+
+def test_a_stream_that_fails():
+    class Failing(Slow):
+        def readinto(self, buffer):
+            raise ConnectionResetError("gone")
+
+        def write(self, some):
+            raise BrokenPipeError("gone")
+
+    model = wrapped()
+    before = snapshot(model)
+    with pytest.raises(ConnectionResetError):
+        load_masks(model, Failing())
+    with pytest.raises(BrokenPipeError):
+        save_masks(model, Failing())
+    assert unchanged(model, before)
+
+
+def test_a_stream_without_end_is_left():
+    class Endless(io.RawIOBase):
+        given = 0
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            self.given += len(buffer)
+            return len(buffer)
+
+    endless, model = Endless(), wrapped()
+    entries = sum(p.numel() for p in model.parameters())
+    message = f"load_masks() expected at most {entries // 4 + 2**24} bytes from a Endless, more "
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_masks(model, endless)
+    assert endless.given < 2**25
+    with pytest.raises(ValueError, match=r"read_masks\(\) expected at most "):
+        read_masks(Endless(), most=100)
+
+
+def test_a_stream_that_takes_no_more_for_now():
+    class Full(Slow):
+        def write(self, some):
+            return super().write(some) if self.content.tell() < 300 else None
+
+    with pytest.raises(BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"):
+        save_masks(wrapped(), Full())
+
+
+def test_masks_that_were_read_are_values():
+    model = wrapped(Net(), kept=0.3)
+    masks = read_masks(io.BytesIO(saved(model)))
+    assert all(mask.dtype is torch.bool for mask in masks.values())
+    other = wrapped(plain(model), kept=0.9)
+    with masktorch.using(other, masks):
+        assert same(masktorch.masks(other), masks)
+        save_masks(other, file := io.BytesIO())  # sees what is used
+    assert same(read_masks(io.BytesIO(file.getvalue())), masks)
+    next(iter(masks.values())).logical_not_()  # tensors of their own
+    masktorch.set_masks(other, masks)
