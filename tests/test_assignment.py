@@ -148,6 +148,17 @@ def test_what_was_read_before_an_assignment_is_not_read_after_it():
         assert torch.count_nonzero(layer.weight) == 0
 
 
+def test_a_weight_assigned_to_itself_within_a_forward_stays_the_same_draw():
+    class Assigns(nn.Linear):
+        def forward(self, x):
+            before = self.weight
+            self.weight = before
+            return F.linear(x, before - self.weight)
+
+    layer = masktorch.wrap(Assigns(30, 30, bias=False), Bernoulli(), init=0.0)
+    assert torch.count_nonzero(layer(torch.randn(2, 30))) == 0
+
+
 # Tied weights that come untied
 
 
@@ -215,6 +226,10 @@ def test_a_cached_weight_is_that_of_its_mode_and_of_its_tensors():
             weight = {"weight": torch.full((30, 30), float(factor))}
             out = torch.func.functional_call(layer.eval(), weight, (x,))
             assert torch.equal(out, torch.full((30, 30), float(factor)))
+        for score in (1.0, -1.0):
+            scores = {"parametrizations.weight.scores": torch.full((30, 30), score)}
+            out = torch.func.functional_call(layer, scores, (x,))
+            assert bool(out.any()) is (score > 0)
 
 
 def test_two_names_in_one_module_under_one_mask():

@@ -5,6 +5,7 @@ import io
 import pickle
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -122,6 +123,11 @@ def test_it_is_one_small_tensor_a_mask_of_one_size():
     assert network(Wordy()).state_dict()[KEY].shape == (512,)
     with torch.device("meta"):
         assert network().state_dict()[KEY].device.type == "cpu"
+
+
+def test_an_option_may_be_as_good_as_true():
+    state = network(rescale=np.bool_(True)).state_dict()
+    network(rescale=True).load_state_dict(state)
 
 
 def old(state):

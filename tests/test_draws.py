@@ -67,6 +67,12 @@ def test_a_draw_takes_one_number_of_the_generator(function, n):
         assert torch.equal(generator.get_state(), after)
 
 
+@each_function
+def test_a_default_device_is_not_that_of_a_draw(function):
+    with torch.device("meta"):
+        assert function(torch.zeros(5, device="cpu")).device.type == "cpu"
+
+
 def drawn_with(bits, monkeypatch, s):
     """The mask drawn from given 15-bit numbers, one more than there are scores."""
 
@@ -119,6 +125,22 @@ def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense)
             for lag in (1, 2, 3, 4, 2048, blocks.BLOCK):
                 pairs = (drawn[:-lag] * drawn[lag:]).sum()
                 assert abs(pairs - (n - lag) * p * p) < 5 * np.sqrt(n * p * p) + 5 + n * p * 2**-15
+
+
+class Elsewhere(torch.Tensor):
+    """A tensor that may be anything, on a GPU or a shard."""
+
+
+@each_function
+def test_tensors_of_other_kinds_draw_from_uniform_numbers_of_theirs(function):
+    s = torch.tensor([-3.0, 0.0, 3.0]).repeat(100_000, 1).as_subclass(Elsewhere)
+    drawn = function(s)
+    assert type(drawn) is Elsewhere
+    p = sigma(np.array([-3.0, 0.0, 3.0]))
+    deviation = np.sqrt(p * (1 - p) / 100_000)
+    assert np.all(np.abs(drawn.mean(0).numpy() - p) < 5 * deviation)
+    certain = torch.tensor([-torch.inf, torch.inf]).expand(100_000, 2).as_subclass(Elsewhere)
+    assert torch.equal(function(certain), torch.tensor([0.0, 1.0]).expand(100_000, 2))
 
 
 # Many masks

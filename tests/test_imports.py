@@ -33,7 +33,7 @@ LEVELS = {
     "fitting": {"archive", "mask", "parametrization", "targets"},
     "maskfile": {"archive", "coding", "fitting", "model", "values", "wrapping"},
     "report": {"model", "mask"},
-    "budget": {"cut", "model", "mask", "ranks", "selection"},
+    "budget": {"cut", "density", "model", "mask", "ranks", "selection"},
     "init": {"ranks"},
     "__init__": {
         "functional",

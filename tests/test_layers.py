@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import masktorch
-from masktorch import Bernoulli
+from masktorch import Bernoulli, Piggyback
 
 
 class MyConv(nn.Conv2d):
@@ -90,7 +90,10 @@ def test_scores_start_where_init_says():
 
     assert scores().dtype == torch.bfloat16
     assert scores().unique().tolist() == [1.0]
-    assert scores(estimator=Bernoulli()).unique().tolist() == [0.0]
+    assert scores(estimator=Bernoulli()).unique().tolist() == [1.0]
+    assert scores(estimator=Piggyback()).unique().item() == pytest.approx(0.01, rel=1e-2)
+    for threshold in (1.0, -1.0, 100.0):
+        assert (scores(estimator=Piggyback(threshold)) > threshold).all()
     assert scores(init=3).unique().tolist() == [3.0]
     layer = nn.Linear(3, 2)
     weight = layer.weight.detach().clone()

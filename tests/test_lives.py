@@ -393,6 +393,28 @@ def test_a_weight_read_twice_in_a_compiled_forward_is_drawn_once(dynamo):
         assert torch.count_nonzero(compiled(x)) == 0
 
 
+def test_what_belongs_to_a_mask_can_be_read_in_compiled_code(dynamo):
+    """A penalty of one's own on the scores, say; tied layers, too, that have come untied."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    masktorch.wrap(model)
+    model[1].weight = nn.Parameter(torch.randn(4, 4))
+
+    def penalised(x):
+        return model(x).square().mean() + model[1].parametrizations.weight.scores.sum()
+
+    compiled = torch.compile(penalised, backend="aot_eager", fullgraph=True)
+    assert_equal(compiled(X), penalised(X), rtol=1e-5, atol=1e-6)
+
+
+@each_estimator
+def test_one_draw_held_over_compiled_calls(dynamo, estimator):
+    layer = wrapped(nn.Linear(4, 4), estimator)
+    compiled = torch.compile(layer, backend="aot_eager")
+    with parametrize.cached():
+        assert_equal(compiled(X), layer(X), rtol=1e-5, atol=1e-6)
+
+
 # One draw per forward
 
 
@@ -757,7 +779,7 @@ def test_an_average_of_scores():
 
 
 def test_exponential_average_of_scores_under_a_stochastic_mask():
-    model = masktorch.wrap(Block(), Bernoulli())
+    model = masktorch.wrap(Block(), Bernoulli(), init=0.0)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
     )

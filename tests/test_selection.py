@@ -245,3 +245,14 @@ def test_the_operation_that_compiled_code_selects_by(block, dtype, layout):
     eager = selection.largest_share(scores, 0.4, absolute=True, block=block)
     assert torch.equal(mask, eager)
     assert mask.stride() == torch.empty_like(scores).stride()
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "gaps", "channels last"])
+def test_the_operation_that_compiled_code_selects_groups_by(layout):
+    scores = LAYOUTS[layout](torch.randn(6 if layout == "transposed" else 4, 6))
+    scores = scores.view(2, 6, 2) if layout == "contiguous" else scores
+    arguments = (scores, 1, 3, True)
+    torch.library.opcheck(torch.ops.masktorch.largest_of_every, arguments)
+    mask = torch.ops.masktorch.largest_of_every(*arguments)
+    assert torch.equal(mask, selection.largest_of_every(scores, 1, 3, absolute=True))
+    assert mask.stride() == torch.empty_like(scores).stride()

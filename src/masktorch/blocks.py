@@ -30,9 +30,7 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tensors
         return
     for start in range(0, first.numel(), BLOCK):
-        yield tuple(
-            _flat(tensor)[start : start + BLOCK] if tensor.dim() else tensor for tensor in tensors
-        )
+        yield tuple(_part(tensor, start) if tensor.dim() else tensor for tensor in tensors)
 
 
 def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -44,13 +42,14 @@ def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> 
             return parts
         whole = whole or tuple(torch.empty_like(tensors[0], dtype=part.dtype) for part in parts)
         for tensor, part in zip(whole, parts, strict=True):
-            _flat(tensor)[number * BLOCK :][: part.numel()] = part
+            _part(tensor, number * BLOCK).copy_(part)
     return whole
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    """The entries of a dense tensor, in the order in which they lie in memory."""
-    return tensor.as_strided((tensor.numel(),), (1,))
+def _part(tensor: Tensor, start: int) -> Tensor:
+    """A block of a dense tensor, its entries in the order in which they lie in memory."""
+    count = min(BLOCK, tensor.numel() - start)
+    return tensor.as_strided((count,), (1,), tensor.storage_offset() + start)
 
 
 def is_plain(tensor: Tensor) -> bool:

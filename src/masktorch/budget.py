@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from masktorch.cut import counts_of_largest, largest_of
+from masktorch.density import has_density
 from masktorch.mask import Mask
 from masktorch.model import masked_tensors
 from masktorch.ranks import check_density
@@ -198,9 +199,7 @@ def _check_schedule(caller: str, start: float, end: float, progress: float) -> N
 
 def _with_density(model: nn.Module, caller: str) -> dict[str, Mask]:
     found = {
-        places[0].name: mask
-        for mask, places in masked_tensors(model, caller)
-        if hasattr(mask.estimator, "density")
+        places[0].name: mask for mask, places in masked_tensors(model, caller) if has_density(mask)
     }
     if not found:
         raise ValueError(

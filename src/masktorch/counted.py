@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from masktorch import ranks
-from masktorch.selection import Block, count, tiled, whole
+from masktorch.selection import Block, count, select, select_largest, tiled, whole
 
 
 class _Ranked:
@@ -29,8 +29,8 @@ class _Ranked:
         are; and along which of them one competes with another."""
         raise NotImplementedError
 
-    def _places(self, scores: Tensor) -> int:
-        """How many of those that compete are kept."""
+    def _places(self, scores: Tensor) -> tuple[int, int]:
+        """How many are kept, of how many that compete."""
         raise NotImplementedError
 
     def __call__(self, scores: Tensor) -> Tensor:
@@ -66,9 +66,8 @@ class _Ranked:
         kept = content(mask)[..., 0]
         if not torch.equal(content(mask), kept.unsqueeze(-1).expand_as(content(mask))):
             raise ValueError(f"{self!r} keeps whole blocks, found one that is kept in part.")
-        places, found = self._places(scores), torch.count_nonzero(kept, dim=compete)
+        (places, among), found = self._places(scores), torch.count_nonzero(kept, dim=compete)
         if other := found[found != places].tolist():
-            among = kept.numel() // found.numel()
             raise ValueError(
                 f"{self!r} keeps {places} of {among}, found {other[0]} kept. Give it a mask of "
                 "that count, or the mask an estimator that keeps as many."
@@ -108,6 +107,7 @@ class TopK(_Ranked):
 
     def __post_init__(self) -> None:
         ranks.check_density(self.density, "TopK")
+        ranks.check_absolute(self.absolute)
         if self.block is not None:
             ranks.check_lengths(self.block)
         object.__setattr__(self, "density", float(self.density))
@@ -128,20 +128,27 @@ class TopK(_Ranked):
         """The mask, bool."""
         return ranks.keeps_largest(scores, self._share, absolute=self.absolute, block=self.block)
 
+    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        """`weight` times the mask."""
+        if self.block is not None or torch.compiler.is_compiling():
+            return select(weight, self.mode(scores))
+        k = count(self.density, scores.numel())
+        return select_largest(weight, scores, k, absolute=self.absolute)
+
     def expected(self, scores: Tensor) -> Tensor:
         """The share that is kept, at every entry: it does not depend on the scores."""
-        view, first, _ = self._rivals(scores.detach())
-        among = math.prod(view.shape[:first])
-        return torch.full_like(scores, count(self.density, among) / max(among, 1))
+        places, among = self._places(scores)
+        return torch.full_like(scores, places / max(among, 1))
 
     def _rivals(self, tensor: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
         if self.block is None:
             return tensor.unsqueeze(0), tensor.dim() + 1, tuple(range(tensor.dim() + 1))
         return tiled(tensor, self.block), 2, (0, 1)
 
-    def _places(self, scores: Tensor) -> int:
-        view, first, _ = self._rivals(scores)
-        return count(self.density, math.prod(view.shape[:first]))
+    def _places(self, scores: Tensor) -> tuple[int, int]:
+        view, first, _ = self._rivals(torch.empty(scores.shape, device="meta"))
+        among = math.prod(view.shape[:first])
+        return count(self.density, among), among
 
 
 @final
@@ -163,6 +170,7 @@ class NOfM(_Ranked):
 
     def __post_init__(self) -> None:
         ranks.check_n_of_m(self.n, self.m)
+        ranks.check_absolute(self.absolute)
 
     def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return ranks.n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)
@@ -179,5 +187,5 @@ class NOfM(_Ranked):
         view = torch.unflatten(tensor, 1, (-1, self.m)).movedim(2, -1)
         return view, view.dim(), (-1,)
 
-    def _places(self, scores: Tensor) -> int:
-        return self.n
+    def _places(self, scores: Tensor) -> tuple[int, int]:
+        return self.n, self.m

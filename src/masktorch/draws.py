@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from masktorch.blocks import blockwise, is_plain
 from masktorch.selection import exceeds
 
+BITS = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
+"""15 of every 16 bits, so that a quarter of a word is no negative number."""
 Margin = Callable[[Tensor], Tensor]
 """`p - u` of scores, up to a factor, for uniform `u`: positive with probability `p`. Called for one
 part of a tensor after the other it goes on with fresh `u`."""
@@ -70,7 +72,7 @@ def _probability(scores: Tensor) -> Tensor:
 
 
 def _seed(generator: torch.Generator | None) -> Tensor:
-    return torch.randint(2**63 - 1, (), generator=generator)
+    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
 
 
 class _Start(ISeedSequence):
@@ -95,11 +97,13 @@ def _margin_by_bits(seed: Tensor) -> Margin:
 
     def margin(scores: Tensor) -> Tensor:
         p = _probability(scores)
-        words = torch.from_numpy(generator.random_raw(p.numel() // 4 + 1).view(np.int64))
-        bits = words.bitwise_and_(0x7FFF_7FFF_7FFF_7FFF).view(torch.int16)
-        high, low = (bits[i:].as_strided(p.shape, p.stride()) for i in (0, 1))
+        words = generator.random_raw(p.numel() // 4 + 1)
+        words &= BITS
+        bits = torch.from_numpy(words.view(np.int16))
+        high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
-        return p.mul_(2**15).sub_(high).sub_(low, alpha=2**-15).to(scores.dtype)
+        p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
+        return p if p.dtype is scores.dtype else p.mul_(2**15).to(scores.dtype)
 
     return margin
 

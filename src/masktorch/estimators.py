@@ -201,7 +201,7 @@ class Piggyback(Method):
 
     @property
     def init(self) -> float:
-        return self.threshold + 5e-3
+        return self.threshold + max(5e-3, 0.01 * abs(self.threshold))  # above it in bfloat16 too
 
     def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.piggyback(scores, self.threshold, weight=weight)

@@ -184,7 +184,8 @@ def _rms(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     tops, norms = [], []
     for g, w in blocks(grad, weight):
         g = g.to(dtype) * w
-        tops.append(g.abs().amax().clamp(min=tiny))
+        g = torch.abs(g, out=into(g))
+        tops.append(g.amax().clamp(min=tiny))
         norms.append(torch.linalg.vector_norm(torch.div(g, tops[-1], out=into(g))))
     top = torch.stack(tops).amax()
     norm = torch.linalg.vector_norm(torch.stack(norms) * (torch.stack(tops) / top))

@@ -3,7 +3,7 @@
 import json
 import warnings
 import weakref
-from typing import Any, NoReturn, cast
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ class Mask(nn.Module):
 
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
     __slots__ = ("_place",)  # of a mask seen from one of its places
+
+    # For transformers' save_pretrained, which writes a tensor under one of its names only and wants
+    # to be told the others, as a pattern that it puts after this mask's own name: the scores of
+    # tied weights have a name in every place.
+    _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
     def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
         super().__init__()

@@ -90,7 +90,7 @@ def topk(
             return _rank_rule(absolute, scores, weight, grad)
         dtype = torch.promote_types(scores.dtype, torch.float32)
         tiles = tiled((grad.to(dtype) * weight).expand(scores.shape), block)
-        mean = spread(tiles.flatten(2).mean(2), tiles, scores).to(scores.dtype)
+        mean = spread(tiles.mean(tuple(range(2, tiles.dim()))), tiles, scores).to(scores.dtype)
         return _rank_rule(absolute, scores, scores.new_ones(()), mean)
 
     return masked(weight, scores, rule, kept=kept)
@@ -152,6 +152,11 @@ def check_n_of_m(n: int, m: int) -> None:
         raise ValueError(
             f"n of m expected 1 <= n <= m, found n={n}, m={m}: n of every m entries are kept."
         )
+
+
+def check_absolute(absolute: bool) -> None:
+    if not isinstance(absolute, bool):
+        raise TypeError(f"expected absolute to be True or False, found {absolute!r}.")
 
 
 def check_lengths(block: Block) -> None:

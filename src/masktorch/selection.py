@@ -109,28 +109,38 @@ def tiled(tensor: Tensor, block: Block) -> Tensor:
         size if length is None else length
         for length, size in zip(block, tensor.shape[:2], strict=True)
     )
-    across = torch.unflatten(tensor, 1, (-1, columns))
-    return torch.unflatten(across, 0, (-1, rows)).movedim(2, 1)
+    down, across = tensor.shape[0] // rows, tensor.shape[1] // columns
+    return tensor.view(down, rows, across, columns, *tensor.shape[2:]).transpose(1, 2)
 
 
 def spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
     """A number per block on the entries of the tensor `like`, of which `tiles` is the view."""
     per_entry = per_block.view(*per_block.shape, *(1,) * (tiles.dim() - 2)).expand(tiles.shape)
-    return per_entry.movedim(1, 2).reshape(like.shape)
+    return per_entry.transpose(1, 2).reshape(like.shape)
 
 
 def largest_of_every(scores: Tensor, n: int, m: int, *, absolute: bool) -> Tensor:
-    """The mask of the `n` largest of every `m` consecutive entries along dimension 1."""
+    """The mask of the `n` largest of every `m` consecutive entries along dimension 1; to code that
+    is compiled one operation, `torch.ops.masktorch.largest_of_every`."""
+    if torch.compiler.is_compiling():
+        scores = scores.detach()
+        return cast(Tensor, torch.ops.masktorch.largest_of_every(scores, n, m, absolute))
 
-    def mask(scores: Tensor) -> Tensor:
+    def of_rows(scores: Tensor) -> Tensor:
         groups = torch.unflatten(scores.abs() if absolute else scores, 1, (-1, m))
+        groups = groups.movedim(2, 0).contiguous()
+        number = groups == groups
         lost = torch.zeros_like(groups, dtype=torch.uint8 if m < 2**8 else torch.int32)
         for apart in range(1, m):  # each pair in a group: one of them loses
-            left, right = groups[:, :, :-apart], groups[:, :, apart:]
-            wins = ~((right <= left) | (left != left))
-            lost[:, :, :-apart] += wins
-            lost[:, :, apart:] += ~wins
-        return (lost < n).flatten(1, 2)
+            wins = (groups[apart:] <= groups[:-apart]).logical_not_()
+            wins = as_number(wins.logical_and_(number[:-apart]), lost.dtype)
+            lost[:-apart] += wins
+            lost[apart:] += 1 - wins
+        return (lost < n).movedim(0, 2).flatten(1, 2)
+
+    def mask(scores: Tensor) -> Tensor:
+        rows = max(1, blocks.BLOCK * len(scores) // max(1, scores.numel()))
+        return torch.cat([of_rows(part) for part in torch.split(scores, rows)])
 
     return whole(mask, scores.detach())
 
@@ -151,7 +161,7 @@ def largest(values: Tensor, k: int, *, absolute: bool = False) -> Tensor:
         return torch.ones_like(values, dtype=torch.bool)
     if values.device.type != "cpu" or not is_plain(values):
         return _largest_by_order(values, k, absolute)
-    key = (values.data_ptr(), values.numel(), k, absolute)
+    key = _key(values, k, absolute)
     at = _outside.get(key)
     mask = None if at is None else _largest_beyond(at, values, k, absolute)
     if mask is None:
@@ -161,6 +171,29 @@ def largest(values: Tensor, k: int, *, absolute: bool = False) -> Tensor:
             _outside.clear()
         _outside[key] = at
     return mask
+
+
+def select_largest(weight: Tensor, values: Tensor, k: int, *, absolute: bool) -> Tensor:
+    """`weight` under the mask of `largest`, in one pass if what stayed outside last time proves to
+    be outside still."""
+    values = values.detach()
+    if is_plain(values) and (at := _outside.get(_key(values, k, absolute))) is not None:
+        beyond = 0
+
+        def product(weight: Tensor, values: Tensor) -> tuple[Tensor]:
+            nonlocal beyond
+            margin = values.abs() if absolute else values
+            beyond += int(torch.count_nonzero(margin > at))
+            return (select_above(weight, margin, at),)
+
+        (found,) = blockwise(product, weight, values)
+        if beyond == k:
+            return found
+    return select(weight, largest(values, k, absolute=absolute))
+
+
+def _key(values: Tensor, k: int, absolute: bool) -> tuple[int, int, int, bool]:
+    return values.data_ptr(), values.numel(), k, absolute
 
 
 def _next_largest(values: Tensor, k: int, absolute: bool) -> float:
@@ -225,13 +258,24 @@ def _largest(
     return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
 
 
+def _largest_of_every(scores: Tensor, n: int, m: int, absolute: bool) -> Tensor:
+    mask = largest_of_every(scores, n, m, absolute=absolute)
+    return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
+
+
+def _like_a_mask(scores: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
 if not hasattr(torch.ops.masktorch, "largest"):  # else this module is imported once more
-    torch.library.define(
-        "masktorch::largest",
-        "(Tensor scores, Tensor density, bool absolute, int? rows, int? columns) -> Tensor",
-        tags=(torch.Tag.pt2_compliant_tag,),
-    )
-    torch.library.impl("masktorch::largest", "CompositeExplicitAutograd", _largest)
-    torch.library.register_fake(
-        "masktorch::largest", lambda scores, *_: torch.empty_like(scores, dtype=torch.bool)
-    )
+    for name, arguments, function in (
+        ("largest", "Tensor density, bool absolute, int? rows, int? columns", _largest),
+        ("largest_of_every", "int n, int m, bool absolute", _largest_of_every),
+    ):
+        torch.library.define(
+            f"masktorch::{name}",
+            f"(Tensor scores, {arguments}) -> Tensor",
+            tags=(torch.Tag.pt2_compliant_tag,),
+        )
+        torch.library.impl(f"masktorch::{name}", "default", function)
+        torch.library.register_fake(f"masktorch::{name}", _like_a_mask)

@@ -31,11 +31,42 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
     """The default targets: the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and subclasses.
 
+    So is that of transformers' Conv1D, a Linear whose weight is transposed, which is known by its
+    name: transformers is not imported. `wrap` asks nothing about the layers that peft adds.
+
     Examples:
         >>> conv_and_linear("head", nn.Linear(2, 2)), conv_and_linear("norm", nn.LayerNorm(2))
         (['weight'], [])
     """
-    return ["weight"] if isinstance(module, _CONV_AND_LINEAR) else []
+    return ["weight"] if isinstance(module, _CONV_AND_LINEAR) or _is_conv1d(module) else []
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return any(
+        (kind.__module__.partition(".")[0], kind.__name__) == ("transformers", "Conv1D")
+        for kind in type(module).__mro__
+    )
+
+
+def _without_adapters(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules that were there before peft added what it trains: LoRA's factors and kin.
+
+    A layer of peft's says in `adapter_layer_names` what it adds to the layer inside, whose weight
+    is the one to mask; what a PeftModel learns to put before the input is its `prompt_encoder`.
+    """
+    added = [
+        join(name, attribute) + "."
+        for name, module in modules.items()
+        for attribute in (
+            *getattr(module, "adapter_layer_names", ()),
+            *(["prompt_encoder"] if hasattr(module, "get_prompt_embedding_to_save") else []),
+        )
+    ]
+    return {
+        name: module
+        for name, module in modules.items()
+        if not hasattr(module, "adapter_layer_names") and not f"{name}.".startswith(tuple(added))
+    }
 
 
 class Place(NamedTuple):
@@ -119,7 +150,8 @@ def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
         pass
     chosen: list[str] = []
     computed: list[str] = []
-    for module_name, module in modules.items():
+    asked = _without_adapters(modules) if targets is conv_and_linear else modules
+    for module_name, module in asked.items():
         attributes: Any = targets(module_name, module)
         listed = isinstance(attributes, Iterable) and not isinstance(attributes, str)
         named: list[str] = list(attributes) if listed else []

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import experiment
-from benchmarks.configuration import Configuration
+from benchmarks import __main__ as cli
+from benchmarks.experiment import arms as experiment
+from benchmarks.experiment.configuration import Configuration
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,8 +59,28 @@ def go(tmp_path):
     """Run arms of a configuration in a folder below tmp_path."""
 
     def run(configuration, arms, folder="runs"):
-        return experiment.run(configuration, arms, tmp_path / "data", tmp_path / folder, "cpu")
+        folders = tmp_path / "data", tmp_path / folder
+        return experiment.run(configuration, arms, *folders, "cpu", "made so")
 
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a command line: its exit code and all it says, spaces and line ends made one space."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["__main__.py", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capsys.readouterr()
+        return code, re.sub(r"[\s╭╮╰╯│─]+", " ", said.out + said.err)
+
+    monkeypatch.setenv("COLUMNS", "200")
     return run
 
 

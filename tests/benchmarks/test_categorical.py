@@ -8,11 +8,10 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import masktorch
-from benchmarks import categorical
-from benchmarks.__main__ import app
+from benchmarks.pages import toy
+from benchmarks.studies import categorical
 
 FAR = 1e3  # noise that decides what is drawn
 
@@ -141,7 +140,7 @@ def test_what_is_written(written):
 
 
 def test_what_is_read(written):
-    descents = categorical.read(written)
+    descents = toy.read(written)
     assert len(descents) == 12
     assert {descent.method for descent in descents} == {
         "intermediate sampling", "Gumbel-softmax, T = 0.1", "Gumbel-softmax, T = 1",
@@ -157,8 +156,8 @@ def test_what_is_read(written):
 
 
 def test_the_table(written):
-    descents = categorical.read(written)
-    header, separator, *rows = categorical.markdown(descents).splitlines()
+    descents = toy.read(written)
+    header, separator, *rows = toy.markdown(descents).splitlines()
     cells = "| method | step | after 100 | lowest mean on the way |"
     assert header == cells
     assert separator == "|" + " --- |" * 4
@@ -172,18 +171,16 @@ def test_the_table(written):
 
 
 def test_the_figure(written, tmp_path):
-    path = categorical.draw(categorical.read(written), tmp_path)
+    path = toy.draw(toy.read(written), tmp_path)
     assert path == tmp_path / "categorical.png"
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert 20_000 < path.stat().st_size < 500_000
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, call):
     monkeypatch.setattr(categorical, "run", partial(categorical.run, steps=120))
-    run = CliRunner().invoke(
-        app, ["categorical", "--output", str(tmp_path), "--figures", str(tmp_path / "f")]
-    )
-    assert run.exit_code == 0, run.output
-    assert re.search(r"\| intermediate sampling \| 0.1 \| \d", run.stdout)
+    code, text = call("categorical", "--output", tmp_path, "--figures", tmp_path / "f")
+    assert code == 0
+    assert re.search(r"\| intermediate sampling \| 0.1 \| \d", text)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["categorical.json", "f"]
     assert [p.name for p in (tmp_path / "f").iterdir()] == ["categorical.png"]

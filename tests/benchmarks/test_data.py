@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import BenchmarkError
-from benchmarks.data import CIFAR10_FILES, MNIST_FILES, load
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.data import CIFAR10_FILES, MNIST_FILES, images, load
 
 RNG = np.random.default_rng(0)
 TRAIN, TEST = 6, 4
@@ -88,13 +89,24 @@ def test_cifar10(tmp_path, layout, binary):
 
 
 def test_train_images(tmp_path):
-    images, *_ = write_mnist(tmp_path, zipped=False)
-    data = load("mnist", tmp_path, train_images=2)
-    assert (data.train.images[:, 0].numpy() == images[:2]).all()
+    pixels, *_ = write_mnist(tmp_path, zipped=False)
+    data = images(Configuration("mnist", train_images=2), tmp_path)
+    assert (data.train.images[:, 0].numpy() == pixels[:2]).all()
     assert len(data.train.labels) == 2
     assert len(data.test.labels) == TEST
-    with pytest.raises(BenchmarkError, match=r"between 1 and 6.*found 7"):
-        load("mnist", tmp_path, train_images=7)
+
+
+def test_averaged_images(tmp_path):
+    """Means of cells of 2x2 pixels, rounded to whole bytes, in both splits."""
+    pixels, _, test, _ = write_mnist(tmp_path, zipped=False)
+    data = images(Configuration("mnist", image_size=14), tmp_path)
+    assert data.image_shape == (1, 14, 14)
+    for found, whole in ((data.train, pixels), (data.test, test)):
+        means = whole.reshape(len(whole), 14, 2, 14, 2).astype(float).mean((2, 4))
+        assert found.images.dtype == torch.uint8
+        assert (found.images[:, 0].numpy() == np.rint(means)).all()  # both round half to even
+    with pytest.raises(BenchmarkError, match=r"--image-size must be at most 28.*found 29"):
+        images(Configuration("mnist", image_size=29), tmp_path)
 
 
 def test_unknown_data_set():

@@ -6,7 +6,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from benchmarks import BenchmarkError, download
+from benchmarks import BenchmarkError
+from benchmarks.experiment import download
 
 MNIST = {name: name.encode() * 9 for name in download.MNIST_MD5}
 BATCHES = {name: name.encode() * 9 for name in download.CIFAR10_MD5}

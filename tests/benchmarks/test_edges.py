@@ -16,9 +16,10 @@ import pytest
 import torch
 
 import benchmarks
-from benchmarks import BenchmarkError, download
-from benchmarks.augmentation import transform
-from benchmarks.data import CIFAR10_FILES, MNIST_FILES, load
+from benchmarks import BenchmarkError
+from benchmarks.experiment import download
+from benchmarks.experiment.augmentation import transform
+from benchmarks.experiment.data import CIFAR10_FILES, MNIST_FILES, load
 
 ROOT = Path(benchmarks.__file__).parents[1]
 
@@ -161,16 +162,6 @@ def test_every_folder_that_was_looked_in_is_named(tmp_path):
     )
     with pytest.raises(FileNotFoundError, match=f"^{re.escape(message)}$"):
         load("mnist", tmp_path)
-
-
-@pytest.mark.parametrize("count", [-1, 0, 1439])
-def test_train_images(count, tmp_path):
-    message = (
-        "--train-images must lie between 1 and 1438, the size of digits's training set; "
-        f"found {count}."
-    )
-    with pytest.raises(BenchmarkError, match=re.escape(message)):
-        load("digits", tmp_path, count)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 import masktorch
-from benchmarks import BenchmarkError, results
-from benchmarks.configuration import Configuration
-from benchmarks.data import load
-from benchmarks.experiment import build, images, rebuild, run, start
-from benchmarks.training import evaluate
+from benchmarks import BenchmarkError
+from benchmarks.experiment import results
+from benchmarks.experiment.arms import rebuild, run, start
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.data import images, load
+from benchmarks.experiment.networks import build
+from benchmarks.experiment.training import evaluate
 
 WRN = Configuration("digits", depth=10, width=1, epochs=2, batch_size=32, train_images=96)
 LENET = Configuration(
@@ -19,7 +21,7 @@ LENET = Configuration(
 
 
 def go(output, options=LENET, arms=("mask", "weights", "mix")):
-    return run(options, arms, "unused", output, "cpu")
+    return run(options, arms, "unused", output, "cpu", "made so")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def kill_at_call(monkeypatch, owner, name, number):
 @pytest.mark.parametrize("device", ["quantum", "cuda:77", "meta:x"])
 def test_impossible_devices(device, tmp_path):
     with pytest.raises(BenchmarkError, match=f"--device must be one.*found '{device}'"):
-        run(LENET, ["mask"], "unused", tmp_path, device)
+        run(LENET, ["mask"], "unused", tmp_path, device, "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -66,7 +68,17 @@ def test_held_out_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("held_out", "train_images"), [(0, 96), (-1, 96), (1438, None), (1343, 96), (100, 0)]
+    ("held_out", "train_images"),
+    [
+        (0, 96),
+        (-1, 96),
+        (1438, None),
+        (1343, 96),
+        (100, 0),
+        (None, 0),
+        (None, -1),
+        (None, 1439),
+    ],
 )
 def test_impossible_splits(held_out, train_images, tmp_path):
     options = replace(LENET, held_out=held_out, train_images=train_images)
@@ -119,7 +131,7 @@ def test_rescaled():
     """In the arms that have a mask: the weights of half the entries are doubled."""
     configuration = replace(LENET, rescale=True).for_arm("mask")
     assert replace(LENET, rescale=True).for_arm("mix").rescale is True
-    assert replace(LENET, rescale=True).for_arm("weights").rescale is None
+    assert replace(LENET, rescale=True).for_arm("weights").rescale is False
     model = build(configuration, (1, 8, 8))
     weight = model.hidden1.weight.clone()
     start(model, configuration, "unused")

@@ -1,6 +1,7 @@
 """The benchmarks are a consumer: public names of masktorch only, and arrows in one direction."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,27 +9,54 @@ import pytest
 import benchmarks
 import masktorch
 
-FILES = sorted(Path(benchmarks.__file__).parent.glob("*.py"))
-OUTSIDE = {"matplotlib", "kornia", "numpy", "sklearn", "torch", "tqdm", "typer"}
-LEVELS = (
-    ["__init__"],
-    ["atomic", "configuration", "networks", "augmentation", "rivals", "timing", "child"],
-    ["data", "download"],
-    ["training"],
-    ["results"],
-    ["reference", "experiment", "paired"],
-    ["table", "figures", "settings"],
-    ["categorical", "kinds", "literature", "sweep"],
-    ["facts"],
-    ["reproduction"],
-    ["steps"],
-    ["memory"],
-    ["floor", "costs"],
-    ["speed", "speed_figure"],
-    ["speed_page"],
-    ["__main__"],
-)
-LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
+ROOT = Path(benchmarks.__file__).parent
+FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
+OUTSIDE = {
+    "jinja2", "kornia", "matplotlib", "numpy", "pandas", "ray", "scipy", "sklearn", "torch", "tqdm",
+    "tyro",
+}  # fmt: skip
+
+# The rooms, from the ground up, and their floors. A file imports from rooms below its own, and in
+# its own from floors below.
+ROOMS = {
+    "": [["__init__"], ["atomic", "provenance"]],
+    "experiment": [
+        ["configuration", "augmentation"],
+        ["data", "download"],
+        ["networks"],
+        ["masks"],
+        ["training"],
+        ["results"],
+        ["arms"],
+    ],
+    "speed": [
+        ["timing", "child", "rivals"],
+        ["steps"],
+        ["memory"],
+        ["floor", "costs"],
+        ["measure"],
+    ],
+    "studies": [
+        ["categorical", "sweep", "estimate", "study"],
+        ["blog", "which_estimator"],
+        ["blog_small", "earlier", "supermasks", "tickets"],
+        ["catalogue"],
+    ],
+    "pages": [
+        ["reference", "paired"],
+        ["table", "figures", "settings"],
+        ["toy", "sweeps", "kinds", "literature", "speed_figure"],
+        ["facts", "speed_page"],
+        ["reproduction"],
+    ],
+    "top": [["__main__"]],
+}
+FLOORS = [(room, names) for room, floors in ROOMS.items() for names in floors]
+LEVEL = {
+    f"{room}/{name}" if room not in ("", "top") else name: number
+    for number, (room, names) in enumerate(FLOORS)
+    for name in names
+}
 
 
 def imported(tree):
@@ -40,9 +68,21 @@ def imported(tree):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_imports(path):
-    tree = ast.parse(path.read_text())
+def file_of(name):
+    """Where an imported name of the benchmarks is defined."""
+    parts = name.split(".")[1:]
+    return next((p for n in (2, 1) if (p := "/".join(parts[:n])) in FILES), "__init__")
+
+
+def test_every_file_has_its_place():
+    empty = {f"{room}/__init__" for room in ROOMS if room not in ("", "top")}
+    assert FILES.keys() == LEVEL.keys() | empty
+    assert all(FILES[name].read_text() == "" for name in empty)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name in LEVEL])
+def test_imports(name):
+    tree = ast.parse(FILES[name].read_text())
     names = set(imported(tree))
     library = {name for name in names if name.startswith("masktorch")}
     assert library <= {"masktorch"}, "import masktorch, and use what it has at its top"
@@ -55,8 +95,6 @@ def test_imports(path):
     }
     assert used <= {*masktorch.__all__, "__version__"}
     packages = {name.partition(".")[0] for name in names}
-    assert packages - OUTSIDE - {"masktorch", "benchmarks"} <= set(
-        __import__("sys").stdlib_module_names
-    )
-    below = {name.split(".")[1] for name in names if name.startswith("benchmarks.")} & set(LEVEL)
-    assert all(LEVEL[name] < LEVEL[path.stem] for name in below)
+    assert packages - OUTSIDE - {"masktorch", "benchmarks"} <= set(sys.stdlib_module_names)
+    below = {file_of(name) for name in names if name.startswith("benchmarks")}
+    assert [other for other in below if LEVEL[other] >= LEVEL[name]] == []

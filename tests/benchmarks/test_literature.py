@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import experiment, literature
-from benchmarks.configuration import Configuration
-from benchmarks.results import Layer, Result
-from benchmarks.training import Epoch
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.networks import OF_ONE_SIZE
+from benchmarks.experiment.results import Layer, Result
+from benchmarks.experiment.training import Epoch
+from benchmarks.pages import literature
 
 LENET = Configuration(
     "mnist", network="lenet-300-100", epochs=2, lr=0.1, schedule="cosine", rescale=True,
@@ -65,7 +66,7 @@ def test_commands_and_notes(lines):
 
 
 def test_every_network_but_the_blogs_has_published_numbers():
-    assert set(literature.PUBLISHED) == set(experiment.OF_ONE_SIZE)
+    assert set(literature.PUBLISHED) == set(OF_ONE_SIZE)
     assert {len(row) for row in literature.PUBLISHED.values()} == {len(literature.SOURCES)}
 
 

@@ -12,10 +12,16 @@ from torch.nn import functional as F
 import benchmarks
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.networks import Block, conv, lenet_300_100, make_signed_constant, wide_resnet
-from benchmarks.results import utilisation
+from benchmarks.experiment.networks import (
+    Block,
+    conv,
+    lenet_300_100,
+    make_signed_constant,
+    wide_resnet,
+)
+from benchmarks.experiment.results import utilisation
 
-REFERENCE = json.loads(Path(benchmarks.__file__).with_name("reference.json").read_text())
+REFERENCE = json.loads((Path(benchmarks.__file__).parent / "pages" / "reference.json").read_text())
 SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
 
 

@@ -7,18 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
-from typer.testing import CliRunner
 
-from benchmarks import facts, reproduction
-from benchmarks.__main__ import app
-from benchmarks.categorical import read
-from benchmarks.configuration import Configuration
-from benchmarks.kinds import mean_of_seeds, shares, small_and_large
-from benchmarks.paired import Paired
-from benchmarks.reference import blog
-from benchmarks.results import Layer, Result
-from benchmarks.settings import settings
-from benchmarks.training import Epoch
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.results import Layer, Result
+from benchmarks.experiment.training import Epoch
+from benchmarks.pages import facts, reproduction
+from benchmarks.pages.kinds import mean_of_seeds, shares, small_and_large
+from benchmarks.pages.paired import Paired
+from benchmarks.pages.reference import blog
+from benchmarks.pages.settings import settings
+from benchmarks.pages.toy import read
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|tmp|home|root|mnt|data)/")
 REDUCED = dict(depth=16, width=1, train_images=5_000, epochs=2)
@@ -477,12 +475,10 @@ def test_what_the_page_says_of_the_toy():
     assert last["Gumbel-softmax, T = 1", 0.001] > 5 * last[ours, 0.01]  # a bias
 
 
-def test_the_command(tmp_path, monkeypatch):
+def test_the_command(tmp_path, monkeypatch, call):
     save(tmp_path / "results" / "wrn-28-1", *MNIST)
     monkeypatch.setattr(reproduction, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(reproduction, "DOCS", tmp_path / "docs")
-    run = CliRunner().invoke(app, ["reproduction"])
-    assert run.exit_code == 0, run.output
     path = tmp_path / "docs" / "reproduction.md"
-    assert run.stdout == f"Written to {path}\n"
+    assert call("reproduction") == (0, f"Written to {path} ")
     assert "## The blog's numbers beside ours" in path.read_text()

@@ -13,13 +13,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
 import masktorch
-from benchmarks import BenchmarkError, figures, table
+from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
-from benchmarks.configuration import ARMS, Configuration
-from benchmarks.figures import draw
-from benchmarks.reference import blog, is_comparable
-from benchmarks.results import Layer, Result, overall_masked_fraction, read_results
-from benchmarks.training import Epoch
+from benchmarks.experiment.configuration import ARMS, Configuration
+from benchmarks.experiment.results import Layer, Result, overall_masked_fraction, read_results
+from benchmarks.experiment.training import Epoch
+from benchmarks.pages import figures, table
+from benchmarks.pages.figures import draw
+from benchmarks.pages.reference import blog, is_comparable
 
 
 def result(arm="mask", seed=0, test=(0.5, 0.75, 0.625), **changes):
@@ -49,19 +50,21 @@ def save(folder, *results):
 
 def test_a_results_schema(tiny, go):
     mask, weights = go(tiny(seed=3), ["mask", "weights"])
-    assert mask.name == "digits-lenet-300-100-mask-threshold-seed3.json"
-    assert weights.name == "digits-lenet-300-100-weights-seed3.json"
+    changes = "epochs=2-batch_size=16-train_images=64-seed3.json"
+    assert mask.name == f"digits-lenet-300-100-mask-threshold-init=0.02-{changes}"
+    assert weights.name == f"digits-lenet-300-100-weights-{changes}"
     content = json.loads(mask.read_text())
     assert content.keys() == {
         "configuration", "estimator", "epochs", "utilisation", "environment", "command",
-        "best", "last", "wall_seconds", "masked_fraction",
+        "best", "last", "wall_seconds", "masked_fraction", "recalibrated",
     }  # fmt: skip
     assert content["configuration"] == {
         "dataset": "digits", "arm": "mask", "network": "lenet-300-100", "depth": None,
         "width": None, "estimator": "threshold", "init": 0.02, "epochs": 2, "batch_size": 16,
         "lr": 1e-2, "score_lr": None, "mix_lr": None, "seed": 3, "precision": "float32",
         "train_images": 64, "held_out": None, "faithful_scaling": False, "augmentation": True,
-        "weights": "glorot", "rescale": False, "schedule": "plateau",
+        "weights": "glorot", "rescale": False, "schedule": "plateau", "image_size": None,
+        "density": None, "budget": "none", "schedule_density": "none",
     }  # fmt: skip
     assert content["estimator"] == "Threshold(tau=0.5)"
     assert [e["epoch"] for e in content["epochs"]] == [1, 2]
@@ -86,7 +89,8 @@ def test_a_results_schema(tiny, go):
     assert origin["processor"]
     assert origin["commit"] is None or re.fullmatch(r"[0-9a-f]{40}", origin["commit"])
     assert origin["dirty"] in (None, True, False)
-    assert content["command"].startswith("python -m benchmarks")
+    assert content["command"] == "made so"
+    assert content["recalibrated"] is None  # no batch norm
 
     plain = json.loads(weights.read_text())
     assert plain["utilisation"] == []
@@ -160,7 +164,7 @@ def test_results_checkpoints_and_figures_are_written_whole(tiny, go, monkeypatch
 
     monkeypatch.setattr(os, "replace", watch)
     go(tiny(), ["weights"])
-    name = "digits-lenet-300-100-weights-seed0"
+    name = tiny().for_arm("weights").name
     assert moved == [f"{name}.checkpoint.pt"] * 2 + [f"{name}.best.pt", f"{name}.json"]
     moved.clear()
     draw(read_results(tmp_path / "runs"), tmp_path / "figures")
@@ -178,25 +182,38 @@ def test_a_finished_arm_is_skipped(tiny, go, tmp_path, capsys, monkeypatch):
     assert go(tiny(mix_lr=0.5), ["mask", "weights", "mix"])[:2] == paths  # no field of theirs
 
 
-# (field, another value, how both are named)
 OTHERS = [
-    ("epochs", 3, "epochs is 2 there and 3 here"),
-    ("batch_size", 8, "batch_size is 16 there and 8 here"),
-    ("lr", 0.5, "lr is 0.01 there and 0.5 here"),
-    ("init", None, "init is 0.02 there and None here"),
-    ("precision", "bfloat16", "precision is 'float32' there and 'bfloat16' here"),
-    ("train_images", 65, "train_images is 64 there and 65 here"),
-    ("augmentation", False, "augmentation is True there and False here"),
-]
+    ("epochs", 3), ("batch_size", 8), ("lr", 0.5), ("init", None), ("init", "normal"),
+    ("precision", "bfloat16"), ("train_images", 65), ("augmentation", False), ("image_size", 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("field", "value"), OTHERS)
+def test_another_configuration_has_another_file(field, value, tiny, go):
+    (path,) = go(tiny(), ["mask"])
+    content = path.read_bytes()
+    (other,) = go(tiny(**{field: value}), ["mask"])
+    assert other != path
+    assert path.read_bytes() == content
+    assert getattr(Result.read(other).configuration, field) == value
+
+
+def test_a_result_under_another_name_is_found(tiny, go, tmp_path):
+    """As those are that were made before names said everything."""
+    (path,) = go(tiny(), ["mask"])
+    old = tmp_path / "runs" / "digits-lenet-300-100-mask-threshold-seed0.json"
+    for file in path.parent.glob(f"{path.stem}*"):
+        file.rename(file.with_name(file.name.replace(path.stem, old.stem)))
+    assert go(tiny(), ["mask", "mix"])[0] == old
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("finished", [True, False], ids=["result", "checkpoint"])
-@pytest.mark.parametrize(("field", "value", "message"), OTHERS)
-def test_another_configuration(field, value, message, finished, tiny, go, tmp_path, monkeypatch):
+def test_a_file_of_another_configuration(finished, tiny, go, tmp_path, monkeypatch):
     if finished:
         path = go(tiny(), ["mask"])[0]
     else:
-        path = tmp_path / "runs" / "digits-lenet-300-100-mask-threshold-seed0.checkpoint.pt"
+        path = tmp_path / "runs" / f"{tiny().for_arm('mask').name}.checkpoint.pt"
 
         def stop(*arguments):
             raise StopError
@@ -205,14 +222,28 @@ def test_another_configuration(field, value, message, finished, tiny, go, tmp_pa
             patch.setattr(Result, "write", stop)
             with pytest.raises(StopError):
                 go(tiny(), ["mask"])
-    content = path.read_bytes()
+    other = path.rename(path.with_name(path.name.replace("batch_size=16", "batch_size=8")))
+    content = other.read_bytes()
     expected = (
-        f"{path} comes from a run with another configuration: {message}. Give this run another "
-        f"--output folder, or delete that file."
+        f"{other} comes from a run with another configuration: batch_size is 16 there and 8 here. "
+        f"Give this run another --output folder, or delete that file."
     )
     with pytest.raises(BenchmarkError, match=f"^{re.escape(expected)}$"):
-        go(tiny(**{field: value}), ["mask"])
-    assert path.read_bytes() == content
+        go(tiny(batch_size=8), ["mask"])
+    assert other.read_bytes() == content
+
+
+def test_old_files_load(tmp_path):
+    """Without the fields that are younger than they are, and `rescale` None where nothing is."""
+    for arm in ("mask", "weights"):
+        (written := result(arm)).write(tmp_path / "r.json")
+        content = json.loads((tmp_path / "r.json").read_text())
+        for name in ("image_size", "density", "budget", "schedule_density"):
+            del content["configuration"][name]
+        del content["recalibrated"]
+        content["configuration"]["rescale"] = False if arm == "mask" else None
+        (tmp_path / "r.json").write_text(json.dumps(content))
+        assert Result.read(tmp_path / "r.json") == written
 
 
 def test_every_field_is_compared(tmp_path):
@@ -272,7 +303,7 @@ def rows(text):
 
 
 def test_table_of_one_seed():
-    text = table.markdown([result(arm) for arm in ARMS])
+    text = table.markdown([result(arm) for arm in ARMS[:4]])
     header, found = rows(text)
     assert header == [
         "#", "data set", "images", "network", "arm", "estimator", "seeds", "epochs",
@@ -516,10 +547,10 @@ def test_labels_do_not_overlap(count):
 def test_runs_that_are_no_seeds_of_one(changes, field, tmp_path):
     """Not averaged; the table has a row for each."""
     folder = save(tmp_path / "runs", result("mask", 0), result("mask", 1, **changes))
-    stem = "mnist-wrn-28-8-mask-threshold-seed"
+    one, other = sorted(path.name for path in folder.iterdir())
     fields = ", ".join(sorted([field, "seed"], key=["epochs", "lr", "seed"].index))
     message = (
-        f"{stem}0.json and {stem}1.json can't be drawn as seeds of one run: they differ in "
+        f"{one} and {other} can't be drawn as seeds of one run: they differ in "
         f"{fields}. Move one to another folder."
     )
     with pytest.raises(BenchmarkError, match=f"^{re.escape(message)}$"):

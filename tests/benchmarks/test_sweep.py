@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 import masktorch
-from benchmarks import sweep
-from benchmarks.configuration import Configuration
-from benchmarks.results import Result
-from benchmarks.table import spread
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.results import Result
+from benchmarks.pages import sweeps
+from benchmarks.pages.table import spread
+from benchmarks.studies import sweep
 
 SMALL = Configuration(
     "digits", network="lenet-300-100", epochs=2, batch_size=32, train_images=96, held_out=100,
@@ -46,7 +47,7 @@ def test_a_setting_is_a_run(tmp_path, monkeypatch, go):
         assert run["held_out_accuracy"] == accuracies
         last.append(100 * accuracies[-1])
         masked.append(100 * run["masked_fraction"])
-    assert sweep.markdown(path).splitlines() == [
+    assert sweeps.markdown(path).splitlines() == [
         "| score_lr | held-out accuracy (%) | masked (%) |",
         "| --- | --- | --- |",
         f"| 0.01 | {spread(last[:2], 1)} | {spread(masked[:2], 0)} |",

@@ -1,7 +1,6 @@
 """The schedule, evaluation, what each arm trains, and that a stopped run goes on to the same."""
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -16,11 +15,13 @@ from torch import nn
 
 import benchmarks
 import masktorch
-from benchmarks import experiment, training
-from benchmarks.configuration import ARMS
-from benchmarks.data import Split, load
-from benchmarks.results import Result, utilisation
-from benchmarks.training import Epoch, best_epoch, cosine, evaluate, plateau
+from benchmarks.experiment import arms as experiment
+from benchmarks.experiment import training
+from benchmarks.experiment.configuration import ARMS, Configuration
+from benchmarks.experiment.data import Split, load
+from benchmarks.experiment.results import Result, utilisation
+from benchmarks.experiment.training import Epoch, best_epoch, cosine, evaluate, plateau
+from benchmarks.provenance import command_line
 
 ROOT = Path(benchmarks.__file__).parents[1]
 
@@ -119,7 +120,7 @@ def test_the_schedule_is_followed(tiny, go):
 def rates(monkeypatch):
     """By arm: per epoch, the names that each learning rate trained."""
     seen = {}
-    original = training._train_epoch
+    original = training.train_epoch
 
     def watch(model, optimiser, split, configuration, *rest):
         names = {p: name for name, p in model.named_parameters()}
@@ -127,7 +128,7 @@ def rates(monkeypatch):
         seen.setdefault(configuration.arm, []).append(groups)
         return original(model, optimiser, split, configuration, *rest)
 
-    monkeypatch.setattr(training, "_train_epoch", watch)
+    monkeypatch.setattr(training, "train_epoch", watch)
     return seen
 
 
@@ -150,7 +151,6 @@ def test_scores_have_a_learning_rate_of_their_own(tiny, go, rates, monkeypatch):
         assert all(name.endswith(".scores") for name in scores)
     for path, first in zip(paths[1:], (0.5, 0.25), strict=True):
         result = Result.read(path)
-        assert result.configuration.score_lr is None
         groups = rates[result.configuration.arm]
         assert list(groups[0]) == [first]
         assert len(groups[0][first]) == 34
@@ -173,7 +173,17 @@ def test_scores_without_a_learning_rate_of_their_own(tiny, go, outcome, tmp_path
     ("accuracies", "best"), [([0.3], 1), ([0.1, 0.3, 0.2], 2), ([0.1, 0.3, 0.3], 2), ([0.0, 0], 1)]
 )
 def test_best_epoch(accuracies, best):
-    assert best_epoch(epochs(*accuracies)).epoch == best
+    assert best_epoch(epochs(*accuracies), Configuration("digits")).epoch == best
+
+
+def test_the_best_epoch_has_the_last_density():
+    """While it falls the latest epoch is kept: here it has fallen after three of four."""
+    falling = Configuration("digits", estimator="topk", schedule_density="cubic", epochs=4)
+    accuracies = (0.9, 0.8, 0.7, 0.5)
+    kept = [best_epoch(epochs(*accuracies[:n]), falling).epoch for n in (1, 2, 3, 4)]
+    assert kept == [1, 2, 3, 4]
+    falling = replace(falling, epochs=8)
+    assert best_epoch(epochs(*accuracies, 0.3, 0.3, 0.2, 0.1), falling).epoch == 7
 
 
 @pytest.fixture
@@ -216,6 +226,11 @@ def equal(a, b):
     return {name: torch.equal(a[name], b[name]) for name in a.keys() & b.keys()}
 
 
+def states(found):
+    """All but what a checkpoint says of itself."""
+    return ((name, value) for name, value in found.items() if not name.endswith("_extra_state"))
+
+
 @pytest.fixture
 def watched(monkeypatch):
     """Every arm's model: its state when it starts to train and when it has trained, and what of
@@ -223,11 +238,11 @@ def watched(monkeypatch):
     seen = {}
 
     def train(model, data, configuration, *rest):
-        before = {name: value.clone() for name, value in model.state_dict().items()}
+        before = {name: value.clone() for name, value in states(model.state_dict())}
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         history, best = training.train(model, data, configuration, *rest)
-        after = {name: value.clone() for name, value in model.state_dict().items()}
-        seen[configuration.seed, configuration.arm] = (before, after, best, trained)
+        after = {name: value.clone() for name, value in states(model.state_dict())}
+        seen[configuration.seed, configuration.arm] = (before, after, dict(states(best)), trained)
         return history, best
 
     monkeypatch.setattr(experiment, "train", train)
@@ -239,7 +254,7 @@ def watched(monkeypatch):
 def test_every_arm_trains_what_it_should(network, estimator, tiny, go, watched, tmp_path):
     size = dict(depth=10, width=1) if network == "wrn" else {}
     options = tiny(network=network, estimator=estimator, lr=0.02, epochs=3, **size)
-    paths = go(options, ARMS)
+    paths = go(options, ARMS[:4])
     w0 = experiment.build(options, (1, 8, 8)).state_dict()
     kernels = {n for n in w0 if "norm" not in n}
     norms = {n for n in w0 if "norm" in n and n.endswith(("weight", "bias"))}
@@ -284,8 +299,9 @@ def test_every_arm_trains_what_it_should(network, estimator, tiny, go, watched, 
     assert not any(equal(before, after).values())
 
     # What a result reports as best is what its file holds.
-    for path, arm in zip(paths, ARMS, strict=True):
+    for path, arm in zip(paths, ARMS[:4], strict=True):
         kept = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
+        kept = dict(states(kept))
         assert kept.keys() == watched[0, arm][2].keys()
         assert all(equal(kept, watched[0, arm][2]).values())
 
@@ -300,7 +316,8 @@ def test_the_best_state_is_the_best_epochs(arm, tiny, go, digits, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "evaluate", staged)
-        path = go(tiny(epochs=4, lr=0.1, mix_lr=0.05), [arm])[-1]
+        density = {"density": 0.5, "estimator": "topk"} if "ticket" in arm else {}
+        path = go(tiny(epochs=4, lr=0.1, mix_lr=0.05, **density), [arm])[-1]
     result = Result.read(path)
     assert result.best.epoch == 2
     model = experiment.build(result.configuration, (1, 8, 8))
@@ -322,10 +339,8 @@ def test_seeds(tiny, go, watched, outcome, tmp_path):
     assert not equal(starts[0, "mask"], starts[1, "mask"])["hidden1.weight"]
     found = outcome(tmp_path / "both")
     assert len(found) == 4
-    for arm in ("mask-threshold", "weights"):
-        zero, one = (
-            found[f"digits-lenet-300-100-{arm}-seed{seed}"][0]["epochs"] for seed in (0, 1)
-        )
+    for arm in ("mask", "weights"):
+        zero, one = (found[tiny(seed=seed).for_arm(arm).name][0]["epochs"] for seed in (0, 1))
         assert all(a["train_loss"] != b["train_loss"] for a, b in zip(zero, one, strict=True))
 
 
@@ -340,7 +355,7 @@ def test_arms_see_the_same_images(tiny, go, monkeypatch):
         return scale(images, *rest)
 
     monkeypatch.setattr(training, "scale", watch)
-    go(tiny(estimator="bernoulli"), ARMS)
+    go(tiny(estimator="bernoulli"), ARMS[:4])
     assert len(seen) == 4 * 2 * 4
     per_epoch = [seen[i : i + 4] for i in range(0, 32, 4)]
     mask, weight, mix, more = (per_epoch[i : i + 2] for i in range(0, 8, 2))
@@ -388,11 +403,8 @@ def test_resumed(stop, estimator, tiny, go, outcome, tmp_path, monkeypatch):
     expected = outcome(tmp_path / "whole")
     assert len(expected) == 3
     assert outcome(tmp_path / "stopped") == expected
-    assert {p.name.split(".", 1)[1] for p in (tmp_path / "stopped").iterdir()} == {
-        "json",
-        "best.pt",
-        "masks.npz",
-    }
+    ends = {p.name.partition("-seed0.")[2] for p in (tmp_path / "stopped").iterdir()}
+    assert ends == {"json", "best.pt", "masks.npz"}
 
 
 def test_resumed_with_two_learning_rates(tiny, go, outcome, rates, tmp_path, monkeypatch):
@@ -416,7 +428,7 @@ def test_resumed_with_two_learning_rates(tiny, go, outcome, rates, tmp_path, mon
 
 def test_resuming_does_not_train_again(tiny, go, monkeypatch):
     options = tiny(epochs=3)
-    original, trained = training._train_epoch, []
+    original, trained = training.train_epoch, []
 
     def dying(model, optimiser, split, configuration, epoch, label):
         trained.append(epoch)
@@ -424,7 +436,7 @@ def test_resuming_does_not_train_again(tiny, go, monkeypatch):
             raise KeyboardInterrupt
         return original(model, optimiser, split, configuration, epoch, label)
 
-    monkeypatch.setattr(training, "_train_epoch", dying)
+    monkeypatch.setattr(training, "train_epoch", dying)
     with pytest.raises(KeyboardInterrupt):
         go(options, ["weights"])
     go(options, ["weights"])
@@ -435,14 +447,14 @@ def test_resuming_does_not_train_again(tiny, go, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs POSIX signals")
 def test_killed(tiny, go, outcome, tmp_path):
-    options = tiny(estimator="bernoulli", epochs=100)
+    options = tiny(estimator="bernoulli", epochs=100, mix_lr=1e-5)
     command = [
         sys.executable, "-m", "benchmarks", "run", "--dataset", "digits", "--arms", "mask",
         "--network", "lenet-300-100", "--estimator", "bernoulli", "--init", "0.02", "--epochs",
         "100", "--batch-size", "16", "--train-images", "64", "--output", tmp_path / "killed",
     ]  # fmt: skip
     threads = str(torch.get_num_threads())  # sums depend on their number
-    checkpoint = tmp_path / "killed" / "digits-lenet-300-100-mask-bernoulli-seed0.checkpoint.pt"
+    checkpoint = tmp_path / "killed" / f"{options.for_arm('mask').name}.checkpoint.pt"
     with subprocess.Popen(
         command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE
     ) as process:
@@ -511,7 +523,7 @@ def test_bfloat16(tiny, go, monkeypatch):
     assert rough.epochs[0].train_loss != exact.epochs[0].train_loss
     assert rough.epochs[0].train_loss == pytest.approx(exact.epochs[0].train_loss, rel=0.02)
     state = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
-    assert {v.dtype for v in state.values()} == {torch.float32, torch.int64}
+    assert {v.dtype for _, v in states(state)} == {torch.float32, torch.int64}
 
 
 def test_it_learns(tiny, go):
@@ -546,13 +558,12 @@ def test_the_loss_of_uneven_batches(tiny, digits, monkeypatch):
         training, "cross_entropy", lambda logits, labels: (logits[:, 0] + model[0].anchor).mean()
     )
     options = tiny(augmentation=False, batch_size=18)
-    loss, accuracy = training._train_epoch(model, optimiser, data, options, 1, "")
+    loss, accuracy = training.train_epoch(model, optimiser, data, options, 1, "")
     logits = model(data.images.float() / 127.5 - 1)
     assert loss == pytest.approx(logits[:, 0].mean().item(), rel=1e-4)
     assert accuracy == pytest.approx((logits.argmax(1) == data.labels).float().mean().item())
 
 
-def test_the_commands_of_a_result(tiny, go, monkeypatch):
+def test_the_command_of_a_result(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["__main__.py", "run", "--output", "a b"])
-    path = go(tiny(), ["weights"])[0]
-    assert json.loads(path.read_text())["command"] == "python -m benchmarks run --output 'a b'"
+    assert command_line() == "python -m benchmarks run --output 'a b'"

@@ -1,0 +1,171 @@
+"""The arms: what each one trains, where it starts, and the order in which they run."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import masktorch
+from benchmarks import BenchmarkError
+from benchmarks.atomic import replacing
+from benchmarks.experiment import masks
+from benchmarks.experiment.configuration import (
+    ARMS,
+    MASKED,
+    SCORED,
+    STARTS_FROM,
+    Configuration,
+)
+from benchmarks.experiment.data import Dataset, images, load
+from benchmarks.experiment.networks import build
+from benchmarks.experiment.results import Result, find, states_of, utilisation
+from benchmarks.experiment.training import (
+    Bar,
+    Epoch,
+    evaluate,
+    has_batch_norm,
+    progress_bar,
+    recalibrated,
+    train,
+)
+from benchmarks.provenance import environment
+
+
+def run(
+    options: Configuration,
+    arms: Sequence[str],
+    data_dir: Path,
+    output: Path,
+    device_name: str,
+    command: str,
+) -> list[Path]:
+    """Run `arms`, and the arms they start from, on one data set; return the result files.
+
+    An arm that has its result is skipped, one that was stopped goes on after its last epoch.
+    """
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise BenchmarkError(
+            f"--arms: {', '.join(map(repr, unknown))} is no arm; choose from {', '.join(ARMS)}, "
+            f"with commas between them."
+        )
+    needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
+    configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
+    for configuration in configurations:
+        configuration.check()
+    torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
+    device = _device(device_name)
+    origin = environment(device)  # before training: the checkout may move on meanwhile
+    data = images(options, data_dir).to(device)
+    paths = []
+    with progress_bar(
+        total=len(configurations) * options.epochs, desc="whole run", unit="epoch"
+    ) as whole_run:
+        for configuration in configurations:
+            path = find(output, configuration)
+            if path is None:
+                path = output / f"{configuration.name}.json"
+                model, history, again = _train(configuration, data, path, whole_run)
+                Result(
+                    configuration=configuration,
+                    estimator=masks.described(configuration),
+                    epochs=history,
+                    utilisation=utilisation(model) if configuration.arm in MASKED else [],
+                    environment=origin,
+                    command=command,
+                    recalibrated=again,
+                ).write(path)
+                _checkpoint(path).unlink()
+            else:
+                whole_run.write(f"{configuration.arm}: skipped, {path} is there already")
+                whole_run.total -= configuration.epochs
+                whole_run.refresh()
+            paths.append(path)
+    return paths
+
+
+def _train(
+    configuration: Configuration, data: Dataset, path: Path, bar: Bar
+) -> tuple[nn.Module, list[Epoch], dict[str, float] | None]:
+    """The model in the state of its best epoch, which is written beside `path`; the epochs; and the
+    accuracies with batch norm's averages taken anew."""
+    model = build(configuration, data.image_shape)
+    start(model, configuration, path.parent)
+    history, best_state = train(model, data, configuration, _checkpoint(path), bar)
+    again: dict[str, float] | None = None
+    if has_batch_norm(model):
+        again = {"last": recalibrated(model, data, configuration)}
+        masks.load(model, best_state, configuration)
+        again["best"] = recalibrated(model, data, configuration)
+    masks.load(model, best_state, configuration)
+    with replacing(states_of(path)) as partial:
+        torch.save(best_state, partial)
+    if configuration.arm == "mask":
+        masktorch.save_masks(model.cpu(), path.with_suffix(".masks.npz"))
+    return model, history, again
+
+
+def rebuild(configuration: Configuration, path: Path, data_dir: Path) -> float:
+    """The test accuracy of a network made from its seed and a mask file alone.
+
+    The file has a fingerprint of the weights, so it goes onto the same ones, bit for bit, or not at
+    all. Where batch norm was trained beside the masks they do not make the network.
+    """
+    data = load(configuration.dataset, data_dir)
+    model = build(configuration.for_arm("mask"), data.image_shape)
+    if has_batch_norm(model):
+        raise BenchmarkError(
+            f"A seed and masks make a network that has nothing else to train; found batch norm in "
+            f"{configuration.network_name}. Use --network lenet-300-100, or the .best.pt file."
+        )
+    masktorch.load_masks(model, path)
+    return evaluate(model, data.test, configuration)[1]
+
+
+def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
+    """Bring `model`, at W0, to where its arm starts and let train only what the arm trains."""
+    if configuration.arm in SCORED:
+        masks.wrap(model, configuration, masks.estimator(configuration))
+    if (first := configuration.start) is None:
+        return
+    path = states_of(find(output, first) or output / f"{first.name}.json")
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: the arm {configuration.arm} starts from it. Delete "
+            f"{path.name.removesuffix('.best.pt')}.json beside it and run again to train it anew."
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if configuration.arm in ("mix", "weights-then-weights"):
+        masks.load(model, state, configuration)
+        if configuration.arm == "mix":
+            masktorch.freeze_mask(model)
+            masktorch.freeze_weights(model, False)
+        return
+    donor = copy.deepcopy(model)  # the others start at W0, under a mask that is given
+    if first.arm in SCORED:
+        masks.wrap(donor, first, masks.estimator(first))
+    masks.load(donor, state, first)
+    given = (
+        masktorch.masks(donor) if first.arm in SCORED else masks.of_largest(donor, configuration)
+    )
+    if configuration.arm.startswith("random-"):
+        given = masks.shuffled(given, configuration.seed)
+    masktorch.set_masks(model, given)
+    masktorch.freeze_weights(model, False)
+
+
+def _checkpoint(path: Path) -> Path:
+    return path.with_suffix(".checkpoint.pt")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BenchmarkError(
+            f"--device must be one that this torch can compute on (cpu, cuda, cuda:1, ...); found "
+            f"{name!r}: {str(error).splitlines()[0]}"
+        ) from error

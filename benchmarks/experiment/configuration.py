@@ -1,0 +1,185 @@
+"""Everything that decides the numbers of one arm run, and the arms there are."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from tyro.conf import Suppress
+
+from benchmarks import BenchmarkError
+
+# In the order in which they can run; and the arm from whose best epoch one goes on.
+ARMS = (
+    "mask", "weights", "mix", "weights-then-weights", "ticket", "random-mix", "random-ticket",
+)  # fmt: skip
+STARTS_FROM = {
+    "mix": "mask",
+    "weights-then-weights": "weights",
+    "ticket": "weights",
+    "random-mix": "mask",
+    "random-ticket": "weights",
+}
+Images: TypeAlias = Literal["digits", "mnist", "cifar10"]
+Method: TypeAlias = Literal[
+    "threshold", "bernoulli", "intermediate", "topk", "nofm", "piggyback", "hard-concrete",
+    "concrete",
+]  # fmt: skip
+SCORED = ("mask", "mix")  # their masks follow from scores
+LEARNED = (*SCORED, "random-mix")  # theirs from scores that an estimator trained
+PRUNED = ("ticket", "random-ticket")  # theirs from the largest trained weights
+MASKED = (*LEARNED, *PRUNED)
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One arm run; a field that the arm has no use for is None or its default. The defaults are the
+    blog's. The command line of `run` is made from these fields and their comments."""
+
+    dataset: Images
+    """digits come with scikit-learn; for the others see `download`."""
+    arm: Suppress[str] = "mask"
+    network: Literal["wrn", "lenet-300-100", "conv-2", "conv-4", "conv-6"] = "wrn"
+    """wrn: the blog's wide residual network."""
+    depth: int | None = 28
+    """Of the wrn: 6n + 4 layers."""
+    width: int | None = 8
+    """Of the wrn: channels / 16."""
+    weights: Literal["glorot", "signed-constant", "signed-kaiming"] = "glorot"
+    """Before training. signed-constant: sign(W) * std(W) of each glorot kernel W. signed-kaiming:
+    sign(W) * sqrt(2 / fan_in), and / sqrt(density) under a mask that has one."""
+    estimator: Method | None = "threshold"
+    """How the mask follows from its scores (arms mask and mix)."""
+    density: float | None = None
+    """Kept by topk, and by ticket and its control. None: the estimator's own."""
+    budget: Literal["none", "overall", "erk"] = "none"
+    """How topk's density is shared. none: in each tensor. overall: one cut for all, at every epoch.
+    erk: by the tensors' shapes."""
+    schedule_density: Literal["none", "cubic", "geometric"] = "none"
+    """How topk's density falls from 1, an epoch at a time, over three quarters of the epochs."""
+    init: float | Literal["normal"] | None = None
+    """Where scores start. normal: standard normal. None: the estimator's own."""
+    rescale: bool = False
+    """Divide the weights under the mask by its density."""
+    epochs: int = 30
+    """Per arm."""
+    batch_size: int = 128
+    lr: float = 1e-2
+    """Adam's, arms mask and weights."""
+    score_lr: float | None = None
+    """Of the scores, arm mask. None: lr."""
+    mix_lr: float | None = 1e-5
+    """Adam's, arms that go on from another."""
+    schedule: Literal["plateau", "cosine"] = "plateau"
+    """plateau: Keras's, on the training accuracy. cosine: down to 0."""
+    seed: int = 0
+    """Of all randomness."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: autocast, faster on some machines."""
+    train_images: int | None = None
+    """Train on the first so many only. None: all."""
+    held_out: int | None = None
+    """Measure on so many of the last training images, and do not train on them. None: on the test
+    set."""
+    image_size: int | None = None
+    """Images averaged to so many pixels a side. None: as they are."""
+    faithful_scaling: bool = False
+    """MNIST as the blog's code has it: 2x - 1 of the bytes, -1 to 509, not -1 to 1."""
+    augmentation: bool = True
+    """Flip, rotate and shift the training images as the blog does."""
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> "Configuration":
+        """From a result or a checkpoint; a field that is younger than the file has its default."""
+        return cls(**{**content, "rescale": bool(content.get("rescale"))})
+
+    def check(self) -> None:
+        """Raise for what no run can be made of."""
+        at_least = {
+            "width": 1, "epochs": 1, "batch_size": 1, "image_size": 1, "seed": 0,
+            "lr": 0, "score_lr": 0, "mix_lr": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if (found := getattr(self, name)) is not None and found < least:
+                raise BenchmarkError(f"{_option(name)} must be at least {least}; found {found}.")
+        if self.faithful_scaling and self.dataset != "mnist":
+            raise BenchmarkError(
+                f"--faithful-scaling is about MNIST alone; found --dataset {self.dataset}. Leave "
+                f"it out."
+            )
+        if self.arm in LEARNED and self.estimator != "topk":
+            for name in ("density", "budget", "schedule_density"):
+                if getattr(self, name) not in (None, "none"):
+                    raise BenchmarkError(
+                        f"{_option(name)} is about --estimator topk; found --estimator "
+                        f"{self.estimator}, whose density follows from its scores. Leave it out."
+                    )
+        if self.arm in PRUNED and self.density is None:
+            raise BenchmarkError(f"The arm {self.arm} expects a --density, found none.")
+
+    def for_arm(self, arm: str) -> "Configuration":
+        learned, pruned, wrn = arm in LEARNED, arm in PRUNED, self.network == "wrn"
+        return replace(
+            self,
+            arm=arm,
+            depth=self.depth if wrn else None,
+            width=self.width if wrn else None,
+            estimator=self.estimator if learned else None,
+            density=self.density if learned or pruned else None,
+            budget=self.budget if learned or pruned else "none",
+            schedule_density=self.schedule_density if learned else "none",
+            init=self.init if learned else None,
+            rescale=self.rescale and learned,
+            score_lr=self.score_lr if learned else None,
+            mix_lr=self.mix_lr if arm in STARTS_FROM else None,
+        )
+
+    @property
+    def start(self) -> "Configuration | None":
+        """Of the run from whose best epoch this one goes on."""
+        return self.for_arm(STARTS_FROM[self.arm]) if self.arm in STARTS_FROM else None
+
+    @property
+    def first_lr(self) -> float:
+        """Where this arm's learning rate starts."""
+        return self.lr if self.mix_lr is None else self.mix_lr
+
+    @property
+    def first_score_lr(self) -> float:
+        """Where the scores' learning rate starts."""
+        return self.first_lr if self.score_lr is None else self.score_lr
+
+    @property
+    def network_name(self) -> str:
+        return f"wrn-{self.depth}-{self.width}" if self.network == "wrn" else self.network
+
+    @property
+    def name(self) -> str:
+        """The stem of this run's files: all that is not the blog's."""
+        blog = Configuration(self.dataset).for_arm(self.arm)
+        named = ("dataset", "arm", "network", "depth", "width", "estimator", "seed")
+        changes = [
+            f"{field.name}={getattr(self, field.name)}"
+            for field in fields(self)
+            if field.name not in named and getattr(self, field.name) != getattr(blog, field.name)
+        ]
+        parts = [self.dataset, self.network_name, self.arm, self.estimator, *changes]
+        return "-".join([*(part for part in parts if part), f"seed{self.seed}"])
+
+    def check_same(self, found: "Configuration", path: Path) -> None:
+        """Raise where `path` belongs to another configuration than this one."""
+        differences = [
+            f"{field.name} is {getattr(found, field.name)!r} there and "
+            f"{getattr(self, field.name)!r} here"
+            for field in fields(self)
+            if getattr(found, field.name) != getattr(self, field.name)
+        ]
+        if differences:
+            raise BenchmarkError(
+                f"{path} comes from a run with another configuration: {'; '.join(differences)}. "
+                f"Give this run another --output folder, or delete that file."
+            )
+
+
+def _option(field: str) -> str:
+    return f"--{field.replace('_', '-')}"

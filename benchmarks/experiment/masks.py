@@ -1,0 +1,107 @@
+"""The masks of a run: which estimator, how dense and when, where scores start."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+import masktorch
+from benchmarks.experiment.configuration import SCORED, Configuration
+from benchmarks.experiment.networks import kernels
+
+FALLING = 0.75  # of the epochs; in the rest a scheduled density is what it was to become
+
+
+def estimator(configuration: Configuration) -> masktorch.Estimator:
+    match configuration.estimator:
+        case "bernoulli":
+            return masktorch.Bernoulli()
+        case "intermediate":
+            return masktorch.IntermediateSampling()
+        case "topk":
+            density = configuration.density
+            return masktorch.TopK() if density is None else masktorch.TopK(density)
+        case "nofm":
+            return masktorch.NOfM()
+        case "piggyback":
+            return masktorch.Piggyback()
+        case "hard-concrete":
+            return masktorch.HardConcrete()
+        case "concrete":
+            return masktorch.Concrete()
+        case _:
+            return masktorch.Threshold()
+
+
+def described(configuration: Configuration) -> str | None:
+    """The estimator with its settings, of arms that have one."""
+    return None if configuration.estimator is None else repr(estimator(configuration))
+
+
+def wrap(model: nn.Module, configuration: Configuration, by: masktorch.Estimator) -> None:
+    """Masks on every kernel and bias, as the blog has it; n of m alone has no biases to divide."""
+    masktorch.wrap(
+        model,
+        by,
+        bias=configuration.estimator != "nofm",
+        init=torch.randn_like if configuration.init == "normal" else configuration.init,
+        rescale=configuration.rescale,
+    )
+
+
+def epochs_of_fall(configuration: Configuration) -> int:
+    """How many epochs a density takes to fall; the epochs after them have the one that counts."""
+    if configuration.schedule_density == "none" or configuration.arm != "mask":
+        return 0
+    return min(math.ceil(FALLING * configuration.epochs), configuration.epochs - 1)
+
+
+def scheduled_density(configuration: Configuration, epoch: int) -> float:
+    """Of the first epoch 1, after the fall the configuration's."""
+    end = masktorch.TopK().density if configuration.density is None else configuration.density
+    if (fall := epochs_of_fall(configuration)) == 0:
+        return end
+    progress = min(1.0, (epoch - 1) / fall)
+    if configuration.schedule_density == "cubic":
+        return masktorch.budget.cubic(1.0, end, progress)
+    return masktorch.budget.geometric(1.0, end, progress)
+
+
+def cut(model: nn.Module, configuration: Configuration, epoch: int) -> None:
+    """Give the masks their densities of an epoch, which follow from it and from the scores."""
+    if configuration.estimator != "topk" or configuration.arm not in SCORED:
+        return
+    density = scheduled_density(configuration, epoch)
+    match configuration.budget:
+        case "overall":
+            masktorch.set_density(model, masktorch.budget.overall(model, density))
+        case "erk":
+            masktorch.set_density(model, masktorch.budget.erk(model, density))
+        case _:
+            masktorch.set_density(model, density)
+
+
+def load(model: nn.Module, state: Mapping[str, Tensor], configuration: Configuration) -> None:
+    """A state of the last epochs, with the masks that it had; what it is, the run knows better."""
+    values = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
+    model.load_state_dict(values)
+    cut(model, configuration, configuration.epochs)
+
+
+def of_largest(model: nn.Module, configuration: Configuration) -> dict[str, Tensor]:
+    """The masks that keep the largest weights of the kernels, in each or in all together."""
+    density = scheduled_density(configuration, configuration.epochs)
+    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    sizes = {names[weight]: weight.detach().abs() for weight in kernels(model)}
+    shares = density if configuration.budget == "overall" else dict.fromkeys(sizes, density)
+    return masktorch.keep_largest(sizes, shares)
+
+
+def shuffled(found: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Random masks that keep as much of each tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view_as(mask)
+        for name, mask in found.items()
+    }

@@ -1,0 +1,126 @@
+"""One JSON file per arm run: what was run, on what, and every number that came out."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import masktorch
+from benchmarks import BenchmarkError
+from benchmarks.atomic import replacing
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.training import Epoch, best_epoch
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer's kernel and bias together."""
+
+    layer: str
+    parameters: int
+    masked: float  # the masked fraction of the best epoch's mask
+
+
+@dataclass(frozen=True)
+class Result:
+    configuration: Configuration
+    estimator: str | None  # written out with its settings
+    epochs: list[Epoch]
+    utilisation: list[Layer]  # in the network's order; empty where nothing is masked
+    environment: dict[str, Any]
+    command: str
+    # Test accuracy of the best and the last epoch, with batch norm's averages taken anew; None
+    # where there is no batch norm, and in files that are older than this field.
+    recalibrated: dict[str, float] | None = None
+
+    @property
+    def best(self) -> Epoch:
+        return best_epoch(self.epochs, self.configuration)
+
+    @property
+    def last(self) -> Epoch:
+        return self.epochs[-1]
+
+    @property
+    def wall_seconds(self) -> float:
+        """Training and evaluation of every epoch, however often the run was resumed."""
+        return sum(epoch.seconds for epoch in self.epochs)
+
+    @property
+    def masked_fraction(self) -> float | None:
+        return overall_masked_fraction(self.utilisation) if self.utilisation else None
+
+    def write(self, path: Path) -> None:
+        derived = {
+            "best": asdict(self.best),
+            "last": asdict(self.last),
+            "wall_seconds": self.wall_seconds,
+            "masked_fraction": self.masked_fraction,
+        }
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(asdict(self) | derived, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> "Result":
+        try:
+            content = json.loads(path.read_text())
+            return cls(
+                configuration=Configuration.of(content["configuration"]),
+                estimator=content["estimator"],
+                epochs=[Epoch(**epoch) for epoch in content["epochs"]],
+                utilisation=[Layer(**layer) for layer in content["utilisation"]],
+                environment=content["environment"],
+                command=content["command"],
+                recalibrated=content.get("recalibrated"),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BenchmarkError(
+                f"{path}: expected a result of `python -m benchmarks run`, found another file "
+                f"({type(error).__name__}: {error}). Move it out of the results' folder."
+            ) from error
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All results of a folder, by file name."""
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise FileNotFoundError(
+            f"{folder} holds no result (*.json). Make some with `python -m benchmarks run "
+            f"--output {folder}`, or name another folder."
+        )
+    return [Result.read(path) for path in paths]
+
+
+def find(folder: Path, configuration: Configuration) -> Path | None:
+    """The result of a configuration, whatever its file is called."""
+    path = folder / f"{configuration.name}.json"
+    if path.exists():
+        configuration.check_same(Result.read(path).configuration, path)
+        return path
+    for other in sorted(folder.glob(f"{configuration.dataset}-*seed{configuration.seed}.json")):
+        if Result.read(other).configuration == configuration:
+            return other
+    return None
+
+
+def states_of(path: Path) -> Path:
+    """The best epoch's state, beside its result."""
+    return path.with_suffix(".best.pt")
+
+
+def utilisation(model: nn.Module) -> list[Layer]:
+    """The masked fraction of each layer of a wrapped model."""
+    sizes: dict[str, int] = {}
+    masked: dict[str, int] = {}
+    for row in masktorch.report(model).rows:
+        layer = row.name.rpartition(".")[0]
+        sizes[layer] = sizes.get(layer, 0) + row.size
+        masked[layer] = masked.get(layer, 0) + row.masked
+    return [Layer(layer, size, masked[layer] / size) for layer, size in sizes.items()]
+
+
+def overall_masked_fraction(layers: list[Layer]) -> float:
+    masked = sum(layer.parameters * layer.masked for layer in layers)
+    return masked / sum(layer.parameters for layer in layers)

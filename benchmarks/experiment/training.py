@@ -1,0 +1,260 @@
+"""The one training loop: Adam, the blog's plateau schedule or a cosine, a checkpoint after every
+epoch."""
+
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+import masktorch
+from benchmarks.atomic import replacing
+from benchmarks.experiment import masks
+from benchmarks.experiment.augmentation import augment, scale
+from benchmarks.experiment.configuration import STARTS_FROM, Configuration
+from benchmarks.experiment.data import Dataset, Split
+
+ADAM_EPSILON = 1e-7  # Keras's
+EVALUATION_BATCH = 1000
+
+# disable=None: none where there is no terminal; the line an epoch leaves is enough for a log.
+Bar: TypeAlias = "tqdm[Any]"
+progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=None, file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    epoch: int
+    lr: float  # of all but scores with a learning rate of their own, which moves in proportion
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    seconds: float
+
+
+def best_epoch(history: Sequence[Epoch], configuration: Configuration) -> Epoch:
+    """The epoch with the highest test accuracy, the first of equals: the blog's selection. While
+    densities still fall it is the last."""
+    fallen = history[masks.epochs_of_fall(configuration) :] or history[-1:]
+    return max(fallen, key=lambda epoch: epoch.test_accuracy)
+
+
+def plateau(lr: float, train_accuracies: Sequence[float]) -> float:
+    """The learning rate after these epochs: x 0.1 at every second epoch in a row whose training
+    accuracy is not more than 1e-4 above the best so far (Keras's ReduceLROnPlateau, patience 2)."""
+    best, waited = -math.inf, 0
+    for accuracy in train_accuracies:
+        if accuracy > best + 1e-4:
+            best, waited = accuracy, 0
+        else:
+            waited += 1
+        if waited == 2:
+            lr, waited = lr * 0.1, 0
+    return lr
+
+
+def cosine(lr: float, epoch: int, epochs: int) -> float:
+    """The learning rate after `epoch` of `epochs`: from `lr` to 0 along half a cosine."""
+    return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+def scheduled(lr: float, configuration: Configuration, train_accuracies: Sequence[float]) -> float:
+    """What a learning rate that started at `lr` is after these epochs."""
+    if configuration.schedule == "cosine":
+        return cosine(lr, len(train_accuracies), configuration.epochs)
+    return plateau(lr, train_accuracies)
+
+
+def parameter_groups(model: nn.Module, configuration: Configuration) -> list[dict[str, Any]]:
+    """What trains, scores apart from the rest, with the learning rate that each starts from."""
+    masked = configuration.estimator is not None
+    scores = set(masktorch.mask_parameters(model)) if masked else set()
+    trains = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trains if p not in scores], "initial_lr": configuration.first_lr},
+        {"params": [p for p in trains if p in scores], "initial_lr": configuration.first_score_lr},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def epoch_seed(configuration: Configuration, epoch: int) -> int:
+    """The same for all arms that start anew, and another one for those that go on from them."""
+    goes_on = configuration.arm in STARTS_FROM
+    state = np.random.SeedSequence([configuration.seed, int(goes_on), epoch]).generate_state(1)
+    return int(state[0])
+
+
+def train(
+    model: nn.Module,
+    data: Dataset,
+    configuration: Configuration,
+    checkpoint: Path,
+    whole_run: Bar,
+) -> tuple[list[Epoch], dict[str, Tensor]]:
+    """Train what requires gradients, going on from `checkpoint` where there is one; return the
+    epochs and the state of the best one.
+
+    Everything random in an epoch follows from its `epoch_seed`, so a run that was killed and
+    resumed gives the numbers of one that was not, wherever the device computes reproducibly.
+    """
+    device = data.train.images.device
+    model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.Adam(
+        parameter_groups(model, configuration),
+        lr=configuration.first_lr,
+        eps=ADAM_EPSILON,
+        fused=True,
+    )
+    history: list[Epoch] = []
+    best_state: dict[str, Tensor] = {}
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        configuration.check_same(Configuration.of(saved["configuration"]), checkpoint)
+        masks.load(model, saved["model"], configuration)
+        optimiser.load_state_dict(saved["optimiser"])
+        history = [Epoch(**epoch) for epoch in saved["history"]]
+        best_state = saved["best_state"]
+        whole_run.total -= len(history)
+
+    for number in range(len(history) + 1, configuration.epochs + 1):
+        accuracies = [epoch.train_accuracy for epoch in history]
+        lr = scheduled(configuration.first_lr, configuration, accuracies)
+        for group in optimiser.param_groups:
+            group["lr"] = scheduled(group["initial_lr"], configuration, accuracies)
+        masks.cut(model, configuration, number)
+        start = time.perf_counter()
+        label = f"{configuration.arm} {number}/{configuration.epochs}"
+        train_loss, train_accuracy = train_epoch(
+            model, optimiser, data.train, configuration, number, label
+        )
+        masks.cut(model, configuration, number)  # as the scores now are
+        test_loss, test_accuracy = evaluate(model, data.test, configuration)
+        seconds = time.perf_counter() - start
+        history.append(
+            Epoch(number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds)
+        )
+        if best_epoch(history, configuration) is history[-1]:
+            best_state = {name: value.clone() for name, value in model.state_dict().items()}
+        with replacing(checkpoint) as path:
+            torch.save(
+                {
+                    "configuration": asdict(configuration),
+                    "model": model.state_dict(),
+                    "optimiser": optimiser.state_dict(),
+                    "history": [asdict(epoch) for epoch in history],
+                    "best_state": best_state,
+                },
+                path,
+            )
+        whole_run.write(
+            f"{label}: train {train_accuracy:.4f}, test {test_accuracy:.4f}, lr {lr:.0e}, "
+            f"{seconds:.1f} s"
+        )
+        whole_run.update()
+    return history, best_state
+
+
+def train_epoch(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    split: Split,
+    configuration: Configuration,
+    epoch: int,
+    label: str,
+) -> tuple[float, float]:
+    """One pass over the training set; its mean loss and accuracy as met on the way."""
+    seed = epoch_seed(configuration, epoch)
+    torch.manual_seed(seed)  # for stochastic masks
+    totals = torch.zeros(2, device=split.images.device)
+    seen = 0
+    model.train()
+    with progress_bar(
+        total=len(split.labels), desc=label, unit="img", position=1, leave=False
+    ) as bar:
+        for inputs, labels in batches(split, configuration, seed):
+            loss, correct = _loss_and_hits(model, inputs, labels, configuration.precision)
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            totals += torch.stack([loss.detach() * len(labels), correct])
+            seen += len(labels)
+            if bar.update(len(labels)):  # reading the totals waits for the device: only when shown
+                mean_loss, accuracy = (totals / seen).tolist()
+                bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
+    mean_loss, accuracy = (totals / seen).tolist()
+    return mean_loss, accuracy
+
+
+def batches(
+    split: Split, configuration: Configuration, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """An epoch's inputs and labels. Order and augmentation have a stream of their own, so that
+    every arm sees the same images."""
+    device = split.images.device
+    generator = torch.Generator(device).manual_seed(seed)
+    order = torch.randperm(len(split.labels), generator=generator, device=device)
+    for batch in torch.split(order, configuration.batch_size):
+        images = split.images[batch]
+        if configuration.augmentation:
+            images = augment(images, generator)
+        yield scale(images, configuration.faithful_scaling), split.labels[batch]
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tuple[float, float]:
+    """Mean loss and accuracy in eval mode: deterministic masks, running batch-norm averages."""
+    model.eval()
+    totals = torch.zeros(2, device=split.images.device)
+    for images, labels in zip(
+        torch.split(split.images, EVALUATION_BATCH),
+        torch.split(split.labels, EVALUATION_BATCH),
+        strict=True,
+    ):
+        inputs = scale(images, configuration.faithful_scaling)
+        loss, correct = _loss_and_hits(model, inputs, labels, configuration.precision)
+        totals += torch.stack([loss * len(labels), correct])
+    mean_loss, accuracy = (totals / len(split.labels)).tolist()
+    return mean_loss, accuracy
+
+
+@torch.no_grad()
+def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) -> float:
+    """Test accuracy with batch norm's running averages, which lag behind the weights, replaced by
+    the plain means of one pass over the training images, augmented as in training."""
+    model.eval()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.train().reset_running_stats()
+            norm.momentum = None  # a plain mean
+    seed = epoch_seed(configuration, configuration.epochs + 1)
+    for inputs, _ in batches(data.train, configuration, seed):
+        _logits(model, inputs, configuration.precision)
+    return evaluate(model, data.test, configuration)[1]
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def _loss_and_hits(
+    model: nn.Module, inputs: Tensor, labels: Tensor, precision: str
+) -> tuple[Tensor, Tensor]:
+    logits = _logits(model, inputs, precision)
+    return cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
+
+
+def _logits(model: nn.Module, inputs: Tensor, precision: str) -> Tensor:
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        logits: Tensor = model(inputs)
+    return logits.float()

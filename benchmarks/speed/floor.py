@@ -1,0 +1,79 @@
+"""The estimators alone, as multiples of the least that memory allows.
+
+A masked tensor has to move 12 bytes an entry forward (weight, score, product) and 16 backward
+(gradient, weight, score, gradient of the score). The floor is the time that a plain add of three
+operands, 12 bytes an entry, would take for those 28 bytes.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import masktorch
+from benchmarks.speed import rivals
+from benchmarks.speed.memory import physical_bytes
+from benchmarks.speed.timing import Call, side_by_side
+
+SECONDS, AT_LEAST = 2.0, 3  # of rounds a case, after the warm-up
+ADD_BYTES, FLOOR_BYTES = 12, 28  # an entry, float32
+MOST_ALIVE = 40  # bytes an entry that are alive at once, at most
+LONGEST_SORT = 10**7
+
+Product = Callable[[Tensor, Tensor], Tensor]  # (scores, weight)
+
+
+PRODUCTS: dict[str, Product] = {
+    "threshold": lambda s, w: masktorch.functional.threshold(s, weight=w),
+    "bernoulli": lambda s, w: masktorch.functional.bernoulli(s, weight=w),
+    "intermediate": lambda s, w: masktorch.functional.intermediate(s, weight=w),
+    "textbook": lambda s, w: w * rivals.threshold(s),
+}
+
+
+class Case(NamedTuple):
+    mode: str
+    size: int  # entries
+
+    def __str__(self) -> str:
+        return f"{self.size:,} entries, {self.mode}"
+
+
+def cases(device: torch.device) -> tuple[Case, ...]:
+    """None that would fill half of the machine's memory."""
+    return tuple(
+        Case(mode, size)
+        for mode in ("eager", "compiled")
+        for size in (10**4, 10**5, 10**6, 10**7, 10**8)
+        if size * MOST_ALIVE <= physical_bytes() / 2
+    )
+
+
+def measure(case: Case, device: torch.device) -> dict[str, Any]:
+    """Nanoseconds an entry of forward and backward, and multiples of the floor of this size."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    mode, size = case
+    weight, gradient = torch.randn(2, size, device=device)
+    scores = torch.randn(size, device=device, requires_grad=True)
+    out, plain_scores = torch.empty_like(weight), scores.detach()
+
+    def passes(product: Product) -> Call:
+        return lambda: torch.autograd.grad(product(scores, weight), scores, gradient)
+
+    calls: dict[str, Call] = {"add": lambda: torch.add(weight, plain_scores, out=out)}
+    for name, product in PRODUCTS.items():
+        calls[name] = passes(torch.compile(product) if mode == "compiled" else product)
+    if mode == "eager" and size <= LONGEST_SORT:
+        calls["sort alone"] = lambda: torch.sort(plain_scores)
+    timings = side_by_side(calls, seconds=SECONDS, at_least=AT_LEAST, device=device)
+    of_floor = ADD_BYTES / FLOOR_BYTES
+    return {
+        **case._asdict(),
+        "gigabytes_per_second": ADD_BYTES * size / timings.median("add") / 1e9,
+        "nanoseconds": {name: timings.median(name) / size * 1e9 for name in calls},
+        "multiple": {
+            name: [of_floor * ratio for ratio in timings.ratio(name, "add")] for name in calls
+        },
+    }

@@ -1,0 +1,175 @@
+"""Whole training steps, side by side: the plain network, masktorch, and its rivals."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import masktorch
+from benchmarks.experiment.networks import lenet_300_100, wide_resnet
+from benchmarks.speed import child, rivals
+from benchmarks.speed.timing import Call, side_by_side
+
+SECONDS, AT_LEAST = 12.0, 15  # of rounds a case, after the warm-up
+CLASSES = 10
+# glibc gives large blocks back to the system when they are freed; told so, it keeps them.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+
+
+def wrn(depth: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
+    return wide_resnet((3, 32, 32), CLASSES, depth, width), (3, 32, 32)
+
+
+def mlp(layers: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
+    hidden = [module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(width, CLASSES)), (width,)
+
+
+class TransformerClassifier(nn.Module):
+    """An encoder, the mean over its positions, a linear layer."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            width, width // 64, 4 * width, dropout=0.0, batch_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.encoder(x).mean(1))
+        return logits
+
+
+# Each makes a network and gives the shape of one input.
+NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
+    "WRN-28-8": lambda: wrn(28, 8),
+    "WRN-28-2": lambda: wrn(28, 2),
+    "MLP 4x2048": lambda: mlp(4, 2048),
+    "LeNet-300-100": lambda: (lenet_300_100((1, 28, 28), CLASSES), (1, 28, 28)),
+    "Transformer 6x256": lambda: (TransformerClassifier(6, 256), (32, 256)),
+}
+
+
+def _wrapped(estimator: masktorch.Estimator) -> Callable[[nn.Module], nn.Module]:
+    return lambda model: masktorch.wrap(model, estimator, init=torch.randn_like)
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    masktorch.wrap(model, init=torch.randn_like)
+    masktorch.freeze_mask(model)
+    return masktorch.freeze_weights(model, False)
+
+
+def _rival(mask_of: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], nn.Module]:
+    return lambda model: rivals.parametrized(model, mask_of, torch.randn_like)
+
+
+# What each does to a network; scores start standard normal, so that about half is masked.
+CONTESTANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "plain": lambda model: model,
+    "threshold": _wrapped(masktorch.Threshold()),
+    "bernoulli": _wrapped(masktorch.Bernoulli()),
+    "intermediate": _wrapped(masktorch.IntermediateSampling()),
+    "frozen mask": _frozen,
+    "textbook": _rival(rivals.threshold),
+    "textbook bernoulli": _rival(rivals.bernoulli),
+    "edge-popup": _rival(rivals.edge_popup),
+    "prune": rivals.pruned,
+}
+COMPILED = ("plain", "threshold", "bernoulli", "intermediate", "frozen mask", "textbook")
+
+
+@dataclass(frozen=True)
+class Case:
+    network: str
+    batch: int
+    precision: str = "float32"
+    mode: str = "eager"
+    keeps_memory: bool = False  # in a process of its own, whose malloc is told to
+
+    def __str__(self) -> str:
+        malloc = ", malloc keeps memory" if self.keeps_memory else ""
+        return f"{self.network} at {self.batch}, {self.precision}, {self.mode}{malloc}"
+
+    @property
+    def contestants(self) -> tuple[str, ...]:
+        if self.mode == "compiled":
+            return COMPILED
+        # prune masks in a hook before forward, and attention never calls that of its out_proj:
+        # the second backward fails (pytorch#69353).
+        unable = {"prune"} if self.network.startswith("Transformer") else set()
+        return tuple(name for name in CONTESTANTS if name not in unable)
+
+
+CPU_CASES = (
+    Case("WRN-28-8", 4),
+    Case("WRN-28-2", 16),
+    Case("WRN-28-2", 16, precision="bfloat16"),
+    Case("MLP 4x2048", 128),
+    Case("MLP 4x2048", 128, keeps_memory=True),
+    Case("MLP 4x2048", 128, precision="bfloat16"),
+    Case("MLP 4x2048", 128, mode="compiled"),
+    Case("LeNet-300-100", 128),
+    Case("LeNet-300-100", 128, mode="compiled"),
+    Case("Transformer 6x256", 16),
+)
+CUDA_CASES = (
+    Case("WRN-28-8", 128, precision="bfloat16"),
+    Case("WRN-28-8", 512, precision="bfloat16"),
+    *(replace(case, batch=128) for case in CPU_CASES if not case.keeps_memory),
+)
+
+
+def cases(device: torch.device) -> tuple[Case, ...]:
+    return CUDA_CASES if device.type == "cuda" else CPU_CASES
+
+
+def measure(case: Case, device: torch.device) -> dict[str, Any]:
+    """The case with its medians: seconds a step, and ratios to the plain step of the same round."""
+    if case.keeps_memory:
+        inner = asdict(replace(case, keeps_memory=False)), str(device), SECONDS, AT_LEAST
+        measured: dict[str, Any] = child.call(_measure, *inner, variables=KEEP_MEMORY)
+    else:
+        measured = _measure(asdict(case), str(device), SECONDS, AT_LEAST)
+    return asdict(case) | measured
+
+
+def _measure(case: dict[str, Any], device: str, seconds: float, at_least: int) -> dict[str, Any]:
+    torch.set_flush_denormal(True)
+    torch.compiler.reset()
+    on, this = torch.device(device), Case(**case)
+    steps = {name: training_step(this, name, on) for name in this.contestants}
+    timings = side_by_side(steps, seconds=seconds, at_least=at_least, device=on)
+    return {
+        "seconds": {name: timings.median(name) for name in steps},
+        "ratio": {name: timings.ratio(name, "plain") for name in steps},
+        "rounds": {name: len(timings.rounds[name]) for name in steps},
+    }
+
+
+def training_step(case: Case, contestant: str, device: torch.device) -> Call:
+    """One step of training on a batch that stays the same; every contestant gets the same batch."""
+    torch.manual_seed(0)
+    model, shape = NETWORKS[case.network]()
+    inputs = torch.randn(case.batch, *shape, device=device)
+    labels = torch.randint(CLASSES, (case.batch,), device=device)
+    if inputs.dim() == 4:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+    model = CONTESTANTS[contestant](model.to(device))
+    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
+    forward = torch.compile(model) if case.mode == "compiled" else model
+    low = case.precision == "bfloat16"
+
+    def step() -> None:
+        optimiser.zero_grad()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low):
+            logits = forward(inputs)
+        cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+
+    return step

@@ -1,0 +1,132 @@
+"""The toy of intermediate sampling: recover a random categorical distribution from single draws.
+
+A step draws a target `t` from `pi_true` and a category `z` from `pi = softmax(logits)`, both
+one-hot, and descends `KL(t || z)`, smoothed so that a miss costs something finite:
+
+    L(z, t) = -log(<z, t> + EPSILON)
+
+The choice matters. Whatever the loss, `E[L(z, t)]` is linear in `pi`, so that its exact gradient
+leads to one category and not to `pi_true`: only with a method's own gradient is the toy well-posed,
+and that depends on the loss. With this one, and `alpha = EPSILON`, intermediate sampling has
+`pi_D = (z + t) / 2`, hit or miss, hence
+
+    E[pi - pi_D] = (pi - pi_true) / 2,
+
+half the gradient of `KL(pi_true || pi)` by the logits. (With `|z - t|^2` and more than two
+categories it would not end at `pi_true`.) Gumbel-softmax takes `z = softmax((logits + noise) / T)`;
+its expected gradient, `(E[z] - pi_true) / T`, is zero where `E[z]` is `pi_true`, and `pi` is that
+only as `T` goes to 0.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.atomic import replacing
+from benchmarks.provenance import environment
+
+CATEGORIES = 10
+RUNS = 20  # each with a distribution of its own; all methods meet the same draws
+STEPS = 30_000
+STEP_SIZES = (0.1, 0.01, 0.001)  # of plain gradient descent on the logits
+TEMPERATURES = (0.1, 1.0, 10.0)
+EPSILON = 1e-100  # so small that no temperature's soft draw comes near it
+SHOWN = (100, 1_000, 10_000, STEPS)  # of the table
+INTERMEDIATE = "intermediate sampling"
+
+
+class _Draw(torch.autograd.Function):
+    """A one-hot draw with the gradient of intermediate sampling."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, noise: Tensor, alpha: float) -> Tensor:
+        drawn = (logits + noise).argmax(-1, keepdim=True)
+        z = torch.zeros_like(logits).scatter(-1, drawn, 1.0)
+        ctx.save_for_backward(logits, drawn, z)
+        ctx.alpha = alpha
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, drawn, z = ctx.saved_tensors
+        delta = grad - grad.gather(-1, drawn)
+        moved = z - ctx.alpha * delta
+        return torch.softmax(logits, -1) - moved / moved.sum(-1, keepdim=True), None, None
+
+
+def intermediate(logits: Tensor, noise: Tensor, alpha: float) -> Tensor:
+    """Intermediate sampling of a one-hot draw along the last dimension.
+
+    Forward `z`, one-hot at the largest of `logits + noise`; that is a draw from
+    `pi = softmax(logits)` where the noise is Gumbel's. Backward, where `z` drew `k`:
+
+        delta = dL/dz - (dL/dz)[k]
+        pi_D = h(z - alpha * delta),   h(v) = v / sum(v)
+        dL/dlogits = pi - pi_D,        the derivative of KL(pi_D || pi)
+
+    Source: Intermediate Loss Sampling (2019-10-14); `masktorch.functional.intermediate` is its case
+    of two categories.
+    """
+    return cast(Tensor, _Draw.apply(logits, noise, alpha))  # type: ignore[no-untyped-call]
+
+
+def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
+    """`softmax((logits + noise) / T)` (Jang et al., arXiv 1611.01144)."""
+    return torch.softmax((logits + noise) / temperature, -1)
+
+
+def recover(steps: int, runs: int, seed: int) -> Iterator[tuple[int, Tensor]]:
+    """Descend with every method and step size at once; after every step yield its number and
+    KL(pi_true || pi), shaped (methods, step sizes, runs)."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.empty(runs, CATEGORIES, dtype=torch.float64).exponential_(generator=generator)
+    truth = weights / weights.sum(-1, keepdim=True)  # uniform on the simplex
+    temperatures = torch.tensor(TEMPERATURES, dtype=torch.float64).view(-1, 1, 1, 1)
+    step_sizes = torch.tensor(STEP_SIZES, dtype=torch.float64).view(1, -1, 1, 1)
+    shape = (1 + len(TEMPERATURES), len(STEP_SIZES), runs, CATEGORIES)
+    logits = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+    for step in range(1, steps + 1):
+        target = torch.multinomial(truth, 1, generator=generator).expand(*shape[:-1], 1)
+        noise = -torch.empty_like(truth).exponential_(generator=generator).log()  # Gumbel's
+        hard = intermediate(logits[:1], noise, EPSILON)
+        soft = gumbel_softmax(logits[1:], noise, temperatures)
+        loss = -(torch.cat([hard, soft]).gather(-1, target) + EPSILON).log()
+        (gradient,) = torch.autograd.grad(loss.sum(), logits)
+        with torch.no_grad():
+            logits -= step_sizes * gradient
+            divergence = (truth * (truth.log() - torch.log_softmax(logits, -1))).sum(-1)
+        yield step, divergence
+
+
+def run(output: Path, command: str, steps: int = STEPS, seed: int = 0) -> Path:
+    """Write the divergence of each method over the steps to `output`/categorical.json."""
+    origin = environment(torch.device("cpu"))
+    recorded = {*np.geomspace(1, steps, 60).round().astype(int).tolist(), *SHOWN}
+    history = [(step, found) for step, found in recover(steps, RUNS, seed) if step in recorded]
+    divergences = torch.stack([found for _, found in history], -1)
+    names = [INTERMEDIATE, *(f"Gumbel-softmax, T = {t:g}" for t in TEMPERATURES)]
+    content = {
+        "command": command,
+        "environment": origin,
+        "seed": seed,
+        "categories": CATEGORIES,
+        "steps": [step for step, _ in history],
+        "methods": [
+            {
+                "method": name,
+                "step_size": size,
+                "divergence": [[float(f"{x:.5g}") for x in run] for run in divergences[m, s]],
+            }
+            for m, name in enumerate(names)
+            for s, size in enumerate(STEP_SIZES)
+        ],
+    }
+    path = output / "categorical.json"
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content) + "\n")
+    return path

@@ -1,0 +1,190 @@
+"""Studies as data: what is missing is run, once, and each run can be made again by its command."""
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import benchmarks
+from benchmarks import __main__ as cli
+from benchmarks.experiment.configuration import ARMS, STARTS_FROM, Configuration
+from benchmarks.experiment.results import Result
+from benchmarks.experiment.training import Epoch
+from benchmarks.studies import blog_small, catalogue, estimate, study, supermasks, which_estimator
+from benchmarks.studies.catalogue import STUDIES
+from benchmarks.studies.study import Study
+
+COMMITTED = Path(benchmarks.__file__).parent / "results"
+
+
+def nothing(name):
+    return []
+
+
+def result(configuration, accuracy=0.5):
+    return Result(
+        configuration=configuration,
+        estimator=None,
+        epochs=[Epoch(1, 0.1, 1.0, accuracy, 1.0, accuracy, 1.0)],
+        utilisation=[],
+        environment={},
+        command="",
+    )
+
+
+def everything(name):
+    """As if every run that a study asks for had come out."""
+    done = []
+
+    def so_far(other):
+        return done if other == name else []
+
+    for _ in range(3):
+        wanted = dict.fromkeys(STUDIES[name].runs(so_far))
+        done += [result(c) for c in list(wanted)[len(done) :]]
+    return done
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_runs_are_possible_and_in_order(name):
+    """Each after the one that it goes on from, or in another study's folder."""
+    found = list(dict.fromkeys(STUDIES[name].runs(everything)))
+    assert found
+    for number, configuration in enumerate(found):
+        configuration.check()
+        assert configuration == configuration.for_arm(configuration.arm)
+        start = configuration.start
+        assert start is None or name == "reduced-1e-3" or start in found[:number]
+    assert STUDIES[name].question.endswith("?")
+    assert len({configuration.name for configuration in found}) == len(found)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_command_makes_the_same_run(name, call, monkeypatch):
+    asked = []
+    monkeypatch.setattr(cli.experiment, "run", lambda *given: asked.append(given) or [])
+    for configuration in list(STUDIES[name].runs(everything))[::7]:
+        line = shlex.split(study.command(configuration, Path("a folder")))
+        assert line[:4] == ["python", "-m", "benchmarks", "run"]
+        assert call(*line[3:])[0] == 0
+        options, (arm,), _, output, *_ = asked.pop()
+        assert options.for_arm(arm) == configuration
+        assert output == Path("a folder")
+
+
+@pytest.mark.parametrize("name", [n for n in STUDIES if (COMMITTED / n).exists()])
+def test_committed_results_are_those_of_their_study(name):
+    wanted = set(STUDIES[name].runs(lambda study: study_results(study)))
+    assert {r.configuration for r in study_results(name)} <= wanted
+
+
+def study_results(name):
+    return study.results_so_far(COMMITTED / name)
+
+
+def test_the_blogs_steps_on_small_images():
+    found = list(dict.fromkeys(blog_small.STUDY.runs(nothing)))
+    assert len(found) == 2 * 3 * (4 + 2)  # data sets, seeds, arms and those with 1e-3
+    for configuration in found:
+        blog = Configuration(configuration.dataset).for_arm(configuration.arm)
+        side = {"cifar10": 16, "mnist": 14}[configuration.dataset]
+        changed = replace(blog, depth=16, width=1, image_size=side, seed=configuration.seed)
+        assert configuration in (
+            changed, replace(changed, mix_lr=1e-3 if configuration.arm in STARTS_FROM else None)
+        )  # fmt: skip
+
+
+def test_every_method_tries_as_much_and_its_best_is_run():
+    methods = list(which_estimator.methods())
+    trials = [list(which_estimator.trials(method)) for method in methods]
+    assert {len(tried) for tried in trials} == {12}
+    assert all(t.held_out == 10_000 and t.seed == 0 for tried in trials for t in tried)
+    first = list(which_estimator.runs(nothing))
+    assert first == [trial for tried in trials for trial in tried]
+    done = [result(trial, 0.1) for trial in first]
+    done[5] = result(first[5], 0.9)
+    done[20] = result(first[20], 0.2)
+    *_, last = which_estimator.runs(lambda name: done)
+    later = list(which_estimator.runs(lambda name: done))[len(first) :]
+    assert len(later) == 3 * len(methods)
+    assert later[0] == replace(methods[0], lr=first[5].lr, init=first[5].init)
+    assert later[1] == replace(methods[1], lr=first[20].lr, init=first[20].init)
+    assert {c.held_out for c in later} == {None}
+    assert last.seed == 2
+    assert len(list(which_estimator.runs(lambda name: done[1:]))) == len(first) + 3 * (
+        len(methods) - 1
+    )
+
+
+def test_the_best_estimator_goes_on_to_the_supermasks():
+    assert list(supermasks.runs(nothing)) == []
+    done = everything("which-estimator")
+    full = [r for r in done if r.configuration.held_out is None]
+    best = next(r for r in full if r.configuration.density == 0.3)
+    done[done.index(best)] = result(best.configuration, 0.99)
+    first, *_ = supermasks.runs(lambda name: done)
+    assert first == best.configuration
+    assert list(supermasks.runs(lambda name: done[:-1])) == []
+
+
+@pytest.fixture
+def small(tiny, monkeypatch):
+    """A study of two arms and what goes on from them, a run more once these are there."""
+
+    def runs(results):
+        for arm in ARMS[:4]:
+            yield tiny().for_arm(arm)
+        if len(results("small")) >= 4:
+            yield tiny(seed=1).for_arm("weights")
+
+    found = Study("small", "Is it?", runs)
+    monkeypatch.setitem(catalogue.STUDIES, "small", found)
+    return found
+
+
+def test_a_study_is_run_and_resumed(small, tmp_path, outcome, call, monkeypatch):
+    options = "--data-dir", tmp_path, "--device", "cpu", "--output", tmp_path
+    (tmp_path / "small").mkdir()
+    original, calls = study.make, []
+
+    def dying(*arguments):
+        calls.append(arguments[0])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "make", dying)
+        with pytest.raises(KeyboardInterrupt):
+            call("study", "small", *options)
+    assert len(small.missing(tmp_path)) == 2
+    code, _ = call("study", "small", *options)
+    assert code == 0
+    assert small.missing(tmp_path) == []
+    assert len(outcome(tmp_path / "small")) == 5
+    made = Result.read(tmp_path / "small" / f"{calls[2].name}.json")
+    assert made.command == study.command(calls[2], tmp_path / "small")
+    assert call("study", "small", *options)[0] == 0  # nothing is left to do
+    assert len(outcome(tmp_path / "small")) == 5
+
+
+def test_a_dry_run_runs_nothing(small, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(cli, "expected_seconds", lambda configuration: 90.0)
+    code, text = call("study", "small", "--dry-run", "--output", tmp_path)
+    assert code == 0
+    assert text.count("1.5 min python -m benchmarks run --dataset digits --arms ") == 4
+    assert "0.1 hours for 4 runs" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_expected_seconds(tiny, monkeypatch):
+    monkeypatch.setattr(estimate, "_step_seconds", lambda configuration: 0.5)
+    assert estimate.expected_seconds(tiny(train_images=33, epochs=3)) == 3 * 3 * 0.5
+    held_out = replace(tiny(train_images=None, held_out=38), batch_size=100)
+    assert estimate.expected_seconds(held_out) == 2 * 14 * 0.5
+
+
+def test_a_step_is_timed(tiny):
+    estimate._step_seconds.cache_clear()
+    assert 0 < estimate.expected_seconds(tiny()) < 60

@@ -1,0 +1,273 @@
+"""How dense: one cut for many tensors, allocations, schedules."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import masktorch
+from masktorch import NOfM, Threshold, TopK, budget, keep_largest
+
+
+def lenet():
+    return nn.Sequential(
+        nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+    )
+
+
+def conv4():
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 128, 3), nn.Conv2d(128, 128, 3),
+        nn.Linear(8192, 256), nn.Linear(256, 256), nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+def small(estimator=None, sizes=((4, 3), (3, 2), (2, 5)), **options):
+    model = nn.Sequential(*(nn.Linear(*size) for size in sizes))
+    return masktorch.wrap(model, estimator or TopK(), **options)
+
+
+def kept_count(density, n):
+    return max(1, math.floor(density * n + 0.5))
+
+
+def first_of(values, k):
+    mask = np.zeros(values.size, dtype=bool)
+    mask[np.argsort(-values, kind="stable")[:k]] = True
+    return mask
+
+
+def together(tensors):
+    return np.concatenate([tensor.detach().double().numpy().ravel() for tensor in tensors])
+
+
+def kept_of_each(model):
+    return {name: int(mask.sum()) for name, mask in masktorch.masks(model).items()}
+
+
+# keep_largest
+
+
+@pytest.mark.parametrize("density", [1e-9, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_cut_for_all_tensors(density, dtype):
+    rng = np.random.default_rng(0)
+    scores = {
+        name: torch.tensor(np.round(rng.normal(size=shape), 1)).to(dtype)
+        for name, shape in (("a", (3, 4)), ("b", (7,)), ("c", (2, 3, 2, 2)))
+    }
+    scores["c"] = scores["c"].to(memory_format=torch.channels_last)
+    before = {name: tensor.clone() for name, tensor in scores.items()}
+    masks = keep_largest(scores, density)
+    assert list(masks) == ["a", "b", "c"]
+    expected = first_of(together(scores.values()), kept_count(density, 12 + 7 + 24))
+    np.testing.assert_array_equal(together(masks.values()), expected)
+    for name, mask in masks.items():
+        assert mask.dtype is torch.bool
+        assert mask.shape == scores[name].shape
+        assert torch.equal(scores[name], before[name])
+
+
+def test_among_equals_the_earlier_tensor_stays_then_the_lower_index():
+    scores = {"late": torch.ones(2), "early": torch.ones(2, 2).t()}
+    assert [m.flatten().tolist() for m in keep_largest(scores, 0.5).values()] == [
+        [True, True], [True, False, False, False]
+    ]  # fmt: skip
+
+
+def test_each_tensor_its_own_density():
+    scores = {"a": torch.arange(10.0), "b": torch.arange(4.0)}
+    masks = keep_largest(scores, {"b": 0.25, "a": 0.2})
+    assert list(masks) == ["a", "b"]
+    assert masks["a"].nonzero().flatten().tolist() == [8, 9]
+    assert masks["b"].nonzero().flatten().tolist() == [3]
+
+
+def test_nothing_to_keep_and_parameters_and_what_is_not_a_number():
+    assert keep_largest({}, 0.5) == {}
+    assert keep_largest({}, {}) == {}
+    layer = nn.Linear(2, 2)
+    mask = keep_largest({"weight": layer.weight}, 0.5)["weight"]
+    assert not mask.requires_grad
+    scores = {"a": torch.tensor([1.0, math.inf]), "b": torch.tensor([-math.nan, math.inf])}
+    assert [m.tolist() for m in keep_largest(scores, 0.5).values()] == [
+        [False, True],
+        [True, False],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "density", "exception", "message"),
+    [
+        ([torch.ones(2)], 0.5, TypeError, "a dict from tensor names to scores, found list"),
+        ({"a": [1.0]}, 0.5, TypeError, "floating-point scores for 'a', found list"),
+        ({"a": torch.ones(2, dtype=torch.int64)}, 0.5, TypeError, "for 'a', found torch.int64"),
+        ({"a": torch.ones(2)}, 0, ValueError, "expected a density in (0, 1], found 0."),
+        ({"a": torch.ones(2)}, math.nan, ValueError, "found nan"),
+        ({"a": torch.ones(2)}, True, TypeError, "expected a number as density, found True"),
+        ({"a": torch.ones(2)}, "0.5", TypeError, "found '0.5'"),
+        ({"a": torch.ones(2)}, {"a": 2}, ValueError, "keep_largest() for 'a' expected a density"),
+        ({"a": torch.ones(2)}, {}, ValueError, "Missing: a."),
+        ({"a": torch.ones(2)}, {"a": 1, "b": 1}, ValueError, "Without scores: b."),
+    ],
+)
+def test_what_keep_largest_refuses(scores, density, exception, message):
+    with pytest.raises(exception, match=re.escape(message)):
+        keep_largest(scores, density)
+
+
+# budget.overall
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.floats(0, 1, exclude_min=True), st.integers(0, 2**32 - 1), st.booleans())
+def test_overall_counts_add_up_and_no_tensor_is_empty(density, seed, absolute):
+    torch.manual_seed(seed)
+    model = small(TopK(absolute=absolute))
+    with torch.no_grad():
+        for number, scores in enumerate(masktorch.mask_parameters(model)):
+            scores.normal_().mul_(10.0**-number).copy_(scores.float().mul(4).round().div(4))
+    entries = 12 + 6 + 10
+    total = kept_count(density, entries)
+    if total < 3:
+        with pytest.raises(ValueError, match="leaves none of 3 tensors empty"):
+            budget.overall(model, density)
+        return
+    densities = budget.overall(model, density)
+    masktorch.set_density(model, densities)
+    counts = kept_of_each(model)
+    assert sum(counts.values()) == total
+    assert min(counts.values()) >= 1
+    values = [s.detach().abs() if absolute else s for s in masktorch.mask_parameters(model)]
+    at_once = np.split(first_of(together(values), total), [12, 18])
+    if all(part.any() for part in at_once):  # just the entries that one cut would keep
+        np.testing.assert_array_equal(
+            together(masktorch.masks(model).values()), np.concatenate(at_once)
+        )
+
+
+def test_overall_leaves_a_tensor_its_largest():
+    model = small()
+    for scores, factor in zip(masktorch.mask_parameters(model), (1.0, 1e-6, 1.0), strict=True):
+        scores.data.normal_().mul_(factor)
+    densities = budget.overall(model, 0.5)
+    assert densities["1.weight"] == 1 / 6
+    masktorch.set_density(model, densities)
+    assert sum(kept_of_each(model).values()) == 14
+
+
+def test_overall_speaks_of_the_masks_that_have_a_density():
+    model = masktorch.wrap(
+        lenet(), {"0.weight": TopK(0.5), "2.weight": Threshold(), "4.weight": TopK(absolute=False)}
+    )
+    densities = budget.overall(model, 0.1)
+    assert list(densities) == ["0.weight", "4.weight"]
+    masktorch.set_density(model, densities)
+    counts = kept_of_each(model)
+    assert counts["0.weight"] + counts["4.weight"] == kept_count(0.1, 784 * 300 + 1000)
+    first, last = (model[i].parametrizations.weight.scores.detach() for i in (0, 4))
+    masks = keep_largest({"0.weight": first.abs(), "4.weight": last}, 0.1)
+    found = masktorch.masks(model)
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+
+
+# budget.erk
+
+
+@pytest.mark.parametrize(
+    ("network", "published"),
+    [
+        (lenet, [0.0796, 0.2302, 1]),
+        (conv4, [1, 0.0906, 0.0670, 0.0443, 0.1004, 0.1948, 1]),
+    ],
+)
+def test_erk_gives_the_published_densities(network, published):
+    with torch.device("meta"):
+        model = network()
+    model = masktorch.wrap(model, TopK())
+    densities = budget.erk(model, 0.1)
+    np.testing.assert_allclose(list(densities.values()), published, atol=5.1e-5)
+    sizes = [scores.numel() for scores in masktorch.mask_parameters(model)]
+    counts = [kept_count(d, n) for d, n in zip(densities.values(), sizes, strict=True)]
+    assert sum(counts) == kept_count(0.1, sum(sizes))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.floats(0, 1, exclude_min=True),
+    st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5),
+)
+def test_erk_counts_add_up_and_no_tensor_is_empty_or_over_full(density, sizes):
+    model = small(sizes=sizes)
+    numbers = [a * b for a, b in sizes]
+    total = kept_count(density, sum(numbers))
+    if total < len(sizes):
+        with pytest.raises(ValueError, match="empty"):
+            budget.erk(model, density)
+        return
+    densities = budget.erk(model, density)
+    assert all(0 < d <= 1 for d in densities.values())
+    masktorch.set_density(model, densities)
+    assert sum(kept_of_each(model).values()) == total
+
+
+def test_erk_is_in_proportion_up_to_rounding():
+    model = small(sizes=((300, 200), (200, 100), (50, 400)))
+    densities = budget.erk(model, 0.1)
+    raw = {name: (a + b) / (a * b) for name, (a, b) in zip(
+        densities, ((300, 200), (200, 100), (50, 400)), strict=True
+    )}  # fmt: skip
+    ratios = [densities[name] / raw[name] for name in raw]
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("allocate", [budget.overall, budget.erk])
+def test_what_they_refuse(allocate):
+    name = f"budget.{allocate.__name__}()"
+    for model, density, exception, message in (
+        (small(), 0.0, ValueError, f"{name} expected a density in (0, 1], found 0.0"),
+        (small(), "0.1", TypeError, "found '0.1'"),
+        (small(), 1e-6, ValueError, "3 tensors empty, found 1e-06, which keeps 1 of 28 entries"),
+        (small(Threshold()), 0.5, ValueError, "found no mask whose estimator has a density"),
+        (small(NOfM(1, 1)), 0.5, ValueError, "found no mask whose estimator has a density"),
+        (nn.Linear(2, 2), 0.5, ValueError, f"{name} expected a wrapped model"),
+        (small(TopK(block=(1, None))), 0.5, ValueError, "the entries of '0.weight': TopK("),
+    ):
+        with pytest.raises(exception, match=re.escape(message)):
+            allocate(model, density)
+
+
+# Schedules
+
+
+def test_schedules_by_their_formulas():
+    for start, end in ((1.0, 0.1), (0.05, 1.0), (0.3, 0.3), (1.0, 1e-6)):
+        for t in np.linspace(0, 1, 23):
+            cubic, geometric = budget.cubic(start, end, t), budget.geometric(start, end, t)
+            assert cubic == pytest.approx(end + (start - end) * (1 - t) ** 3, rel=1e-12)
+            assert geometric == pytest.approx(start * (end / start) ** t, rel=1e-12)
+            assert 0 < cubic <= 1
+            assert 0 < geometric <= 1
+        for schedule in (budget.cubic, budget.geometric):
+            assert schedule(start, end, 0) == pytest.approx(start)
+            assert schedule(start, end, 1) == end
+    assert [budget.geometric(1, 0.8**10, r / 10) for r in (1, 2)] == pytest.approx([0.8, 0.64])
+
+
+@pytest.mark.parametrize("schedule", [budget.cubic, budget.geometric])
+def test_what_schedules_refuse(schedule):
+    for arguments, exception, message in (
+        ((1.0, 0.1, 1.1), ValueError, "expected progress in [0, 1], found 1.1"),
+        ((1.0, 0.1, -1e-9), ValueError, "found -1e-09"),
+        ((1.0, 0.1, math.nan), ValueError, "found nan"),
+        ((1.0, 0.1, "0.5"), ValueError, "found '0.5'"),
+        ((1.0, 0.0, 0.5), ValueError, "expected a density in (0, 1], found 0.0"),
+        ((1.5, 0.1, 0.5), ValueError, "found 1.5"),
+    ):
+        with pytest.raises(exception, match=re.escape(message)):
+            schedule(*arguments)
