@@ -272,15 +272,16 @@ def arm(row):
 def table(rows):
     """The page's table of test results: means over the seeds, accuracies with their range."""
     lines = [
-        "| what trains | test accuracy | bytes for the task | seconds a step | peak memory "
+        "| what trains | seeds | test accuracy | bytes for the task | seconds a step | peak memory "
         "| merged: outputs | taken out: weights |",
-        "|" + " --- |" * 7,
+        "|" + " --- |" * 8,
     ]
     for name in dict.fromkeys(map(arm, rows)):
         runs = [row for row in rows if arm(row) == name]
         found = [100 * row["accuracy"] for row in runs]
         cells = [
             name,
+            str(len(runs)),
             f"{statistics.mean(found):.1f} % ({min(found):.1f} - {max(found):.1f})",
             f"{max(row['bytes'] for row in runs):,}",
         ]
@@ -293,7 +294,7 @@ def table(rows):
             if field in runs[0]:
                 most = max(row[field] for row in runs)
                 cells.append(f"differ by {most:.0e}" if most else "equal, bit for bit")
-        lines.append(f"| {' | '.join(cells + [''] * (7 - len(cells)))} |")
+        lines.append(f"| {' | '.join(cells + [''] * (8 - len(cells)))} |")
     return "\n".join(lines)
 
 

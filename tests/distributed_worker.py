@@ -252,7 +252,7 @@ def ddp_with_activation_checkpointing(folder):
                 return self.layers(x)
             return checkpoint(self.layers, x, use_reentrant=self.reentrant)
 
-    for estimator in (Threshold(), *STOCHASTIC):
+    for estimator in (Threshold(), TopK(0.5), *STOCHASTIC):
         gradients = []
         for reentrant in (None, False, True):
             model = network(estimator, init=0.1)
@@ -373,7 +373,7 @@ def fsdp_rescales_by_the_whole_tensor(folder):
 def fsdp_with_activation_checkpointing(folder):
     from torch.distributed._composable import checkpoint as composable
 
-    for estimator in (Threshold(), *STOCHASTIC):
+    for estimator in (Threshold(), TopK(0.5), *STOCHASTIC):
         states = []
         for checkpointed in (False, True):
             model = network(estimator, init=0.1)

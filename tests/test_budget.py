@@ -216,6 +216,12 @@ def test_erk_counts_add_up_and_no_tensor_is_empty_or_over_full(density, sizes):
     assert sum(kept_of_each(model).values()) == total
 
 
+def test_erk_leaves_no_tensor_empty_where_its_share_is_less_than_one():
+    model = small(sizes=((1, 1), (9, 9), (9, 9)))
+    densities = budget.erk(model, 3 / 163)
+    assert densities == {"0.weight": 1.0, "1.weight": 1 / 81, "2.weight": 1 / 81}
+
+
 def test_erk_is_in_proportion_up_to_rounding():
     model = small(sizes=((300, 200), (200, 100), (50, 400)))
     densities = budget.erk(model, 0.1)
@@ -246,7 +252,7 @@ def test_what_they_refuse(allocate):
 
 
 def test_schedules_by_their_formulas():
-    for start, end in ((1.0, 0.1), (0.05, 1.0), (0.3, 0.3), (1.0, 1e-6)):
+    for start, end in ((1.0, 0.1), (0.05, 1.0), (0.01, 0.35), (0.3, 0.3), (1.0, 1e-6)):
         for t in np.linspace(0, 1, 23):
             cubic, geometric = budget.cubic(start, end, t), budget.geometric(start, end, t)
             assert cubic == pytest.approx(end + (start - end) * (1 - t) ** 3, rel=1e-12)

@@ -21,7 +21,7 @@ LEVELS = {
     "targets": set(),
     "estimators": {"functional"},
     "counted": {"ranks", "selection"},
-    "mask": {"targets", "estimators", "functional"},
+    "mask": {"targets", "estimators", "selection"},
     "parametrization": {"mask", "blocks"},
     "model": {"targets", "mask", "parametrization", "estimators"},
     "wrapping": {"model", "targets", "mask", "parametrization", "estimators"},

@@ -340,11 +340,12 @@ def test_a_hard_link_keeps_the_old_file(tmp_path):
 def test_a_pipe_is_written_to_and_read_from(path):
     os.mkfifo(path)
     model = wrapped()
-    writer = threading.Thread(target=save_masks, args=(model, path))
-    writer.start()
-    masks = masktorch.read_masks(path)
-    writer.join()
-    assert same(masks, masktorch.masks(model))
+    read = []
+    reader = threading.Thread(target=lambda: read.append(masktorch.read_masks(path)), daemon=True)
+    reader.start()
+    save_masks(model, path)
+    reader.join(timeout=60)
+    assert same(*read, masktorch.masks(model))
     assert stat.S_ISFIFO(os.stat(path).st_mode)
     assert os.listdir(os.path.dirname(path)) == [os.path.basename(path)]
     save_masks(model, os.devnull)

@@ -66,13 +66,15 @@ def test_the_page_shows_its_program_and_its_results(page):
     assert excerpts
     for excerpt in excerpts:
         assert excerpt.strip("\n") in program
-    content = json.loads((ROOT / f"benchmarks/results/recipes/{page.stem}.json").read_text())
+    results = ROOT / f"benchmarks/results/recipes/{page.stem}.json"
+    if not results.exists():
+        assert "Not run yet" in text
+        return
+    content = json.loads(results.read_text())
     assert importlib.import_module(page.stem).table(content) in text
-    environment = content["environment"]
-    assert environment["commit"]
-    assert not environment["changed"]
-    assert f"`{content['command']}`" in text
-    assert f"at {environment['commit'][:7]}" in text
+    assert not content["environment"]["changed"]
+    assert content["command"] in text
+    assert f"at {content['environment']['commit'][:7]}" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -120,6 +120,7 @@ def by_taking_first_the_largest_of_each(tensors, k, absolute):
     return [1 + int(part.sum()) for part in taken.split(sizes)]
 
 
+@pytest.mark.usefixtures("size")
 def test_counts_are_those_of_the_masks_where_no_tensor_would_be_empty():
     rng = np.random.default_rng(1)
     tensors = [(torch.tensor(rng.normal(size=n)).float(), False) for n in (50, 30, 20)]
@@ -164,6 +165,28 @@ def test_a_guess_is_refuted_by_other_values_in_the_same_memory():
         assert torch.equal(largest(values, 7), by_argsort(values, 7))
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_product_from_a_guess_is_that_from_the_mask(absolute):
+    rng = np.random.default_rng(0)
+    values, weight = torch.empty(20), torch.randn(20)
+    for trial in range(300):
+        if trial % 3:  # else unchanged
+            numbers = rng.choice(SPECIAL, 20) if trial % 2 else rng.normal(size=20)
+            numbers[rng.integers(20)] = rng.choice(SPECIAL)
+            values.data.copy_(torch.tensor(numbers))
+        found = selection.select_largest(weight, values, 7, absolute=absolute)
+        assert torch.equal(found, weight * by_argsort(values, 7, absolute))
+
+
+def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
+    memory = torch.zeros(40, dtype=torch.bfloat16)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16) * 3:
+        values = memory.view(dtype)[:20]
+        values.copy_(torch.randn(20))
+        assert torch.equal(largest(values, 7), by_argsort(values, 7))
+    assert len(selection._outside) == 3
+
+
 def test_unchanged_values_are_not_partitioned_again(monkeypatch):
     values = torch.randn(50)
     mask = largest(values, 9)
@@ -204,6 +227,17 @@ def test_vmap_is_one_after_the_other(absolute):
         )(values)
         for mask, one in zip(masks.unbind(dim), values.unbind(dim), strict=True):
             assert torch.equal(mask, by_argsort(one, 3, absolute))
+
+
+def test_the_default_device_does_not_matter():
+    values = [torch.randn(9), torch.randn(5)]
+    expected = by_argsort(torch.cat(values), 6)
+    with torch.device("meta"):
+        assert torch.equal(largest(values[0], 4), by_argsort(values[0], 4))
+        masks = largest_of([(v, False) for v in values], 6)
+        counts = counts_of_largest([(v, False) for v in values], 6)
+    assert torch.equal(torch.cat(masks), expected)
+    assert sum(counts) == 6
 
 
 def test_meta_tensors_have_masks_of_their_shape():

@@ -137,6 +137,11 @@ def test_topk_by_blocks(fused, absolute, shape, block):
         np.testing.assert_array_equal(for_weight, grad * m)
 
 
+def test_means_of_blocks_are_compared_in_double_precision():
+    scores = torch.tensor([[1.0, 0.0], [1.0, 2.0**-26]])
+    assert functional.topk(scores, 0.5, block=(1, None)).tolist() == [[0, 0], [1, 1]]
+
+
 @FUSED
 @ABSOLUTE
 @pytest.mark.parametrize("shape", SHAPES)
@@ -498,14 +503,22 @@ def test_compiled_models_have_the_same_masks_and_gradients(dynamo, estimator, ba
     torch.testing.assert_close(compiled.eval()(X), model(X))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("options", [{}, dict(block=(2, None)), dict(absolute=False)], ids=str)
-def test_a_schedule_of_densities_compiles_at_most_four_graphs(dynamo, backend, options):
+@pytest.mark.parametrize(
+    ("options", "backend", "dynamic"),
+    [
+        ({}, "aot_eager", None),
+        ({}, "aot_eager", False),
+        (dict(block=(2, None)), "aot_eager", None),
+        (dict(absolute=False), "eager", False),
+    ],
+    ids=str,
+)
+def test_a_schedule_of_densities_compiles_at_most_four_graphs(dynamo, options, backend, dynamic):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     model = network(TopK(**options))
     counter = CompileCounterWithBackend(backend)
-    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=dynamic)
     for density in (1.0, 0.9, 0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05):
         masktorch.set_estimator(model, TopK(density, **options))
         for found, expected in zip(learned(compiled), learned(model), strict=True):

@@ -72,7 +72,7 @@ def _kth_key(tensors: Sequence[Ranked], k: int, dtype: torch.dtype, without: Seq
                 digits = (keys[keys >> (shift + 16) == found] >> shift).long() & 0xFFFF
             return torch.bincount(digits, minlength=2**16).cpu()
 
-        total = -counts(torch.tensor(without, dtype=torch.int64))
+        total = -counts(torch.tensor(without, dtype=torch.int64, device="cpu"))
         for ranked in tensors:
             for keys in _keys_of(ranked, dtype):
                 total += counts(keys)

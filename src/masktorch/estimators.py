@@ -85,8 +85,7 @@ class Method:
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""
         decided = (functional.keeps(scores, self.at) == mask) & (scores != self.at)
-        beyond = mask.to(scores.dtype).mul_(2).add_(self.at - 1)
-        return functional.select(scores, decided).add_(functional.select(beyond, ~decided))
+        return torch.where(decided, scores, mask.to(scores.dtype).mul_(2).add_(self.at - 1))
 
 
 class _Probability(Method):

@@ -18,23 +18,17 @@ from torch import Tensor
 
 from masktorch.blocks import blocks, blockwise
 from masktorch.draws import uniform_like
-from masktorch.ranks import keeps_largest, keeps_n_of_m, n_of_m, topk
+from masktorch.ranks import n_of_m, topk
 from masktorch.rules import masked, overwriting
-from masktorch.selection import as_number, exceeds, select, select_above
+from masktorch.selection import as_number, exceeds, select_above
 
 __all__ = [
     "bernoulli",
     "concrete",
     "hard_concrete",
     "intermediate",
-    "keeps",
-    "keeps_largest",
-    "keeps_n_of_m",
-    "logit",
-    "mode_product",
     "n_of_m",
     "piggyback",
-    "select",
     "threshold",
     "topk",
 ]
@@ -46,12 +40,7 @@ MAX_STEP = 0.5
 
 
 def logit(tau: float) -> float:
-    """The score `s` at which `sigma(s) = tau`. Raises `ValueError` for a `tau` outside (0, 1).
-
-    Examples:
-        >>> logit(0.5)
-        0.0
-    """
+    """The score `s` at which `sigma(s) = tau`. Raises `ValueError` for a `tau` outside (0, 1)."""
     if not 0 < tau < 1:
         raise ValueError(
             f"expected tau in (0, 1), found {tau!r}. It is the value of sigma(score) above which a "
@@ -69,17 +58,14 @@ def _at_most(at: float, dtype: torch.dtype) -> float:
 
 
 def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
-    """The deterministic mask, `m = 1[s > at]`, as a bool tensor shaped like `scores`.
-
-    A score exactly at the threshold is masked; one that is not a number is not. Where the
-    threshold is a probability `tau`, `at = logit(tau)`.
-
-    Examples:
-        >>> keeps(torch.tensor([-1.0, 0.0, 1.0]))
-        tensor([False, False,  True])
-    """
+    """The deterministic mask `m = 1[s > at]`, bool; a score that is not a number is kept."""
     at = _at_most(at, scores.dtype)
     return blockwise(lambda s: (exceeds(s, at),), scores.detach())[0]
+
+
+def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
+    """`weight` under that mask, without a tensor for the mask; differentiable by the weight."""
+    return select_above(weight, scores.detach(), _at_most(at, scores.dtype))
 
 
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:
@@ -270,18 +256,6 @@ def _logistic_noise(scores: Tensor, generator: torch.Generator | None) -> Tensor
     """`s + logit(u)`, positive with probability `sigma(s)`; float32 for half precision."""
     u = uniform_like(scores, generator)
     return scores.to(u.dtype) + torch.log(u) - torch.log1p(-u)
-
-
-def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
-    """`weight` under the deterministic mask of `keeps`, without a tensor for the mask.
-
-    Differentiable by the weight. Shapes and dtypes as in `threshold`.
-
-    Examples:
-        >>> mode_product(torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([2.0, 2.0, 2.0]))
-        tensor([0., 0., 2.])
-    """
-    return select_above(weight, scores.detach(), _at_most(at, scores.dtype))
 
 
 def _identity_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NoReturn, cast
 import torch
 from torch import Tensor, nn
 
-from masktorch import functional
 from masktorch.estimators import Estimator
+from masktorch.selection import select
 from masktorch.targets import plain_name
 
 _SIZE = 512
@@ -98,7 +98,7 @@ class Mask(nn.Module):
             masked = weight * mask
         else:
             mask = self.mode()
-            masked = functional.select(weight, mask)
+            masked = select(weight, mask)
         if self.rescale:
             kept = mask.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
             factor = mask.numel() / kept.clamp(min=1)  # may be too large for half precision

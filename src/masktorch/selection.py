@@ -87,7 +87,7 @@ def largest_share(
     scores = scores.detach()
     if torch.compiler.is_compiling():
         if not isinstance(density, Tensor):
-            density = torch.ones((), dtype=torch.float64) * density
+            density = torch.ones((), dtype=torch.float64, device="cpu") * density
         return cast(
             Tensor, torch.ops.masktorch.largest(scores, density, absolute, *(block or (None, None)))
         )
@@ -97,7 +97,8 @@ def largest_share(
 
     def by_blocks(scores: Tensor) -> Tensor:
         tiles = tiled(scores, block)
-        sizes = (tiles.abs() if absolute else tiles).flatten(2).mean(2, dtype=torch.float64)
+        inner = tuple(range(2, tiles.dim()))
+        sizes = (tiles.abs() if absolute else tiles).mean(inner, dtype=torch.float64)
         return spread(largest(sizes, count(float(density), sizes.numel())), tiles, scores)
 
     return whole(by_blocks, scores)
@@ -145,7 +146,8 @@ def largest_of_every(scores: Tensor, n: int, m: int, *, absolute: bool) -> Tenso
     return whole(mask, scores.detach())
 
 
-_outside: dict[tuple[int, int, int, bool], float] = {}
+_Key = tuple[int, torch.dtype, int, int, bool]
+_outside: dict[_Key, float] = {}
 """The largest value that stayed outside, of the last selections by `largest`: guesses."""
 _OUTSIDE = 1024  # of them at most
 
@@ -178,28 +180,28 @@ def select_largest(weight: Tensor, values: Tensor, k: int, *, absolute: bool) ->
     be outside still."""
     values = values.detach()
     if is_plain(values) and (at := _outside.get(_key(values, k, absolute))) is not None:
-        beyond = 0
+        outside = 0
 
         def product(weight: Tensor, values: Tensor) -> tuple[Tensor]:
-            nonlocal beyond
+            nonlocal outside
             margin = values.abs() if absolute else values
-            beyond += int(torch.count_nonzero(margin > at))
+            outside += int(torch.count_nonzero(margin <= at))
             return (select_above(weight, margin, at),)
 
         (found,) = blockwise(product, weight, values)
-        if beyond == k:
+        if outside == values.numel() - k:
             return found
     return select(weight, largest(values, k, absolute=absolute))
 
 
-def _key(values: Tensor, k: int, absolute: bool) -> tuple[int, int, int, bool]:
-    return values.data_ptr(), values.numel(), k, absolute
+def _key(values: Tensor, k: int, absolute: bool) -> _Key:
+    return values.data_ptr(), values.dtype, values.numel(), k, absolute
 
 
 def _next_largest(values: Tensor, k: int, absolute: bool) -> float:
     """The largest of the values that are not the `k` largest."""
     dtype = torch.promote_types(values.dtype, torch.float32)  # numpy has no bfloat16
-    copy = torch.empty(values.shape, dtype=dtype).copy_(values).numpy().reshape(-1)
+    copy = torch.empty(values.shape, dtype=dtype, device="cpu").copy_(values).numpy().reshape(-1)
     if absolute:
         np.abs(copy, out=copy)
     place = copy.size - k - 1
