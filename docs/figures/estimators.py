@@ -86,9 +86,10 @@ def write(drawn: plt.Figure, path: Path) -> None:
     svg = path.read_text(encoding="utf-8")
     for colour, name in ((INK, "ink"), (LINE, "line"), (DOT, "dot"), (STILL, "still")):
         svg = svg.replace(colour, f"var(--{name})")
-    svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
-    svg = re.sub(r"<\?xml.*?(?=<svg)|<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    path.write_text(re.sub(r"(<svg[^>]*>)", r"\1" + STYLE, svg, count=1), encoding="utf-8")
+    svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.4g}", svg)
+    svg = re.sub(r"<\?xml.*?(?=<svg)|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"\s*\n\s*", " ", svg)
+    path.write_text(re.sub(r"(<svg[^>]*>)", r"\1" + STYLE, svg, count=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
