@@ -1,4 +1,4 @@
-"""Headless Chromium by chromedriver's protocol: JSON over HTTP, so that nothing need be installed."""
+"""Headless Chromium by chromedriver's protocol, JSON over HTTP: nothing need be installed."""
 
 import base64
 import contextlib

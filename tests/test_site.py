@@ -25,7 +25,8 @@ FAULTS = """
 const faults = [], width = document.documentElement.clientWidth
 if (document.documentElement.scrollWidth > width) {
   const wide = [...document.querySelectorAll("article *")].find(
-    element => element.getBoundingClientRect().right > width + 1)
+    element => element.getBoundingClientRect().right > width + 1
+      && !element.closest("pre, .formula, .md-typeset__scrollwrap"))
   faults.push("wider than the window: " + (wide ? wide.outerHTML.slice(0, 200) : "?"))
 }
 for (const image of document.images) {

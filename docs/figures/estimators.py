@@ -12,6 +12,7 @@ matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 import masktorch
@@ -60,7 +61,7 @@ def computed(estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:
     return found
 
 
-def figure(title: str, estimator: Estimator) -> plt.Figure:
+def figure(title: str, estimator: Estimator) -> Figure:
     mask, gradient, mode = computed(estimator)
     drawn, axes = plt.subplots(1, 2, figsize=(5.2, 1.9), layout="constrained")
     for axis, values, name in zip(axes, (mask, gradient), ("mask", "dL/ds"), strict=True):
@@ -79,7 +80,7 @@ def figure(title: str, estimator: Estimator) -> plt.Figure:
     return drawn
 
 
-def write(drawn: plt.Figure, path: Path) -> None:
+def write(drawn: Figure, path: Path) -> None:
     """The figure without its date, its colours as variables."""
     drawn.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})
     plt.close(drawn)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import masktorch
 
@@ -47,7 +46,7 @@ class Panel(NamedTuple):
 
 
 def life() -> list[tuple[str, str, list[Panel]]]:
-    """Of each phase a title, the code and the panels: scores, mask, weights, what the layer uses."""
+    """Of each phase title, code and panels: scores, mask, weights, what the layer uses."""
     torch.manual_seed(3)
     layer = nn.Linear(SIZE, SIZE, bias=False)
     inputs, wanted = torch.randn(64, SIZE), torch.randn(SIZE, SIZE) / 2
@@ -55,7 +54,7 @@ def life() -> list[tuple[str, str, list[Panel]]]:
     def train() -> None:
         for _ in range(60):
             optimiser.zero_grad()
-            F.mse_loss(layer(inputs), inputs @ wanted).backward()
+            nn.functional.mse_loss(layer(inputs), inputs @ wanted).backward()
             optimiser.step()
 
     def seen(mask_state: str, weight_state: str) -> list[Panel]:
@@ -119,7 +118,7 @@ def picture() -> str:
             x = LEFT + column * STEP
             parts.append(drawn(panel, x, y))
             if column > first:
-                parts.append(text(x - GAP / 2, y + SIDE / 2 + 6, "?→×="[column], "sign"))
+                parts.append(text(x - GAP / 2, y + SIDE / 2 + 6, "?→\u00d7="[column], "sign"))
         y += ROW
     width, height = 2 * LEFT + 4 * STEP - GAP, y - ROW + SIDE + 4
     return (

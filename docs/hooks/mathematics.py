@@ -1,4 +1,4 @@
-"""Formulas between dollar signs become MathML while the pages are built: nothing to load, no script."""
+"""Formulas between dollar signs become MathML while the pages are built: no script, no font."""
 
 import html
 import re

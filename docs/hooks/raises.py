@@ -1,4 +1,4 @@
-"""The sentence "Raises `ValueError` if ..." of a docstring becomes a list of errors in the reference."""
+"""A docstring's sentence "Raises `ValueError` if ..." becomes a list of errors in the reference."""
 
 import re
 from typing import Any
