@@ -32,11 +32,19 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 import masktorch
-from masktorch import Bernoulli, IntermediateSampling, NOfM, Threshold, TopK
+from masktorch import (
+    Bernoulli,
+    Concrete,
+    HardConcrete,
+    IntermediateSampling,
+    NOfM,
+    Threshold,
+    TopK,
+)
 
 CHECKS = {}
 LAYERS = (0, 2, 5)
-STOCHASTIC = (Bernoulli(), IntermediateSampling())
+STOCHASTIC = (Bernoulli(), IntermediateSampling(), HardConcrete(), Concrete())
 
 
 def check(function):

@@ -321,7 +321,12 @@ def test_rescale_is_exact_through_the_sum_of_the_mask():
     np.testing.assert_allclose(linear.parametrizations.weight.scores.grad, expected, rtol=1e-10)
 
 
-FUNCTIONS = (functional.threshold, functional.bernoulli, functional.intermediate)
+FUNCTIONS = (
+    functional.threshold,
+    functional.bernoulli,
+    functional.intermediate,
+    functional.piggyback,
+)
 LAYOUTS = {
     "contiguous": lambda: torch.randn(4, 3, 5, 3),
     "channels last": lambda: torch.randn(4, 3, 5, 3).to(memory_format=torch.channels_last),
@@ -339,13 +344,13 @@ def test_blocks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch
     found = []
     scores, weight, grad = (LAYOUTS[layout]().to(dtype) for _ in range(3))
     # drawn ones are certain: a block begins with fresh bits, so that it draws others
-    scores = scores if function is functional.threshold else scores * 1e4
+    drawn = function in (functional.bernoulli, functional.intermediate)
+    scores = scores * 1e4 if drawn else scores
     for block in (2**18, 8):
         monkeypatch.setattr(blocks, "BLOCK", block)
         s = scores.detach().requires_grad_()
-        out = function(s, generator=torch.Generator().manual_seed(1), weight=weight) if (
-            function is not functional.threshold
-        ) else function(s, weight=weight)  # fmt: skip
+        options = {"generator": torch.Generator().manual_seed(1)} if drawn else {}
+        out = function(s, weight=weight, **options)
         found.append((out.detach(), *torch.autograd.grad(out, s, grad)))
     for whole, parts in zip(*found, strict=True):
         assert parts.stride() == whole.stride()
@@ -372,7 +377,7 @@ def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(function):
         x = (0.1 * g / g.square().mean().sqrt()).clamp(-0.5, 0.5)
         by_hand = p - torch.where(m == 1, 1 / (1 + x), -x / (1 - x))
     else:
-        by_hand = g * p * (1 - p)
+        by_hand = g if function is functional.piggyback else g * p * (1 - p)
     (expected,) = torch.autograd.grad(by_hand.square().sum(), g)
     torch.testing.assert_close(first, by_hand)
     torch.testing.assert_close(second, expected * w.detach())

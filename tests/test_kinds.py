@@ -17,9 +17,23 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import orthogonal, weight_norm
 
 import masktorch
-from masktorch import Bernoulli, IntermediateSampling, Threshold
+from masktorch import (
+    Bernoulli,
+    Concrete,
+    HardConcrete,
+    IntermediateSampling,
+    Piggyback,
+    Threshold,
+)
 
-ESTIMATORS = [Threshold(), Bernoulli(), IntermediateSampling()]
+ESTIMATORS = [
+    Threshold(),
+    Bernoulli(),
+    IntermediateSampling(),
+    Piggyback(),
+    HardConcrete(),
+    Concrete(),
+]
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 

@@ -15,7 +15,15 @@ from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 import masktorch
-from masktorch import Bernoulli, IntermediateSampling, Threshold, functional
+from masktorch import (
+    Bernoulli,
+    Concrete,
+    HardConcrete,
+    IntermediateSampling,
+    Piggyback,
+    Threshold,
+    functional,
+)
 
 pytestmark = [
     # torch.compile makes an instance of an autograd function while it traces one
@@ -24,7 +32,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),
 ]
 
-ESTIMATORS = [Threshold(), Bernoulli(), IntermediateSampling()]
+ESTIMATORS = [
+    Threshold(),
+    Bernoulli(),
+    IntermediateSampling(),
+    Piggyback(),
+    HardConcrete(gamma=-1e-3, zeta=1.001),  # hardly ever saturated, so that every score learns
+    Concrete(),
+]
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
 
@@ -603,7 +618,7 @@ def test_an_ensemble_of_masks_in_one_call(estimator, training):
         return torch.func.functional_call(model, {**scores, **others}, (X,))
 
     one = lambda i: {n: s[i] for n, s in stacked.items()}  # noqa: E731
-    if training and not isinstance(estimator, Threshold):
+    if training and estimator.draws:
         out = torch.vmap(call, randomness="different")(stacked)
         again = torch.vmap(call, randomness="different")(stacked)
         assert out.shape == again.shape == (5, 6, 4)
@@ -621,7 +636,7 @@ def test_gradients_of_an_ensemble_in_one_call(estimator):
     model = wrapped(Block(), estimator)
     scores, others = split(model)
     stacked = {n: torch.randn(5, *s.shape) for n, s in scores.items()}
-    if not isinstance(estimator, Threshold):
+    if estimator.draws:
         stacked = {n: s.sign() * 200 for n, s in stacked.items()}  # no chance in the draw
     grad = torch.func.grad(loss)
     found = torch.vmap(grad, in_dims=(0, None, None), randomness="different")(

@@ -31,11 +31,28 @@ from maskfile_mutants import (
 from torch import nn
 
 import masktorch
-from masktorch import Bernoulli, IntermediateSampling, Threshold, archive, load_masks, save_masks
+from masktorch import (
+    Bernoulli,
+    Concrete,
+    HardConcrete,
+    IntermediateSampling,
+    Piggyback,
+    Threshold,
+    archive,
+    load_masks,
+    save_masks,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 
-ESTIMATORS = [Threshold(), Bernoulli(), IntermediateSampling()]
+ESTIMATORS = [
+    Threshold(),
+    Bernoulli(),
+    IntermediateSampling(),
+    Piggyback(),
+    HardConcrete(),
+    Concrete(),
+]
 
 # The 29 convolutions and linear layers of the WRN-28-8 of the blog post: their entries.
 BLOCKS = [(16, 128), (128, 256), (256, 512)]

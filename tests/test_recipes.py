@@ -4,6 +4,7 @@ import gzip
 import importlib
 import io
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def beside_each_other(monkeypatch):
     """Each program imports its neighbour experiment.py, as it does when it is run."""
     monkeypatch.syspath_prepend(str(FOLDER))
     yield
-    for name in ["experiment", *(page.stem for page in PAGES)]:
+    for name in ["experiment", "density", *(page.stem for page in PAGES)]:
         sys.modules.pop(name, None)
 
 
@@ -77,6 +78,14 @@ def test_the_page_shows_its_program_and_its_results(page):
     assert f"at {content['environment']['commit'][:7]}" in text
 
 
+def test_how_dense_shows_its_results():
+    text = (ROOT / "docs" / "density.md").read_text()
+    content = json.loads((ROOT / "benchmarks/results/recipes/density.json").read_text())
+    assert importlib.import_module("density").table(content) in text
+    assert content["command"] in text
+    assert f"at {content['environment']['commit'][:7]}" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page):
     namespace = {"__name__": "page"}
@@ -90,6 +99,25 @@ def run(name, data, tmp_path, *options):
     assert json.loads((tmp_path / "out.json").read_text()) == content
     assert program.table(content).startswith("|")
     return content["rows"]
+
+
+def test_densities(data, tmp_path):
+    rows = run("density", data, tmp_path, "--seeds", "1", "--epochs", "2")
+    assert [row["kept"] for row in rows[1:]] == [133100, 79860, *[26620] * 3]
+
+
+@pytest.mark.realdata
+@pytest.mark.slow
+@pytest.mark.skipif("MASKTORCH_DATA" not in os.environ, reason="MASKTORCH_DATA names no folder")
+def test_half_of_the_random_weights_read_digits():
+    """97 % of MNIST by the mask alone, in four epochs."""
+    program, experiment = (importlib.import_module(n) for n in ("density", "experiment"))
+    train, test = experiment.mnist(os.environ["MASKTORCH_DATA"])
+    for density in (0.5, 0.3):
+        arm = (masktorch.TopK(density), density, None, 1e-3)
+        accuracy, kept, size = program.run(train, test, 0, 4, *arm)
+        assert kept == density * size
+        assert accuracy >= 0.97
 
 
 def test_tickets(data, tmp_path):
