@@ -1,13 +1,7 @@
-"""A mask file as bytes: what stands in it, read with suspicion and written whole.
+"""A mask file as bytes: a numpy `.npz` of three uint8 arrays, read with suspicion, written whole.
 
-It is a numpy `.npz` of three uint8 arrays:
-
-- `header`: JSON, the format and its version, and a row for each tensor (`Row` below);
-- `masks`: the coded masks, one after the other, in the order of the rows;
-- `digest`: SHA-256 of `header` and `masks`, so that nothing in them changes unnoticed.
-
-Format 1, of which files are still read, knew only the coding `gaps` and only the first name of a
-tied tensor.
+`header` is JSON: format, version and a `Row` for each tensor; `masks` their codes in that order;
+`digest` the SHA-256 of both. Format 1, still read, had one coding and no names of tied tensors.
 """
 
 import contextlib
@@ -101,7 +95,11 @@ def read(source: PathOrFile, caller: str, most: int) -> MaskFile:
     try:
         header, masks, digest = _arrays(content)
         described = json.loads(bytes(header))
-        version = _version(described)
+        if not isinstance(described, dict) or described.get("format") != _FORMAT:
+            raise ValueError(f"a header that does not say format={_FORMAT!r}")
+        version = described.get("version")
+        if type(version) is not int or version < 1:
+            raise ValueError("a header without a format version")
         if version <= _VERSION:
             if digest != hashlib.sha256(bytes(header) + masks).digest():
                 raise ValueError("a digest that is not that of its contents")
@@ -126,15 +124,6 @@ def some(names: list[str]) -> str:
     """The first few of some names, and how many there are."""
     shown = ", ".join(map(repr, names[:3]))
     return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
-
-
-def _version(described: Any) -> int:
-    if not isinstance(described, dict) or described.get("format") != _FORMAT:
-        raise ValueError(f"a header that does not say format={_FORMAT!r}")
-    version = described.get("version")
-    if type(version) is not int or version < 1:
-        raise ValueError("a header without a format version")
-    return version
 
 
 def _rows(described: dict[str, Any], version: int, masks: memoryview) -> list[Row]:

@@ -1,14 +1,8 @@
-"""A flat mask to bytes and back, in about its entropy.
+"""A flat mask to bytes and back, in about its entropy; docs/maskfiles.md describes the codings.
 
-Three codings, of which the rarer kind of the entries, kept or masked, decides:
-
-- `gaps`: the positions of the rarer kind, deflated. From one to the next, the number of entries
-  between them as a byte; the byte 255 passes 255 entries by and goes on.
-- `deflated bits`: a bit for each entry, eight to a byte, deflated.
-- `bits`: the same as it is, wherever nothing else is shorter.
-
-Deflated symbol by symbol (Huffman), the first are close to the entropy of independent entries;
-where runs or whole patterns repeat, so that this is shorter, they are deflated as such.
+`gaps` are the distances between entries of the rarer kind, kept or masked, deflated; `deflated
+bits` and `bits`, a bit for each entry, are for masks without a rare kind. Deflating symbol by symbol
+(Huffman) comes close to the entropy of independent entries; repeated patterns go below it.
 """
 
 import zlib

@@ -42,15 +42,9 @@ def named_tensors(model: nn.Module) -> list[Named]:
 def out_of_reach(parameter: nn.Parameter) -> str | None:
     """Why there are no values to save a mask over, or to put one on."""
     if is_lazy(parameter) or parameter.is_meta:
-        return (
-            "it has no values yet (a lazy module or the meta device). Run a batch through the lazy "
-            "module or load its weights first."
-        )
+        return "it has no values yet (a lazy module or the meta device). Load its weights first."
     if is_sharded(parameter):
-        return (
-            "each process holds a part of it (FSDP2). Load masks before fully_shard; to save them, "
-            "gather the state dict into a plain wrapped model (see docs/distributed.md)."
-        )
+        return "each process holds a part of it. Save and load masks before fully_shard (FSDP2)."
     return None
 
 

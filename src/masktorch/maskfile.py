@@ -1,20 +1,15 @@
-"""Masks in a file: about their entropy in bytes, checked against the weights they belong to.
-
-`coding` is the code of a mask, `archive` the file, `fitting` the check that file and model belong
-together.
-"""
+"""Masks in a file: about their entropy in bytes, checked against the weights they belong to."""
 
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from masktorch.archive import MaskFile, PathOrFile, Row, read, unreadable, write
-from masktorch.coding import decode, encode
+from masktorch.coding import Bools, decode, encode
 from masktorch.fitting import (
     Named,
     check_names,
@@ -25,6 +20,7 @@ from masktorch.fitting import (
     named_tensors,
     out_of_reach,
 )
+from masktorch.mask import Mask
 from masktorch.model import Model, find_masks, masked_tensors
 from masktorch.values import set_masks
 from masktorch.wrapping import give_masks
@@ -52,36 +48,25 @@ def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
         True
     """
     masked_tensors(model, "save_masks")
-    tensors = [
-        (mask, [name for name, p in names.items() if p is parameter], parameter)
+    places = [
+        ([name for name, p in names.items() if p is parameter], mask, parameter)
         for mask, names in named_tensors(model)
         if mask
         for parameter in dict.fromkeys(names.values())
     ]
-    for _, (name, *_), parameter in tensors:
+    for (name, *_), _, parameter in places:
         if why := out_of_reach(parameter):
             raise ValueError(f"save_masks() can't save the mask of {name!r}: {why}")
-    modes = [mask.mode().cpu().numpy() for mask, _, _ in tensors]
-    codes = in_parallel(encode, [kept.ravel() for kept in modes])
-    hashes = in_parallel(fingerprint, [parameter for _, _, parameter in tensors])
-    rows = [
-        Row(
-            name=name,
-            tied=tied,
-            shape=list(kept.shape),
-            kept=int(np.count_nonzero(kept)),
-            rescale=mask.rescale,
-            estimator=repr(mask.estimator),
-            coding=coding,
-            bytes=len(code),
-            fingerprint=sha,
-            code=code,
-        )
-        for (mask, (name, *tied), _), kept, (coding, code), sha in zip(
-            tensors, modes, codes, hashes, strict=True
-        )
-    ]
-    write(path_or_file, rows)
+    tensors = [(names, mask, mask.mode().cpu().numpy(), p) for names, mask, p in places]
+    write(path_or_file, in_parallel(_row, tensors))
+
+
+def _row(tensor: tuple[list[str], Mask, Bools, nn.Parameter]) -> Row:
+    (name, *tied), mask, kept, parameter = tensor
+    coding, code = encode(kept.ravel())
+    count, estimator, sha = int(kept.sum()), repr(mask.estimator), fingerprint(parameter)
+    shape = list(kept.shape)
+    return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
 
 
 def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tensor]:
@@ -157,12 +142,12 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
         if not any_weights:
             check_weights(rows, tensors)
     decoded = _decoded(file, "load_masks")
-    first = {name: rows[name] for name in (next(iter(names)) for _, names in tensors)}
-    masks = {name: decoded[row.name] for name, row in first.items()}
+    first = [next(iter(names)) for _, names in tensors]
+    masks = {name: decoded[rows[name].name] for name in first}
     with _fitting(file):  # another parametrization, an estimator that can't express it
         if wrapped:
             return set_masks(model, masks)
-        rescale = {name: row.rescale for name, row in first.items()}
+        rescale = {name: rows[name].rescale for name in first}
         return give_masks(model, masks, rescale=rescale, caller="load_masks")
 
 
