@@ -52,7 +52,7 @@ DIFFERENT = {
         lambda: network(Bernoulli()),
         network,
         "saved with estimator=Bernoulli(tau=0.5); here it has estimator=Threshold(tau=0.5). To "
-        "make them agree: masktorch.set_estimator(model, Bernoulli(tau=0.5)).",
+        "make them agree: masktorch.set_estimator(model, {'0.weight': Bernoulli(tau=0.5), ...}).",
     ),
     "rescale": (
         network,
@@ -63,7 +63,7 @@ DIFFERENT = {
     "one field of the estimator": (
         lambda: network(Threshold(0.3)),
         lambda: network(Threshold(0.4)),
-        "masktorch.set_estimator(model, Threshold(tau=0.3)).",
+        "masktorch.set_estimator(model, {'0.weight': Threshold(tau=0.3), ...}).",
     ),
 }
 

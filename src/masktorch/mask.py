@@ -163,7 +163,8 @@ class Mask(nn.Module):
         other = [key for key in present if saved[key] != present[key]]
         if other:
             calls = {
-                "estimator": f"masktorch.set_estimator(model, {saved['estimator']})",
+                "estimator": "masktorch.set_estimator(model, "
+                f"{{{name!r}: {saved['estimator']}, ...}})",
                 "rescale": f"masktorch.wrap(..., rescale={saved['rescale']})",
                 "mask_frozen": f"masktorch.freeze_mask(model, {saved['mask_frozen']})",
                 "weights_frozen": f"masktorch.freeze_weights(model, {saved['weights_frozen']})",
