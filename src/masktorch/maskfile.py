@@ -163,10 +163,9 @@ def _fitting(file: MaskFile) -> Iterator[None]:
 def _decoded(file: MaskFile, caller: str) -> dict[str, Tensor]:
     def mask(row: Row) -> Tensor:
         try:
-            return torch.from_numpy(decode(row.coding, row.code, row.kept, row.size)).view(
-                row.shape
-            )
+            entries = decode(row.coding, row.code, row.kept, row.size)
         except (ValueError, zlib.error) as error:
             raise unreadable(caller, file.called, f"for {row.name!r} {error}") from error
+        return torch.from_numpy(entries).view(row.shape)
 
     return dict(zip([row.name for row in file.rows], in_parallel(mask, file.rows), strict=True))
