@@ -52,7 +52,8 @@ DIFFERENT = {
         lambda: network(Bernoulli()),
         network,
         "saved with estimator=Bernoulli(tau=0.5); here it has estimator=Threshold(tau=0.5). To "
-        "make them agree: masktorch.set_estimator(model, {'0.weight': Bernoulli(tau=0.5), ...}).",
+        "make them agree: masktorch.set_estimator(model, Bernoulli(tau=0.5)). Where tensors differ in it, "
+        "give a mapping by name.",
     ),
     "rescale": (
         network,
@@ -63,7 +64,8 @@ DIFFERENT = {
     "one field of the estimator": (
         lambda: network(Threshold(0.3)),
         lambda: network(Threshold(0.4)),
-        "masktorch.set_estimator(model, {'0.weight': Threshold(tau=0.3), ...}).",
+        "masktorch.set_estimator(model, Threshold(tau=0.3)). Where tensors differ in it, give a "
+        "mapping by name.",
     ),
 }
 
@@ -89,7 +91,7 @@ def test_the_call_that_is_named_makes_them_agree(case):
     with pytest.warns(UserWarning, match="its mask was saved with") as caught:
         model.load_state_dict(state)
     *_, calls = str(caught[0].message).removesuffix(".").partition("To make them agree: ")
-    for call in calls.split(", masktorch."):
+    for call in calls.partition(". Where")[0].split(", masktorch."):
         call = "masktorch." + call.removeprefix("masktorch.")
         eval(call, {**vars(masktorch), "masktorch": masktorch, "model": model})
     model.load_state_dict(state)

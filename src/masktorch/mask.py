@@ -163,8 +163,7 @@ class Mask(nn.Module):
         other = [key for key in present if saved[key] != present[key]]
         if other:
             calls = {
-                "estimator": "masktorch.set_estimator(model, "
-                f"{{{name!r}: {saved['estimator']}, ...}})",
+                "estimator": f"masktorch.set_estimator(model, {saved['estimator']})",
                 "rescale": f"masktorch.wrap(..., rescale={saved['rescale']})",
                 "mask_frozen": f"masktorch.freeze_mask(model, {saved['mask_frozen']})",
                 "weights_frozen": f"masktorch.freeze_weights(model, {saved['weights_frozen']})",
@@ -173,7 +172,9 @@ class Mask(nn.Module):
                 f"load_state_dict() of {name!r}: its mask was saved with "
                 f"{', '.join(f'{key}={saved[key]}' for key in other)}; here it has "
                 f"{', '.join(f'{key}={present[key]}' for key in other)}. To make them agree: "
-                f"{', '.join(calls[key] for key in other)}.",
+                f"{', '.join(calls[key] for key in other)}."
+                + " Where tensors differ in it, give a mapping by name."
+                * ("estimator" in other),
                 stacklevel=2,
             )
 
