@@ -31,7 +31,7 @@ LEVELS = {
     "coding": set(),
     "archive": set(),
     "fitting": {"archive", "mask", "parametrization", "targets"},
-    "maskfile": {"archive", "coding", "fitting", "model", "values", "wrapping"},
+    "maskfile": {"archive", "coding", "fitting", "mask", "model", "values", "wrapping"},
     "report": {"model", "mask"},
     "budget": {"cut", "density", "model", "mask", "ranks", "selection"},
     "init": {"ranks"},
