@@ -53,8 +53,8 @@ DIFFERENT = {
         lambda: network(Bernoulli()),
         network,
         "saved with estimator=Bernoulli(tau=0.5); here it has estimator=Threshold(tau=0.5). To "
-        "make them agree: masktorch.set_estimator(model, Bernoulli(tau=0.5)). Where tensors differ in "
-        "it, give a mapping by name.",
+        "make them agree: masktorch.set_estimator(model, Bernoulli(tau=0.5)). Where tensors differ "
+        "in it, give a mapping by name.",
     ),
     "rescale": (
         network,
