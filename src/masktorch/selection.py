@@ -7,10 +7,11 @@ value that is not a number counts as the largest of all, and -0.0 equals 0.0.
 import functools
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -140,19 +141,46 @@ def _common(tensors: Sequence[Tensor]) -> torch.dtype:
     return functools.reduce(torch.promote_types, (values.dtype for values in tensors))
 
 
+_SAMPLE = 2**16
+"""Entries of a sample by which the others are passed over; all are taken where they are few."""
+
+
 def _next_largest(tensors: Sequence[Tensor], k: int, absolute: bool) -> float:
-    """The largest of the values that are not the `k` largest."""
-    dtype = torch.promote_types(_common(tensors), torch.float32)  # numpy has no bfloat16
-    sizes = [values.numel() for values in tensors]
-    copy = torch.empty(sum(sizes), dtype=dtype, device="cpu")
-    for part, values in zip(torch.split(copy, sizes), tensors, strict=True):
-        part.view(values.shape).copy_(values)
-    entries = copy.numpy()
-    if absolute:
-        np.abs(entries, out=entries)
-    place = entries.size - k - 1
-    entries.partition(place)
-    return float(entries[place])
+    """The largest of the values that are not the `k` largest.
+
+    A sorted sample says between which two values it most likely lies. Only what is between them is
+    copied, the rest is counted, which shows whether it does.
+    """
+    entries = sum(values.numel() for values in tensors)
+    place = entries - k - 1  # from below, what is not a number at the top
+    stride = (entries - 1) // _SAMPLE + 1
+    low, high = -math.inf, math.nan  # no bounds
+    if stride > 1:
+        sample = np.sort(np.concatenate(list(_parts(tensors, absolute, stride))))
+        at, margin = place * sample.size // entries, 4 * math.isqrt(_SAMPLE)
+        low = sample[at - margin] if at >= margin else low
+        high = sample[at + margin] if at + margin < sample.size else high
+    below, between = 0, []
+    for part in _parts(tensors, absolute):
+        under = part < low
+        below += int(np.count_nonzero(under))
+        between.append(part[~under if math.isnan(high) else ~under & (part <= high)])
+    near = np.concatenate(between)
+    if not 0 <= place - below < near.size:  # an unlucky sample
+        near, below = np.concatenate(list(_parts(tensors, absolute))), 0
+    near.partition(place - below)
+    return float(near[place - below])
+
+
+def _parts(
+    tensors: Sequence[Tensor], absolute: bool, stride: int = 1
+) -> Iterator[npt.NDArray[Any]]:
+    """Every `stride`-th entry (its magnitude), by blocks, in a dtype that numpy has and all fit."""
+    dtype = torch.promote_types(_common(tensors), torch.float32)
+    for values in tensors:
+        for (block,) in blocks.blocks(values):
+            part = block.reshape(-1)[::stride].to("cpu", dtype)
+            yield (part.abs() if absolute else part).numpy()
 
 
 def _beyond(at: float, tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tensor] | None:
