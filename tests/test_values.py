@@ -177,6 +177,18 @@ def test_bad_masks_change_nothing(kind, masks, exception, message):
     assert_same(before, state(model))
 
 
+@pytest.mark.parametrize("kind", MODELS)
+def test_masks_are_not_set_where_others_are_used(kind):
+    model = MODELS[kind]()
+    before = state(model)
+    with (
+        masktorch.using(model, MASKS),
+        pytest.raises(ValueError, match=r"within masktorch.using would not be seen"),
+    ):
+        masktorch.set_masks(model, MASKS)
+    assert_same(before, state(model))
+
+
 def test_using_on_a_plain_model():
     with (
         pytest.raises(ValueError, match=r"using\(\) expected a wrapped model"),

@@ -70,9 +70,14 @@ def by_name(
 def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
     """Raises where an estimator is none, or can't be used on these scores."""
     if isinstance(estimator, type) or not isinstance(estimator, Estimator):
+        hint = ""
+        if isinstance(estimator, type):
+            hint = f" Write {estimator.__name__}(), a value."
+        elif isinstance(estimator, float):
+            hint = f" For that density write masktorch.TopK({estimator!r})."
         raise TypeError(
             f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "
-            f"__call__(scores) and mode(scores). Found {estimator!r}."
+            f"__call__(scores) and mode(scores). Found {estimator!r}.{hint}"
         )
     try:
         deterministic(estimator, scores)

@@ -49,8 +49,8 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         model: a wrapped or a plain model. Nothing in it changes if an error is raised.
         masks: for every masked tensor its mask, bool, by name, as `masks` returns them.
 
-    Raises `ValueError` for a missing or unknown name, a wrong shape, or a mask that the estimator
-    cannot express, `TypeError` for anything but a bool tensor.
+    Raises `ValueError` for a missing or unknown name, a wrong shape, a mask that the estimator
+    cannot express, and within `using`; `TypeError` for anything but a bool tensor.
 
     Examples:
         >>> from masktorch import wrap
@@ -63,6 +63,8 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     if not found:
         return give_masks(model, masks, rescale=dict.fromkeys(masks, False), caller="set_masks")
     wanted = _checked("set_masks", found, masks)
+    if any(mask.used is not None for mask, _ in found):
+        raise ValueError("set_masks() within masktorch.using would not be seen: leave it first.")
     moved = [
         _scores_for(place.name, mask, given) if mask.learns else given
         for (mask, (place, *_)), given in zip(found, wanted, strict=True)
