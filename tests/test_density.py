@@ -284,3 +284,48 @@ def test_ten_temperatures_compile_at_most_four_graphs_and_are_the_ones_set(backe
         # the noise is some units beside 300, so that the mask is nearly sigma(300 / T)
         assert mask.item() == pytest.approx(sigma(300 / temperature), abs=0.1)
     assert compiled.frame_count <= 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("estimator", [Bernoulli(), HardConcrete(), Concrete()], ids=repr)
+def test_a_penalty_reaches_confident_scores_in_half_precision(estimator, dtype):
+    layer = masktorch.wrap(nn.Linear(2, 2, bias=False).to(dtype), estimator, init=7.0)
+    masktorch.expected_density(layer).backward()
+    (scores,) = masktorch.mask_parameters(layer)
+    shift = 2 / 3 * np.log(0.1 / 1.1) if isinstance(estimator, HardConcrete) else 0
+    slope = sigma(7 - shift) * sigma(shift - 7) / 4
+    np.testing.assert_allclose(scores.grad.double(), np.full((2, 2), slope), rtol=0.02)
+
+
+def test_an_estimator_is_a_value_not_a_module():
+    class Module(nn.Module):
+        def forward(self, scores):
+            return scores
+
+        def mode(self, scores):
+            return scores > 0
+
+    model = two_layers(Threshold())
+    with pytest.raises(TypeError, match=r"set_estimator\(\) expected an estimator"):
+        masktorch.set_estimator(model, {"0.weight": TopK(), "1.weight": Module()})
+    assert model[0].parametrizations.weight.estimator == Threshold()
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # Dynamo itself does it
+def test_a_compiled_model_takes_another_step_size():
+    torch._dynamo.reset()
+    model = two_layers(IntermediateSampling(0.1))
+    compiled = torch.compile(model, backend="eager")
+    for step_size in (0.1, 0.2, 0.3):
+        masktorch.set_estimator(model, IntermediateSampling(step_size))
+        compiled(torch.randn(2, 6)).sum().backward()
+
+
+def test_soft_masks_are_rescaled_by_their_sum_however_small(monkeypatch):
+    u = torch.full((1, 2), 0.5)
+    monkeypatch.setattr("masktorch.functional.uniform_like", lambda scores, generator: u)
+    layer = nn.Linear(2, 1, bias=False)
+    masktorch.wrap(layer, Concrete(hard=False), init=-3.0, rescale=True)
+    m = sigma(np.full(2, -3.0) / (2 / 3))
+    expected = layer._parameters["weight"].detach().numpy() * m * 2 / m.sum()
+    np.testing.assert_allclose(layer.weight.detach().numpy(), expected, rtol=1e-5)

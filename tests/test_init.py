@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import masktorch
 from masktorch.init import signed_constant_
 
 
@@ -62,3 +63,9 @@ def test_the_random_stream_is_left_alone():
 def test_what_it_refuses(arguments, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         signed_constant_(*arguments)
+
+
+def test_the_computed_weight_of_a_masked_layer_is_refused():
+    layer = masktorch.wrap(torch.nn.Linear(4, 4))
+    with pytest.raises(ValueError, match=r"found a computed tensor.*weight.original"):
+        masktorch.init.signed_constant_(layer.weight)

@@ -233,3 +233,13 @@ def test_masks_that_were_read_are_values():
     assert same(read_masks(io.BytesIO(file.getvalue())), masks)
     next(iter(masks.values())).logical_not_()  # tensors of their own
     masktorch.set_masks(other, masks)
+
+
+def test_two_files_in_one_stream_are_none():
+    file, layer = io.BytesIO(), masktorch.wrap(torch.nn.Linear(3, 2))
+    masktorch.save_masks(layer, file)
+    one = file.getvalue()
+    for around in (one + one, b"junk" + one, one + b"junk" * 10):
+        with pytest.raises(ValueError, match=r"before or after it|damaged"):
+            masktorch.read_masks(io.BytesIO(around))
+    assert list(masktorch.read_masks(io.BytesIO(one))) == ["weight"]

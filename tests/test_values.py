@@ -294,3 +294,33 @@ def test_averaging_draws_of_clients_into_scores():
         assert name == "weight"
         scores.data.copy_(torch.logit(mean))
     torch.testing.assert_close(masktorch.expected_density(server), mean.mean())
+
+
+def test_a_tied_tensor_goes_by_any_of_its_names_in_every_call():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    masktorch.wrap(model)
+    masktorch.set_masks(model, {"1.weight": YES})
+    assert torch.equal(masktorch.masks(model)["0.weight"], YES)
+    with masktorch.using(model, {"0.weight": ~YES, "1.weight": ~YES}):
+        assert torch.equal(masktorch.masks(model)["0.weight"], ~YES)
+    masktorch.set_estimator(model, {"1.weight": Bernoulli()})
+    assert model[0].parametrizations.weight.estimator == Bernoulli()
+    with pytest.raises(ValueError, match=r"found two for '0.weight', which is the same tensor as"):
+        masktorch.set_masks(model, {"0.weight": YES, "1.weight": ~YES})
+
+
+def test_sampling_by_a_generator_seeds_no_other_stream(monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
+    masktorch.sample_masks(two_layers(Bernoulli()), torch.Generator().manual_seed(1))
+    assert calls == []
+    with pytest.raises(TypeError, match=r"expected a torch.Generator, found Generator"):
+        masktorch.sample_masks(two_layers(Bernoulli()), np.random.default_rng(0))
+
+
+def test_a_sparse_mask_is_refused_before_anything_changes():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(TypeError, match=r"bool tensor for 'weight', found torch.sparse_coo"):
+        masktorch.set_masks(layer, {"weight": YES.to_sparse()})
+    assert type(layer) is nn.Linear

@@ -157,6 +157,9 @@ def _arrays(content: bytearray) -> list[memoryview]:
     with zipfile.ZipFile(file) as archive:
         if sorted(names := archive.namelist()) != sorted(_ARRAYS):
             raise ValueError(f"the entries {some(names)} in place of {some([*_ARRAYS])}")
+        first = min(entry.header_offset for entry in archive.infolist())
+        if first or archive.comment or content[-22:-18] != b"PK\x05\x06":
+            raise ValueError("other bytes before or after it, another file perhaps")
         arrays = []
         for name in _ARRAYS:
             entry = archive.getinfo(name)

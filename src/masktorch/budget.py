@@ -87,14 +87,17 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         {'0.weight': 0.125, '1.weight': 1.0}
     """
     found, total = _budget(model, density, "budget.overall")
-    others = []  # but the largest of each
-    for mask in found.values():
-        scores = gathered(mask.scores.detach()).flatten()
-        scores = scores.abs() if getattr(mask.estimator, "absolute", True) else scores
-        top = int(scores.argmax())
-        others.append(torch.cat([scores[:top], scores[top + 1 :]]))
-    masks = largest_of(others, total - len(others))
-    return _densities(found, [1 + int(torch.count_nonzero(mask)) for mask in masks])
+    magnitudes = [getattr(mask.estimator, "absolute", True) for mask in found.values()]
+    ranked = [gathered(mask.scores.detach()) for mask in found.values()]
+    if mixed := len(set(magnitudes)) > 1:
+        ranked = [s.abs() if size else s for s, size in zip(ranked, magnitudes, strict=True)]
+    kept = total
+    while True:  # each tensor that has none of the largest takes one place of the others
+        masks = largest_of(ranked, kept, absolute=magnitudes[0] and not mixed)
+        counts = [int(torch.count_nonzero(mask)) for mask in masks]
+        if kept + counts.count(0) == total:
+            return _densities(found, [max(1, count) for count in counts])
+        kept = total - counts.count(0)
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:
@@ -195,6 +198,8 @@ def _budget(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Ma
             f"{caller}() found no mask whose estimator has a density: wrap with masktorch.TopK()."
         )
     for name, mask in found.items():
+        if not mask.scores.numel():
+            raise ValueError(f"{caller}() found no entries in {name!r}. Leave it out of targets.")
         if getattr(mask.estimator, "block", None) is not None:
             raise ValueError(
                 f"{caller}() can't count the entries of {name!r}: {mask.estimator!r} keeps whole "

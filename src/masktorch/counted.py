@@ -29,7 +29,7 @@ class _Ranked(Method):
 
     def init(self, weight: Tensor) -> Tensor:
         """Uniform in `+-1 / sqrt(fan_in)` (Kaiming-uniform, a = sqrt(5)), from torch's stream."""
-        fan_in = weight[0].numel() if weight.dim() > 1 else weight.numel()
+        fan_in = math.prod(weight.shape[1:]) if weight.dim() > 1 else weight.numel()
         bound = 1 / math.sqrt(max(fan_in, 1))
         return torch.empty_like(weight, requires_grad=False).uniform_(-bound, bound)
 

@@ -37,7 +37,7 @@ def set_estimator(model: Model, estimator: Estimator | Mapping[str, Estimator]) 
         chosen = by_name(
             "set_estimator",
             "estimator for each masked tensor",
-            [places[0].name for _, places in found],
+            found,
             estimator,
         )
     else:
@@ -74,17 +74,16 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
             "masktorch.TopK(d, absolute=False)) keeps the share d of the highest scores of any "
             "mask that learns."
         )
-    names = [places[0].name for _, places in dense]
     if isinstance(density, Mapping):
         chosen = by_name(
             "set_density",
             "density for each tensor whose estimator has one",
-            names,
+            dense,
             density,
             others="Not among them",
         )
     else:
-        chosen = dict.fromkeys(names, density)
+        chosen = {places[0].name: density for _, places in dense}
     values = {
         place.name: _with_density(place.name, mask.estimator, chosen[place.name])
         for mask, (place, *_) in dense

@@ -212,8 +212,8 @@ class HardConcrete(Method):
     """Hard concrete gates, those of L0 regularisation: see `masktorch.functional.hard_concrete`.
 
     The mask of training is relaxed: it lies in [0, 1], and an entry is not 0 with the probability
-    `sigma(s - beta * log(-gamma / zeta))`. The deterministic one is `1[s > 0]`, the binary mask
-    nearest to the gates that the paper evaluates with,
+    `sigma(s - beta * log(-gamma / zeta))`. The deterministic one is `1[s > 0]`, with the
+    usual `gamma` and `zeta` the binary mask nearest to the gates that the paper evaluates with,
     `min(1, max(0, sigma(s) * (zeta - gamma) + gamma))`; those may lie between 0 and 1, so that
     accuracies differ a little from the paper's way. Scores start at `logit(0.9)`. Usual training:
     Adam, with a penalty on `masktorch.expected_density`. Raises `ValueError` unless `beta > 0`

@@ -138,6 +138,9 @@ def intermediate(
         tensor([-0.1396,  0.0000,  0.1091])
     """
 
+    if not step_size > 0:
+        raise ValueError(f"intermediate() expected a positive step_size, found {step_size!r}.")
+
     def rule(scores: Tensor, weight: Tensor, kept: Any, grad: Tensor) -> Tensor:
         dtype = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
         tiny = torch.finfo(dtype).tiny

@@ -30,6 +30,12 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"signed_constant_() expected a floating-point tensor, found {found}.")
+    if tensor.grad_fn is not None:
+        raise ValueError(
+            "signed_constant_() expected a parameter, found a computed tensor, where its values "
+            "would be lost. Call it before masktorch.wrap, or on "
+            "layer.parametrizations.weight.original."
+        )
     if tensor.dim() < 2:
         raise ValueError(
             "signed_constant_() expected a weight of two dimensions or more, found shape "

@@ -1,6 +1,7 @@
 """The mask on a tensor: what is computed with it, where it lives, what a checkpoint knows of it."""
 
 import json
+import re
 import warnings
 import weakref
 from typing import Any, ClassVar, NoReturn, cast
@@ -56,7 +57,9 @@ class Mask(nn.Module):
         if self.frozen or self.used is not None:
             return self.mode().to(torch.get_default_dtype())
         expected = getattr(self.estimator, "expected", self.estimator)
-        return cast(Tensor, expected(self.scores))
+        # in half precision 1 - p would be 0
+        wide = torch.promote_types(self.scores.dtype, torch.float32)
+        return cast(Tensor, expected(self.scores.to(wide)))
 
     def sample(self) -> Tensor:
         """A mask as training would draw it, bool."""
@@ -101,7 +104,8 @@ class Mask(nn.Module):
             masked = select(weight, mask)
         if self.rescale:
             kept = mask.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
-            factor = mask.numel() / kept.clamp(min=1)  # may be too large for half precision
+            # may be too large for half precision; where nothing is kept, nothing is scaled
+            factor = mask.numel() / torch.where(kept > 0, kept, 1.0)
             masked = (masked.to(factor.dtype) * factor).to(weight.dtype)
         return masked
 
@@ -137,7 +141,7 @@ class Mask(nn.Module):
     def known(self) -> dict[str, Any]:
         """What a checkpoint knows of the mask beside its scores."""
         return {
-            "estimator": repr(self.estimator).encode("ascii", "backslashreplace")[:200].decode(),
+            "estimator": described(self.estimator),
             "rescale": self.rescale,
             "mask_frozen": self.frozen,
             "weights_frozen": not any(
@@ -262,6 +266,12 @@ class Masks(nn.ModuleDict):
                 and not known.is_meta
             ):
                 mask.compare(plain_name(prefix.removesuffix("parametrizations.") + name), known)
+
+
+def described(estimator: Estimator) -> str:
+    """An estimator's repr in ASCII, cut, without the address that stands in some."""
+    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(estimator))
+    return text.encode("ascii", "backslashreplace")[:200].decode()
 
 
 def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:

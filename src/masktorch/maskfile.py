@@ -20,7 +20,7 @@ from masktorch.fitting import (
     named_tensors,
     out_of_reach,
 )
-from masktorch.mask import Mask
+from masktorch.mask import Mask, described
 from masktorch.model import Model, find_masks, masked_tensors
 from masktorch.values import set_masks
 from masktorch.wrapping import give_masks
@@ -64,7 +64,7 @@ def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
 def _row(tensor: tuple[list[str], Mask, Bools, nn.Parameter]) -> Row:
     (name, *tied), mask, kept, parameter = tensor
     coding, code = encode(kept.ravel())
-    count, estimator, sha = int(kept.sum()), repr(mask.estimator), fingerprint(parameter)
+    count, estimator, sha = int(kept.sum()), described(mask.estimator), fingerprint(parameter)
     shape = list(kept.shape)
     return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
 
@@ -72,7 +72,7 @@ def _row(tensor: tuple[list[str], Mask, Bools, nn.Parameter]) -> Row:
 def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tensor]:
     """The masks of a file by tensor name, as `masktorch.masks` gave them: bool, on the CPU.
 
-    No model is needed, and no weights are compared.
+    No model is needed, and no weights are compared. A tied tensor is under its first name.
 
     Args:
         path_or_file: a path, or a file open for reading bytes, read from where it stands to its

@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -48,28 +48,46 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
 def by_name(
     caller: str,
     what: str,
-    names: Iterable[str],
+    found: Masked,
     values: Mapping[str, T],
     *,
     others: str = "Not masked in this model",
-) -> Mapping[str, T]:
-    """The values, if they are one for each of the names; `others` says what other names are."""
-    expected = dict.fromkeys(names)
-    missing = [name for name in expected if name not in values]
-    unknown = [str(name) for name in values if name not in expected]
+) -> dict[str, T]:
+    """The values of the masks by their first names, if there is one for each, under any of the
+    names of its tensor; `others` says what other names are."""
+    chosen, unknown, missing = {}, dict.fromkeys(values), []
+    for _, places in found:
+        names = [place.name for place in places if place.name in values]
+        for name in names:
+            unknown.pop(name, None)
+        if not names:
+            missing.append(places[0].name)
+        elif any(not _same(values[name], values[names[0]]) for name in names):
+            raise ValueError(
+                f"{caller}() expected one {what}, found two for {names[0]!r}, which is the same "
+                f"tensor as {names[1]!r} (tied weights)."
+            )
+        else:
+            chosen[places[0].name] = values[names[0]]
     if missing or unknown:
         raise ValueError(
             f"{caller}() expected one {what}, by name. "
             + (f"Missing: {', '.join(missing)}. " if missing else "")
-            + (f"{others}: {', '.join(unknown)}. " if unknown else "")
+            + (f"{others}: {', '.join(map(str, unknown))}. " if unknown else "")
             + "masktorch.masks(model) shows the names."
         )
-    return values
+    return chosen
+
+
+def _same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return one is other or one == other
 
 
 def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
     """Raises where an estimator is none, or can't be used on these scores."""
-    if isinstance(estimator, type) or not isinstance(estimator, Estimator):
+    if isinstance(estimator, type | nn.Module) or not isinstance(estimator, Estimator):
         hint = ""
         if isinstance(estimator, type):
             hint = f" Write {estimator.__name__}(), a value."
@@ -87,8 +105,10 @@ def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor
 
 def checked_mask(caller: str, name: str, mask: object, shape: torch.Size) -> Tensor:
     """The mask, if it is a bool tensor of that shape."""
-    if not isinstance(mask, Tensor) or mask.dtype is not torch.bool:
-        found = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+    if not isinstance(mask, Tensor) or (mask.dtype, mask.layout) != (torch.bool, torch.strided):
+        found = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+        if isinstance(mask, Tensor) and mask.layout is not torch.strided:
+            found = str(mask.layout)
         raise TypeError(f"{caller}() expected a bool tensor for {name!r}, found {found}.")
     if mask.shape != shape:
         raise ValueError(

@@ -80,7 +80,8 @@ def _masked_tensor(name: str) -> property:
         key: Any = name
         if parametrize._cache_enabled:  # the user holds what is read for longer than a forward
             held = parametrize._cache
-            key = (mask, weight, mask.scores, mask.used, module.training)  # all it follows from
+            estimator = id(mask.estimator), mask.frozen
+            key = (mask, weight, mask.scores, mask.used, module.training, *estimator)
             if key in held:
                 return held[key]
         elif held is None or not mask.draws(module.training):

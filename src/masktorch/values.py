@@ -72,8 +72,8 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     with torch.no_grad():
         for (mask, _), scores in zip(found, moved, strict=True):
             mask.scores.copy_(scores)
-    for _, (place, *_) in found:
-        warn_if_empty(place.name, masks[place.name])
+    for (_, (place, *_)), given in zip(found, wanted, strict=True):
+        warn_if_empty(place.name, given)
     return model
 
 
@@ -82,7 +82,8 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
     """Within it a model computes with these masks in every mode, in place of its own.
 
     `masks(model)`, `report` and `save_masks` see them too; scores do not move, get no gradient,
-    and nothing is drawn. On leaving, also by an exception, everything is as before. It nests.
+    and nothing is drawn. On leaving, also by an exception, everything is as before. It nests. Call
+    `backward` within it too where activations are checkpointed: they are computed again then.
 
     Args:
         model: a wrapped model, or one whose masks were given.
@@ -137,13 +138,20 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
         >>> sample_masks(model)
         {'weight': tensor([[True, True]])}
     """
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"sample_masks() expected a torch.Generator, found {type(generator).__name__}."
+        )
     found = masked_tensors(model, "sample_masks")
     with contextlib.ExitStack() as stack, torch.no_grad():
         if generator is not None:
             devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
             stack.enter_context(torch.random.fork_rng(devices))
             seed = torch.empty((), dtype=torch.int64, device=generator.device)
-            torch.manual_seed(int(seed.random_(generator=generator)))
+            number = int(seed.random_(generator=generator))
+            torch.default_generator.manual_seed(number)  # of no device beside those that are forked
+            for device in devices:
+                torch.cuda.default_generators[device.index].manual_seed(number)
         return {places[0].name: mask.sample() for mask, places in found}
 
 
@@ -157,9 +165,7 @@ def _check_mapping(caller: str, masks: Mapping[str, Tensor]) -> None:
 
 def _checked(caller: str, found: Masked, masks: Mapping[str, Tensor]) -> list[Tensor]:
     """The masks in the order of the model, on the devices and in the shards of its scores."""
-    masks = by_name(
-        caller, "mask for each masked tensor", [places[0].name for _, places in found], masks
-    )
+    masks = by_name(caller, "mask for each masked tensor", found, masks)
     checked = []
     for mask, (place, *_) in found:
         scores: Any = mask.scores
