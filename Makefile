@@ -1,10 +1,11 @@
 # Everything on a fresh machine: `make demo` and `make test` create .venv themselves.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo test lint docs
 
-demo: .venv/installed
+demo: .venv/benchmarks
 	$(BIN)/python -m benchmarks
 
 test: .venv/installed
@@ -18,7 +19,11 @@ lint: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/benchmarks: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmarks,dev,docs,integrations,pretrained]'
+	$(INSTALL) '.[benchmarks]'
+	touch $@
+
+.venv/installed: .venv/benchmarks
+	$(INSTALL) '.[benchmarks,dev,docs,integrations,pretrained]'
 	touch $@

@@ -9,31 +9,21 @@ import torch
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
-from benchmarks.atomic import replacing
 from benchmarks.experiment import arms as experiment
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.download import download as fetch
 from benchmarks.experiment.results import read_results
-from benchmarks.pages import reproduction as page
-from benchmarks.pages import speed_page, sweeps, table, toy
-from benchmarks.pages.figures import draw
-from benchmarks.pages.speed_figure import draw as draw_speed
+from benchmarks.pages import demo as demo_page
+from benchmarks.pages import reproduction as reproduction_page
+from benchmarks.pages import speed as speed_page
+from benchmarks.pages.render import DOCS, RESULTS, render
 from benchmarks.provenance import command_line
 from benchmarks.speed import measure as side_by_side
-from benchmarks.studies import catalogue, categorical, sweep
+from benchmarks.studies import catalogue, categorical
+from benchmarks.studies import demo as small
 from benchmarks.studies import study as studies
 from benchmarks.studies.estimate import expected_seconds
 
-# Small enough for two cores and a minute and a half; all else is the blog's.
-DEMO = Configuration(dataset="digits", depth=10, width=1, epochs=30, batch_size=32, mix_lr=1e-3)
-DEMO_ARMS = ("mask", "weights", "mix")
-DEMO_TEXT = """\
-The blog's three arms, made small: its WRN-28-8 is a WRN-10-1 here, its MNIST and CIFAR-10 are
-1,438 digits of 8x8 pixels from scikit-learn, its batches of 128 are of 32, and its mix arm's
-learning rate of 1e-5, too small for so few steps, is 1e-3. Augmentation, optimiser, schedule, 30
-epochs per arm and learning rate of the other two are the blog's. Ctrl-C stops; the same command
-resumes.
-"""
 DESCRIPTION = """\
 The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch. Without a
 command: the demo, the blog's arms made small on built-in data.
@@ -44,19 +34,18 @@ RUNS, DATA = Path("runs"), Path("data")
 
 
 @app.command
-def demo(output: Path = Path("runs/demo")) -> None:
+def demo(output: Path = RUNS) -> None:
     """The blog's arms, small, on scikit-learn's digits: train, then print and draw.
 
     Args:
-        output: Folder for results and figures.
+        output: Folder of the folder demo.
     """
-    print(DEMO_TEXT)
+    print(render("demo_start.txt", run=small.SMALL.for_arm("mix")))
     # A network this small gains little from a second thread, and on a busy machine waits for it.
     torch.set_num_threads(1)
-    experiment.run(DEMO, DEMO_ARMS, DATA, output, "cpu", command_line())
-    show_table(output)
-    draw_figures(output, None)
-    print(f"Results, best states, table and figures are in {output}")
+    list(studies.run(small.STUDY, DATA, output, "cpu"))
+    folder = output / small.STUDY.name
+    print(demo_page.show(studies.results_so_far(folder), folder))
 
 
 @app.command
@@ -118,53 +107,13 @@ def study(
 
 
 @app.command
-def rebuild(
-    masks: Positional[Path],
-    dataset: Literal["digits", "mnist", "cifar10"],
-    network: Literal["lenet-300-100", "conv-2", "conv-4", "conv-6"] = "lenet-300-100",
-    weights: Literal["glorot", "signed-constant"] = "glorot",
-    seed: int = 0,
-    data_dir: Path = DATA,
-) -> None:
-    """Make a masked network from its seed and its mask file alone, and evaluate it.
-
-    Args:
-        masks: A *.masks.npz file of the mask arm.
-        dataset: The run's.
-        network: The run's.
-        weights: The run's.
-        seed: The run's.
-        data_dir: Folder of the data sets.
-    """
-    configuration = Configuration(dataset=dataset, network=network, weights=weights, seed=seed)
-    accuracy = experiment.rebuild(configuration, masks, data_dir)
-    print(f"test accuracy {accuracy:.4f} from seed {seed} and {masks.stat().st_size:,} bytes")
-
-
-@app.command(name="table")
-def show_table(folder: Positional[Path] = RUNS) -> None:
-    """Print the results of a folder as a Markdown table and write it there as table.md.
+def show(folder: Positional[Path] = RUNS) -> None:
+    """Print the results of a folder as a table and draw their curves.
 
     Args:
         folder: Folder with the result files (*.json).
     """
-    text = table.markdown(read_results(folder))
-    with replacing(folder / "table.md") as partial:
-        partial.write_text(text)
-    print(text)
-    print(f"Written to {folder / 'table.md'}")
-
-
-@app.command(name="figures")
-def draw_figures(folder: Positional[Path] = RUNS, output: Path | None = None) -> None:
-    """Draw training curves and mask utilisation from the results of a folder.
-
-    Args:
-        folder: Folder with the result files (*.json).
-        output: Where to write. None: the results' folder.
-    """
-    for path in draw(read_results(folder), output or folder):
-        print(f"Drawn: {path}")
+    print(demo_page.overview(read_results(folder), folder))
 
 
 @app.command
@@ -183,44 +132,20 @@ def download(
     print(f"{dataset} is in {fetch(dataset, data_dir, base_url)}")
 
 
-@app.command(name="sweep")
-def run_sweep(
-    which: Literal["lenet", "wrn", "literature", "finalists"] = "lenet",
-    data_dir: Path = DATA,
-    output: Path = RUNS,
-) -> None:
-    """Compare settings of the first three estimators, mask only, on held-out training images.
-
-    Args:
-        which: lenet: LeNet-300-100 on MNIST. wrn: WRN-16-1 on a part of CIFAR-10. literature: as
-            lenet, with Zhou et al.'s additions. finalists: its best, longer.
-        data_dir: Folder of the data sets.
-        output: Folder for WHICH.json.
-    """
-    path = sweep.sweep(which, data_dir, output, command_line())
-    print(sweeps.markdown(path))
-    print(f"Written to {path}")
-
-
 @app.command(name="categorical")
-def run_toy(output: Path = RUNS, figures: Path | None = None) -> None:
+def run_toy(output: Path = studies.RESULTS / "categorical") -> None:
     """Recover a distribution from single draws: intermediate sampling against Gumbel-softmax.
 
     Args:
         output: Folder for categorical.json.
-        figures: Folder for the figure. None: the output folder.
     """
-    path = categorical.run(output, command_line())
-    descents = toy.read(path)
-    print(toy.markdown(descents))
-    print(f"Written to {path}")
-    print(f"Drawn: {toy.draw(descents, figures or output)}")
+    print(f"Written to {categorical.run(output, command_line())}")
 
 
 @app.command
 def reproduction() -> None:
     """Write docs/reproduction.md and its figures from the results in benchmarks/results."""
-    print(f"Written to {page.write(page.RESULTS, page.DOCS)}")
+    print(f"Written to {reproduction_page.write(RESULTS, DOCS)}")
 
 
 @app.command
@@ -230,21 +155,20 @@ def speed(only: str = ",".join(side_by_side.PARTS), output: Path = Path("runs/sp
     About ten minutes on two idle cores.
 
     Args:
-        only: Some of these, with commas between them. steps: training steps, masktorch beside its
-            rivals. floor: the estimators alone. memory: peaks. costs: wrap, save_masks and so on.
-        output: Folder for speed.json and the figure.
+        only: Some of these, with commas between them. steps: training steps and inference,
+            masktorch beside its rivals. floor: the estimators alone. memory: peaks. costs: wrap,
+            set_masks and so on. files: mask files of several densities.
+        output: Folder for speed.json.
     """
     path = side_by_side.measure(only.split(","), output, command_line())
-    content = json.loads(path.read_text())
-    print(speed_page.tables(content))
+    print(speed_page.measured(json.loads(path.read_text())))
     print(f"Written to {path}")
-    print(f"Drawn: {draw_speed(content, output / 'speed.png')}")
 
 
 @app.command(name="speed-page")
 def write_speed_page() -> None:
-    """Write docs/speed.md and its figures from the results in benchmarks/results/speed."""
-    print(f"Written to {speed_page.write(speed_page.RESULTS, speed_page.DOCS)}")
+    """Write docs/speed.md and its figure from the results in benchmarks/results/speed."""
+    print(f"Written to {speed_page.write(RESULTS / 'speed', DOCS)}")
 
 
 def main() -> None:

@@ -39,8 +39,17 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
+def emulates_bfloat16() -> bool:
+    """Whether the processor says what it can do, and bfloat16 is not in it."""
+    return bool(flags := _cpuinfo("flags", "Features")) and "bf16" not in flags[0]
+
+
 def _cpu_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return (_cpuinfo("model name") or [platform.processor()])[0]
+
+
+def _cpuinfo(*names: str) -> list[str]:
+    """What Linux says of each processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(names)]

@@ -209,6 +209,12 @@ def test_what_is_set_on_a_mask_seen_from_a_place_is_set_on_the_mask():
     model[1].parametrizations.weight.frozen = True
     assert model[0].parametrizations.weight.frozen
     assert model[1].get_submodule("parametrizations.weight").original is under(model[1])
+    masktorch.freeze_weights(masktorch.freeze_mask(model), False)
+    assert torch.equal(
+        model[1].parametrizations.weight.get_extra_state(),
+        model.state_dict()["0.parametrizations.weight._extra_state"],
+    )
+    assert copy.deepcopy(model[0].parametrizations.weight).state_dict().keys()
 
 
 def test_a_cached_weight_is_that_of_its_mode_and_of_its_tensors():

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,8 @@ DIFFERENT = {
         lambda: network(Bernoulli()),
         network,
         "saved with estimator=Bernoulli(tau=0.5); here it has estimator=Threshold(tau=0.5). To "
-        "make them agree: masktorch.set_estimator(model, {'0.weight': Bernoulli(tau=0.5), ...}).",
+        "make them agree: masktorch.set_estimator(model, Bernoulli(tau=0.5)). Where tensors differ "
+        "in it, give a mapping by name.",
     ),
     "rescale": (
         network,
@@ -63,7 +65,8 @@ DIFFERENT = {
     "one field of the estimator": (
         lambda: network(Threshold(0.3)),
         lambda: network(Threshold(0.4)),
-        "masktorch.set_estimator(model, {'0.weight': Threshold(tau=0.3), ...}).",
+        "masktorch.set_estimator(model, Threshold(tau=0.3)). Where tensors differ in it, give a "
+        "mapping by name.",
     ),
 }
 
@@ -89,8 +92,9 @@ def test_the_call_that_is_named_makes_them_agree(case):
     with pytest.warns(UserWarning, match="its mask was saved with") as caught:
         model.load_state_dict(state)
     *_, calls = str(caught[0].message).removesuffix(".").partition("To make them agree: ")
-    for call in calls.split(", masktorch."):
+    for call in calls.partition(". Where")[0].split(", masktorch."):
         call = "masktorch." + call.removeprefix("masktorch.")
+        call = re.sub(r"'0.weight': (.*), \.\.\.", r"'0.weight': \1, '2.weight': \1", call)
         eval(call, {**vars(masktorch), "masktorch": masktorch, "model": model})
     model.load_state_dict(state)
 

@@ -1,16 +1,21 @@
 """Every Python block of the README and the docs runs, each page from top to bottom."""
 
+import inspect
+import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
+import masktorch
+
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text, namespace = page.read_text(), {"__name__": "page"}
@@ -28,3 +33,60 @@ def test_every_test_that_works_with_names_is_there():
         assert name in files or any(f"def {name}(" in source for source in files.values()), name
     for file, kind in re.findall(r"`(test_kinds.py)`, kinds? `([^`]+)`", text):
         assert f'"{kind}"' in files[file], kind
+
+
+def test_the_reference_has_every_public_name_once():
+    public = []
+    for name in masktorch.__all__:
+        value = getattr(masktorch, name)
+        if inspect.ismodule(value):
+            known = getattr(value, "__all__", None) or [
+                inner
+                for inner, found in vars(value).items()
+                if inspect.isfunction(found)
+                and found.__module__ == value.__name__
+                and not inner.startswith("_")
+                and inner not in masktorch.__all__
+            ]
+            public += [f"masktorch.{name}.{inner}" for inner in known]
+        else:
+            public.append(f"masktorch.{name}")
+    text = (ROOT / "docs" / "reference.md").read_text()
+    assert sorted(re.findall(r"^::: (\S+)$", text, re.MULTILINE)) == sorted(public)
+    for name in masktorch.__all__:
+        assert f"[`{name}`](#" in text or f"[`{name}." in text, f"{name} is not in the summary"
+
+
+def test_every_figure_has_an_alternative_text_and_its_command():
+    for page in PAGES:
+        text = page.read_text()
+        for alternative, path in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)", text):
+            assert (page.parent / path).is_file(), f"{page.name}: {path}"
+            assert len(re.findall(r"\w+", alternative)) > 2, (
+                f"{page.name}: {path} says nothing to the blind"
+            )
+            made = r"(python (-m benchmarks|docs/)|make demo)"
+            assert re.search(made, text), f"{page.name} does not say what draws {path}"
+
+
+def test_the_numbers_of_the_home_page_are_those_measured():
+    results = ROOT / "benchmarks" / "results"
+    runs = [json.loads(path.read_text()) for path in (results / "literature").glob("*.json")]
+    accuracy = mean(
+        run["epochs"][-1]["test_accuracy"]
+        for run in runs
+        if run["configuration"]["network"] == "lenet-300-100"
+        and (run["configuration"]["arm"], run["configuration"]["lr"]) == ("mask", 0.03)
+        and run["configuration"]["estimator"] == "threshold"
+    )
+    tasks = json.loads((results / "pretrained" / "results.json").read_text())
+    masks, tuned = ([row for row in tasks if row["way"] == way] for way in ("mask", "full"))
+    steps = json.loads((results / "speed" / "speed.json").read_text())["steps"]
+    cost = next(row["ratio"]["threshold"][1] for row in steps if row["network"] == "WRN-28-8")
+    text = " ".join((ROOT / "docs" / "index.md").read_text().split())
+    assert f"**{accuracy:.1%} of MNIST".replace("%", " %**") in text
+    assert f"**{max(row['bytes'] for row in masks) / 1e3:.0f} kB**" in text
+    assert f"at {mean(row['accuracy'] for row in masks):.1%};".replace("%", " %") in text
+    assert f"has {tuned[0]['bytes'] / 1e6:.1f} MB, [at " in text
+    assert f"[at {mean(row['accuracy'] for row in tuned):.1%}]".replace("%", " %") in text
+    assert f"**{cost:.2f}** of the time" in text

@@ -731,6 +731,12 @@ def test_torchscript_after_unwrap():
     assert_equal(torch.jit.trace(masktorch.unwrap(model), (X,))(X), out)
 
 
+@pytest.mark.parametrize("estimator", [Threshold(), Bernoulli(), IntermediateSampling()], ids=repr)
+def test_forward_mode_by_scores_is_an_error_not_a_wrong_number(estimator):
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(estimator, (torch.zeros(3),), (torch.ones(3),))
+
+
 # Training loops
 
 
@@ -791,6 +797,21 @@ def test_an_average_of_scores():
     out = average.eval()(X)
     assert torch.equal(masktorch.unwrap(average.module)(X), out)
     assert_learns(model)
+
+
+def test_given_masks_are_not_averaged_but_copied():
+    def given(keep):
+        return masktorch.set_masks(nn.Linear(2, 1), {"weight": torch.tensor([keep])})
+
+    for buffers in (True, False):
+        average = torch.optim.swa_utils.AveragedModel(given([True, False]), use_buffers=buffers)
+        average.update_parameters(given([True, False]))
+        if buffers:
+            with pytest.raises(RuntimeError, match="bool"):
+                average.update_parameters(given([False, True]))
+        else:
+            average.update_parameters(given([False, True]))
+            assert masktorch.masks(average)["module.weight"].tolist() == [[False, True]]
 
 
 def test_exponential_average_of_scores_under_a_stochastic_mask():

@@ -1,6 +1,7 @@
 """The arms: what each one trains, where it starts, and the order in which they run."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,19 +19,18 @@ from benchmarks.experiment.configuration import (
     STARTS_FROM,
     Configuration,
 )
-from benchmarks.experiment.data import Dataset, images, load
+from benchmarks.experiment.data import Dataset, images
 from benchmarks.experiment.networks import build
 from benchmarks.experiment.results import Result, find, states_of, utilisation
 from benchmarks.experiment.training import (
     Bar,
     Epoch,
-    evaluate,
     has_batch_norm,
     progress_bar,
     recalibrated,
     train,
 )
-from benchmarks.provenance import environment
+from benchmarks.provenance import emulates_bfloat16, environment
 
 
 def run(
@@ -56,6 +56,12 @@ def run(
         configuration.check()
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
     device = _device(device_name)
+    if options.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
+        warnings.warn(
+            "--precision bfloat16: this processor has no bfloat16 instructions and emulates them, "
+            "which takes convolutions about ten times as long as float32.",
+            stacklevel=2,
+        )
     origin = environment(device)  # before training: the checkout may move on meanwhile
     data = images(options, data_dir).to(device)
     paths = []
@@ -104,23 +110,6 @@ def _train(
     if configuration.arm == "mask":
         masktorch.save_masks(model.cpu(), path.with_suffix(".masks.npz"))
     return model, history, again
-
-
-def rebuild(configuration: Configuration, path: Path, data_dir: Path) -> float:
-    """The test accuracy of a network made from its seed and a mask file alone.
-
-    The file has a fingerprint of the weights, so it goes onto the same ones, bit for bit, or not at
-    all. Where batch norm was trained beside the masks they do not make the network.
-    """
-    data = load(configuration.dataset, data_dir)
-    model = build(configuration.for_arm("mask"), data.image_shape)
-    if has_batch_norm(model):
-        raise BenchmarkError(
-            f"A seed and masks make a network that has nothing else to train; found batch norm in "
-            f"{configuration.network_name}. Use --network lenet-300-100, or the .best.pt file."
-        )
-    masktorch.load_masks(model, path)
-    return evaluate(model, data.test, configuration)[1]
 
 
 def start(model: nn.Module, configuration: Configuration, output: Path) -> None:

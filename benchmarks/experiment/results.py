@@ -43,6 +43,10 @@ class Result:
     def last(self) -> Epoch:
         return self.epochs[-1]
 
+    def accuracy(self, epoch: str) -> float:
+        """On the test images, at the best or the last epoch."""
+        return {"best": self.best, "last": self.last}[epoch].test_accuracy
+
     @property
     def wall_seconds(self) -> float:
         """Training and evaluation of every epoch, however often the run was resumed."""

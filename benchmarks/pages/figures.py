@@ -1,158 +1,192 @@
-"""The blog's figures, drawn from result files alone, its own numbers faintly beside ours."""
+"""The figures, drawn from result files alone, the blog's own numbers faintly beside ours."""
 
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
-from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.results import Result
+from benchmarks.experiment.configuration import STARTS_FROM
+from benchmarks.pages.comparison import CONTROL, PAIRS, Comparison, Paired
 from benchmarks.pages.reference import blog, is_comparable
 
-COLOURS = {
-    "mask": "tab:blue",
-    "weights": "tab:orange",
-    "mix": "tab:green",
-    "weights-then-weights": "tab:red",
+ARMS = {  # as a figure calls and colours them
+    "mask": ("a mask alone (mask)", "tab:blue"),
+    "weights": ("weights alone (weights)", "tab:orange"),
+    "mix": ("then weights under that mask (mix)", "tab:green"),
+    CONTROL: (f"then weights once more, no mask ({CONTROL})", "tab:red"),
+    "ticket": ("the largest trained weights, from the start again (ticket)", "tab:purple"),
+    "random-mix": ("random, as dense as the mask (random-mix)", "tab:olive"),
+    "random-ticket": ("random, as dense as the ticket (random-ticket)", "tab:pink"),
 }
-FAINT = 0.3
+FAINT = 0.35
 
 
-def draw(results: Sequence[Result], output: Path) -> list[Path]:
-    """Training curves and mask utilisation per data set, network and estimator, as PNG files."""
-    drawn = []
-    for dataset, network in sorted({_setting(result) for result in results}):
-        here = [result for result in results if _setting(result) == (dataset, network)]
-        estimators = sorted({str(e) for r in here if (e := r.configuration.estimator)})
-        for estimator in estimators or [""]:
-            shown = [r for r in here if r.configuration.estimator in (None, estimator)]
-            _check_seeds_alone_differ(shown)
-            title = " · ".join(part for part in (dataset, network, estimator) if part)
-            figures = {"curves": training_curves(shown, title)}
-            if masks := [result for result in shown if result.configuration.arm == "mask"]:
-                figures["utilisation"] = mask_utilisation(masks, title)
-            for kind, figure in figures.items():
-                path = output / f"{kind}-{title.replace(' · ', '-')}.png"
-                with replacing(path) as partial:
-                    figure.savefig(partial, dpi=150, format="png")
-                drawn.append(path)
-    return drawn
+def save(figure: Figure, path: Path) -> Path:
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    return path
 
 
-def _setting(result: Result) -> tuple[str, str]:
-    return result.configuration.dataset, result.configuration.network_name
+def plain(axis: Axis) -> None:
+    """A logarithmic axis with ticks that one can read: 1, 2, 5, 10, ..."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})  # type: ignore[attr-defined]
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
-def _check_seeds_alone_differ(results: Sequence[Result]) -> None:
-    """The runs of an arm are averaged, so they must be runs of one configuration."""
-    first: dict[str, Configuration] = {}
-    for result in results:
-        other = result.configuration
-        one = first.setdefault(other.arm, other)
-        differing = [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
-        if set(differing) - {"seed"}:
-            raise BenchmarkError(
-                f"{one.name}.json and {other.name}.json can't be drawn as seeds of one run: they "
-                f"differ in {', '.join(differing)}. Move one to another folder."
-            )
+def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """Up to three in a row; four in two."""
+    columns = 2 if count == 4 else min(count, 3)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, columns, number) for number in range(1, count + 1)]
+    for each in axes:
+        each.grid(alpha=0.3)
+    return figure, axes
 
 
-def training_curves(results: Sequence[Result], title: str) -> Figure:
-    """Accuracy over epochs: train and test of each arm, the mean and range of its seeds."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="epoch of the arm", ylabel="accuracy", title=f"Training curves: {title}"
+def legend_below(figure: Figure, columns: int = 2) -> None:
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    figure.legend(
+        list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False
     )
-    reference = blog(results[0].configuration.dataset)
-    blog_drawn = False
-    arms = [arm for arm in COLOURS if any(r.configuration.arm == arm for r in results)]
-    for arm in arms:
-        runs = [result for result in results if result.configuration.arm == arm]
-        if reference and arm in reference.curves and is_comparable(runs[0].configuration):
-            curve = reference.curves[arm]
-            _curve(axes, [curve.train], COLOURS[arm], "--", FAINT)
-            _curve(axes, [curve.test], COLOURS[arm], "-", FAINT)
-            blog_drawn = True
-        train = [[epoch.train_accuracy for epoch in run.epochs] for run in runs]
-        test = [[epoch.test_accuracy for epoch in run.epochs] for run in runs]
-        _curve(axes, train, COLOURS[arm], "--", 1)
-        _curve(axes, test, COLOURS[arm], "-", 1)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    legend: list[Artist] = [Patch(color=COLOURS[arm], label=arm) for arm in arms]
-    legend += [
-        Line2D([], [], color="black", linestyle="-", label="test"),
-        Line2D([], [], color="black", linestyle="--", label="train"),
-    ]
-    if blog_drawn:
-        legend.append(Line2D([], [], color="black", alpha=FAINT, label="the blog (WRN-28-8)"))
-    figure.legend(handles=legend, loc="outside lower center", ncols=4, frameon=False)
+
+
+def line(
+    axes: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], colour: str, **more: Any
+) -> None:
+    """The mean of the runs, and their range."""
+    values = np.array(runs)
+    axes.plot(x, values.mean(0), color=colour, **more)
+    if len(values) > 1:
+        axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+
+
+def curves(found: Sequence[Comparison]) -> Figure:
+    """A panel each: the test error over all epochs, those of the arm that one goes on from
+    first."""
+    figure, axes = panels(len(found), 5.2 if len(found) > 1 else 8, 4)
+    for panel, comparison in zip(axes, found, strict=True):
+        reference = blog(comparison.of.dataset)
+        for arm, by_seed in comparison.arms.items():
+            label, colour = ARMS[arm]
+            runs = list(by_seed.values())
+            before = len(runs[0].epochs) if arm in STARTS_FROM else 0
+            x = [before + epoch.epoch for epoch in runs[0].epochs]
+            errors = [[100 * (1 - epoch.test_accuracy) for epoch in run.epochs] for run in runs]
+            line(panel, x, errors, colour, label=label, marker="." if len(x) == 1 else None)
+            if reference and arm in reference.curves and is_comparable(runs[0].configuration):
+                theirs = [100 * (1 - accuracy) for accuracy in reference.curves[arm].test]
+                shift = len(theirs) if arm in STARTS_FROM else 0
+                there = [shift + number for number in range(1, len(theirs) + 1)]
+                panel.plot(there, theirs, color=colour, alpha=FAINT, label="the blog's, faint")
+        plain(panel.yaxis)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set(
+            title=title(comparison),
+            xlabel="epochs of training, the first phase's included",
+            ylabel="test error (%), lower is better",
+        )
+    legend_below(figure)
     return figure
 
 
-def _curve(
-    axes: Axes, runs: Sequence[Sequence[float]], colour: str, style: str, alpha: float
-) -> None:
-    values = np.array(runs)
-    epochs = np.arange(1, values.shape[1] + 1)
-    marker = "." if len(epochs) == 1 else None  # a line of one point would not show
-    axes.plot(epochs, values.mean(0), style, color=colour, alpha=alpha, lw=1.5, marker=marker)
-    if len(values) > 1:
-        axes.fill_between(
-            epochs, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0
-        )
+def title(comparison: Comparison, goes_on: bool = True) -> str:
+    of = comparison.of
+    parts = [DATASETS[of.dataset], of.network_name.upper()]
+    parts += [f"{of.image_size}x{of.image_size}"] if of.image_size else []
+    parts += [f"{of.train_images:,} images"] if of.train_images else []
+    return ", ".join(parts + ([f"then lr {of.mix_lr:g}"] if of.mix_lr and goes_on else []))
 
 
-def mask_utilisation(masks: Sequence[Result], title: str) -> Figure:
-    """Per layer: masked fraction (the mean of the seeds) above, number of parameters below."""
-    layers = masks[0].utilisation
-    names = [layer.layer for layer in layers]
-    masked = np.array([[layer.masked for layer in result.utilisation] for result in masks])
-    figure = Figure(figsize=(max(5, 2 + 0.3 * len(names)), 6.5), layout="constrained")
-    above, below = figure.subplots(2, sharex=True, height_ratios=[2, 1])
-    positions = np.arange(len(names))
+DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
 
-    reference = blog(masks[0].configuration.dataset)
-    if reference and is_comparable(masks[0].configuration):
-        theirs = [
-            (names.index(layer.layer), layer)
-            for layer in reference.utilisation
-            if layer.layer in names
-        ]
-        at = np.array([position for position, _ in theirs]) + 0.2
-        above.bar(at, [100 * layer.masked for _, layer in theirs], 0.4, color="grey", alpha=FAINT)
-        below.bar(at, [layer.parameters for _, layer in theirs], 0.4, color="grey", alpha=FAINT)
-        handles = [
-            Patch(color=COLOURS["mask"], label="ours"),
-            Patch(color="grey", alpha=FAINT, label="the blog (WRN-28-8)"),
-        ]
-        figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False)
-        ours, width = positions - 0.2, 0.4
-    else:
-        ours, width = positions.astype(float), 0.8
-    spread = np.abs([masked.min(0), masked.max(0)] - masked.mean(0)) if len(masks) > 1 else None
-    above.bar(
-        ours,
-        100 * masked.mean(0),
-        width,
-        color=COLOURS["mask"],
-        yerr=None if spread is None else 100 * spread,
-        ecolor="black",
+
+def forest(found: Sequence[Comparison]) -> Figure:
+    """A row per pair and comparison: the mean difference at the last epoch, and its interval."""
+    rows: dict[tuple[str, str], Paired] = {}
+    for arm, other in PAIRS:
+        for comparison in found:
+            if paired := comparison.paired(arm, other):
+                goes_on = arm in STARTS_FROM
+                of = title(comparison, goes_on), f"{arm} - {other}".replace(CONTROL, "control")
+                rows.setdefault(of, paired)
+    figure, (axes,) = panels(1, 9.5, 1.4 + 0.3 * len(rows))
+    colours = dict(zip(dict.fromkeys(pair for _, pair in rows), "brgm", strict=False))
+    for at, ((_, pair), paired) in enumerate(rows.items()):
+        low, high = paired.interval or (paired.mean, paired.mean)
+        axes.plot([100 * low, 100 * high], [at, at], color=colours[pair], lw=2)
+        axes.plot(100 * paired.mean, at, "o" if paired.interval else "x", color=colours[pair])
+    labels = [f"{pair}   {name}" for name, pair in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.axvline(0, color="black", lw=1)
+    figure.suptitle("By how much an arm is more accurate than another, last epoch")
+    axes.set(
+        ylim=(max(len(rows), 1) - 0.5, -0.5),
+        xlabel="percentage points: mean, 95 % interval; x: one seed",
     )
-    below.bar(ours, [layer.parameters for layer in layers], width, color=COLOURS["mask"])
-    above.set(ylabel="masked (%)", title=f"Mask utilisation: {title}")
-    below.set(ylabel="parameters", yscale="log", xlim=(-0.7, len(names) - 0.3))
-    below.set_xticks(positions, names, rotation=90, fontsize=8)
-    for axes in (above, below):
-        axes.grid(axis="y", alpha=0.3)
-        axes.set_axisbelow(True)
+    return figure
+
+
+def utilisation(found: Sequence[Comparison]) -> Figure:
+    """The masked share of each layer, the mean of the seeds; the blog's faintly beside."""
+    with_masks = [c for c in found if "mask" in c.arms]
+    figure, axes = panels(len(with_masks), 6.5, 4.5)
+    for panel, comparison in zip(axes, with_masks, strict=True):
+        runs = [result.utilisation for result in comparison.arms["mask"].values()]
+        names = [layer.layer for layer in runs[0]]
+        ours = [100 * mean(layer.masked for layer in same) for same in zip(*runs, strict=True)]
+        at = np.arange(len(names))
+        panel.bar(at - 0.2, ours, 0.4, color="tab:blue", label="ours")
+        if reference := blog(comparison.of.dataset):
+            there = [layer for layer in reference.utilisation if layer.layer in names]
+            where = [names.index(layer.layer) + 0.2 for layer in there]
+            panel.bar(where, [100 * x.masked for x in there], 0.4, color="grey", label="the blog's")
+        panel.set_xticks(at, names, rotation=90, fontsize=7)
+        panel.set(title=title(comparison, goes_on=False), ylabel="masked (%)")
+    legend_below(figure)
+    return figure
+
+
+def by_density(groups: Mapping[str, Mapping[float, Sequence[float]]], xlabel: str) -> Figure:
+    """Accuracies (%) over density (%): a line per name, with the range of its seeds."""
+    figure, (axes,) = panels(1, 9, 5.5)
+    markers = "osD^vP*X<>" * len(groups)
+    for number, (name, points) in enumerate(groups.items()):
+        x = sorted(points)
+        middle = np.array([mean(points[at]) for at in x])
+        spread = [middle - [min(points[at]) for at in x], [max(points[at]) for at in x] - middle]
+        label, colour = ARMS.get(name, (name, f"C{number % 10}"))
+        axes.errorbar(x, middle, spread, color=colour, marker=markers[number], label=label)
+    plain(axes.xaxis)
+    axes.set(xlabel=xlabel, ylabel="test accuracy (%), last epoch")
+    legend_below(figure)
+    return figure
+
+
+def divergences(steps: Sequence[int], methods: Iterable[Mapping[str, Any]]) -> Figure:
+    """The toy: a panel per step size, a line per method."""
+    methods = list(methods)
+    sizes = list(dict.fromkeys(each["step_size"] for each in methods))
+    names = list(dict.fromkeys(each["method"] for each in methods))
+    figure, axes = panels(len(sizes), 3.8, 4)
+    for each in methods:
+        panel = axes[sizes.index(each["step_size"])]
+        colour = f"C{names.index(each['method'])}"
+        line(panel, steps, each["divergence"], colour, label=each["method"])
+        panel.set(xlabel="steps", title=f"step size {each['step_size']:g}")
+    for panel in axes:
+        panel.set(xscale="log", yscale="log", ylabel="KL(true || learned)")
+    legend_below(figure, columns=4)
     return figure

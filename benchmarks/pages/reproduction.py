@@ -1,216 +1,235 @@
 """docs/reproduction.md: what became of the blog's question, from the committed results alone."""
 
-import re
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.atomic import replacing
-from benchmarks.pages.facts import facts
+from benchmarks.experiment.configuration import STARTS_FROM, Configuration
+from benchmarks.experiment.results import overall_masked_fraction
+from benchmarks.pages import methods
+from benchmarks.pages.comparison import CONTROL, PAIRS, Comparison, Paired, comparisons
+from benchmarks.pages.figures import DATASETS, curves, divergences, forest, save, utilisation
+from benchmarks.pages.reference import blog, is_comparable
+from benchmarks.pages.render import outcomes, render, spread, table
+from benchmarks.studies.study import results_so_far
 
-RESULTS = Path(__file__).parents[1] / "results"
-DOCS = Path(__file__).parents[2] / "docs"
-FIELD = re.compile(r"\{([^{}]+)\}")
-
-# The page. A {field} stands for a fact of `facts`. A paragraph that asks for one that the results
-# do not give is left out, and so is a section that gets none of those it asks for.
-PAGE = """
-# The blog's question
-
-The post "Super-Masks: Are They Good Initializations?" (2019-11-02) learns a binary mask over the
-frozen weights of a random network (`mask`), trains the weights of the same network without one
-(`weights`), and trains the weights under the frozen mask of the first (`mix`). It asks how far a
-mask alone gets, and whether a mask is a better start than none. This page is what came of running
-it again with masktorch. `python -m benchmarks reproduction` writes it from the result files in
-`benchmarks/results`; every number in it, and every sentence that depends on one, is computed there.
-
-## In short
-
-{answer}
-
-{orders}
-
-## What was run, and on which machine
-
-{runs}
-
-Each line is a folder of `benchmarks/results` and a data set. Hours are those of training and
-evaluation, on cores that did other work besides. The next table has the command of every run.
-
-## The blog's numbers beside ours
-
-{table}
-
-The blog's numbers are read off its published figures: 0.01 either way on an accuracy, 0.005 on a
-masked fraction. It has one run of each arm.
-
-### Training curves and mask utilisation
-
-{figures}
-
-## What is masked
-
-The blog reports 2.6 to 16.4 % of a layer masked on CIFAR-10 and 1.8 to 11.6 % on MNIST, and far
-less in the small layers (1x1 shortcuts and the classifier). Below, the share of all parameters of a
-kind that is masked, and in brackets the least and the most of one layer, each layer the mean of its
-seeds.
-
-{kinds}
-
-{claims}
-
-## Is a mask a better start?
-
-The blog's `mix` has had twice the epochs of its `weights`, and a learning rate a thousand times
-smaller in the second half. The arm that would tell what the mask itself gives is missing there.
-Here it is: `weights-then-weights` trains the weights, and goes on from their best epoch exactly as
-`mix` goes on from the mask's. Differences are in percentage points of test accuracy, paired by
-seed, since the arms of a seed share their initial weights, and `mix` and its control meet the same
-images in the same order.
-
-{differences}
-
-A 95 % interval is Student's, over the seeds. With few seeds it is wide; that it holds 0 says that
-these runs cannot tell, not that there is nothing.
-
-{readings}
-
-## Which estimator
-
-In the mask arm alone; `mask` is `Threshold`, the blog's own.
-
-{estimators}
-
-{winners}
-
-### The learning rates of the scores
-
-The threshold keeps the blog's 0.01. For the other two the best of three was taken, 0.1, on training
-images held out (`benchmarks/results/sweep/wrn.json`); it is the largest that was tried.
-
-{sweep wrn}
-
-## Learned supermasks in the literature
-
-{literature}
-
-## Intermediate sampling's own toy
-
-Intermediate sampling was published with a toy: recover a random categorical distribution from
-single draws, where it is said to converge at once and stay, and Gumbel-softmax to be slow or to
-drift. In each step here a target is drawn from the true distribution and a category from the
-learned one, and the step descends `KL(target || draw)`. The loss matters: with this one the
-expected gradient of intermediate sampling is that of `KL(true || learned)` by the logits, but for a
-factor, whatever its `alpha`; with the squared distance of the two draws it would not be zero at the
-truth (`benchmarks/categorical.py` has the argument). There are {toy categories} categories and
-{toy distributions} random distributions, and the logits start at zero and follow plain gradient
-descent. The numbers are `KL(true || learned)`, the mean of the distributions (lowest to highest).
-
-{toy table}
-
-Made by {toy origin}.
-
-![Divergence over steps, a panel per step size](figures/categorical.png)
-
-- *It stays*: confirmed. With step 0.1 its mean has a lowest of
-  {intermediate sampling, 0.1, lowest} on the way and ends at
-  {intermediate sampling, 0.1, 30000}: the noise of single draws, of which a smaller step leaves
-  less ({intermediate sampling, 0.01, 30000} with 0.01).
-- *At once*: not confirmed. From {intermediate sampling, 0.1, 1} after the first step it takes
-  about a thousand steps of 0.1 to settle; with 0.001 it is at
-  {intermediate sampling, 0.001, 30000} after 30,000 and still falls. Its gradient is as
-  bounded as any other's, so the step decides how fast it goes.
-- *Gumbel-softmax drifts*: confirmed for temperature 10. With step 0.1 its mean comes down to
-  {Gumbel-softmax, T = 10, 0.1, lowest} and ends at {Gumbel-softmax, T = 10, 0.1, 30000}. It
-  comes to rest where the mean of its *soft* draws is the truth, and at a high temperature that is a
-  distribution far too peaked. At temperature 1 it stops at
-  {Gumbel-softmax, T = 1, 0.001, 30000} with the smallest step, for the same reason.
-- *Gumbel-softmax is slow*: confirmed for temperature 10, not for 0.1. Its gradient has a factor of
-  1/T, so that at temperature 0.1 a step is worth twenty of intermediate sampling. With step 0.1
-  that is too much ({Gumbel-softmax, T = 0.1, 0.1, 30000} at the end); with 0.001 it is at
-  {Gumbel-softmax, T = 0.1, 0.001, 10000} after 10,000 steps and at
-  {Gumbel-softmax, T = 0.1, 0.001, 30000} after 30,000, where intermediate sampling with 0.01 is
-  at {intermediate sampling, 0.01, 10000} and {intermediate sampling, 0.01, 30000}. Cold,
-  and with a step to match, it does as well.
-
-So what intermediate sampling has over Gumbel-softmax in this toy is that it has no bias to trade
-for noise, not that it is faster.
-
-## What is different from the original
-
-From the blog's settings, as recorded with each result:
-
-{deviations}
-
-In every run:
-
-- PyTorch, not Keras. What Keras's defaults decide is taken over: Glorot-uniform kernels, biases of
-  zero, batch norm's epsilon 1e-3 and momentum, Adam's epsilon 1e-7.
-- MNIST is scaled to [-1, 1]. The original code leaves out a division, so that its digits run from
-  -1 to 509 (`--faithful-scaling` brings that back).
-- The blog's "val" is the test set, and it keeps the epoch that is best on it. So do the "best"
-  numbers here, and so does the state that `mix` and `weights-then-weights` start from. The last
-  epoch, on which nothing was selected, stands beside it.
-- Batch norm's running averages, which evaluation uses, take over 1 % per step (Keras's momentum of
-  0.99). In short runs they lag behind the weights, which can lower test accuracy in the first
-  epochs and leaves training accuracy alone.
-- The schedule is the blog's: the learning rate falls to a tenth at every second epoch in a row
-  without a better training accuracy. With fewer and shorter epochs it has less to act on.
-- Batch order, augmentation and initial weights are random, with seeds of ours.
-
-### What fewer steps mean
-
-{short runs}
-
-## Where it does not come out as in the blog
-
-{misses}
-
-Three things can be behind a difference. *The original*: one run per arm, with numbers read off its
-pictures. *Our deviations*: they are listed above. *Noise*: below. A mistake of ours would be a
-fourth; against it stand the tests, which hold the network to the published parameter counts, the
-schedule to Keras's, and each estimator's gradient to its closed form.
-
-### Why `mix` gains less here
-
-In the reduced design 1e-5 is too little for so few steps, as computed above. The same arms were run
-once more with 1e-3 in its place, from the same starts (`reduced-1e-3`). Best epoch, mean of the
-seeds:
-
-{learning rates}
-
-Part of what the second phase adds is hardly training. On CIFAR-10 `weights-then-weights` goes from
-`weights` at {reduced cifar10 weights, best} to {reduced cifar10 weights-then-weights, first} in one
-epoch at 1e-5, 40 steps in which a weight moves by about 0.0004 at most. Weights that stand still
-let batch norm's averages catch up is our reading of it, not measured apart. It would benefit `mix`
-and its control, and not `weights`: another reason to have the control.
-
-### Noise
-
-Whatever is smaller than the seeds of one arm lie apart is no finding of one run.
-
-{spreads}
-"""
+CURRENT = ("blog", "blog-small")  # the studies that answer the question
+# Those before them, with the folders of each; they answer it where there is no other.
+EARLIER = {"reduced": ("reduced", "reduced-1e-3"), "wrn-28-1": ("wrn-28-1",)}
+KINDS = {"stem": "stem", "3x3 in blocks": ".conv", "1x1 shortcuts": ".shortcut", "dense": "class"}
 
 
 def write(results: Path, docs: Path) -> Path:
     """Draw the figures into `docs`/figures and write `docs`/reproduction.md; return its path."""
     path = docs / "reproduction.md"
-    text = fill(PAGE, facts(results, docs / "figures"))
+    text = render("reproduction.md", **context(results, docs / "figures"))
     with replacing(path) as partial:
         partial.write_text(text)
     return path
 
 
-def fill(template: str, known: Mapping[str, str]) -> str:
-    """Put the facts in their places and leave out what asks for unknown ones."""
-    kept = []
-    for section in re.split(r"\n(?=#)", template.strip()):
-        asked = FIELD.findall(section)
-        if asked and not any(field in known for field in asked):
-            continue
-        kept += [
-            FIELD.sub(lambda found: known[found[1]], paragraph)
-            for paragraph in section.strip().split("\n\n")
-            if all(field in known for field in FIELD.findall(paragraph))
-        ]
-    return "\n\n".join(kept) + "\n"
+def context(results: Path, figures: Path) -> dict[str, Any]:
+    """All that the template asks for; what the results do not give is empty."""
+    current = [c for name in CURRENT for c in comparisons(name, results_so_far(results / name))]
+    earlier = [
+        comparison
+        for name, folders in EARLIER.items()
+        for comparison in comparisons(
+            name, [r for folder in folders for r in results_so_far(results / folder)]
+        )
+    ]
+    main = current or earlier
+    if main:
+        save(forest(main), figures / "differences.png")
+        save(curves(main[:4]), figures / "curves.png")
+        save(utilisation(_once(main)), figures / "utilisation.png")
+    return {
+        "main": bool(main),
+        "answers": {" - ".join(pair): answer(main, *pair) for pair in PAIRS},
+        "control": CONTROL,
+        "arms": table(_arms(main)) if main else "",
+        "appendix": table(_arms(earlier)) if current and earlier else "",
+        "differences": table(_differences(main)) if main else "",
+        "runs": table(_runs(main)) if main else "",
+        "masked": table(_masked(_once(main))) if main else "",
+        "deviations": [(_name(c), deviations(c)) for c in _once(main)],
+        "commands": list(dict.fromkeys(result.command for c in main for result in c.results)),
+        "sweeps": {
+            path.stem: {"table": _sweep(content["runs"]), **content}
+            for path in sorted((results / "sweep").glob("*.json"))
+            if (content := json.loads(path.read_text()))
+        },
+        "toy": _toy(results / "categorical" / "categorical.json", figures),
+        **methods.context(results, figures),
+    }
+
+
+def answer(found: Sequence[Comparison], arm: str, other: str) -> dict[str, Any] | None:
+    """In how many comparisons of several seeds the interval lies above, over or below zero."""
+    every = {
+        (c.study, c.of.dataset, paired.differences): paired
+        for c in found
+        if (paired := c.paired(arm, other)) and paired.interval
+    }
+    if not every:
+        return None
+    signs = [paired.sign for paired in every.values()]
+    means = [100 * paired.mean for paired in every.values()]
+    return {
+        "better": signs.count(1),
+        "level": signs.count(0),
+        "worse": signs.count(-1),
+        "of": len(signs),
+        "range": " to ".join(f"{end:+.1f}" for end in sorted({min(means), max(means)})),
+    }
+
+
+def deviations(comparison: Comparison) -> str:
+    """Every field of the configurations that is not the blog's."""
+    found: dict[str, None] = {}
+    for result in comparison.results:
+        ours = result.configuration
+        blogs = replace(Configuration(ours.dataset).for_arm(ours.arm), seed=ours.seed)
+        found |= dict.fromkeys(changes(ours, blogs))
+    return ", ".join(found)
+
+
+def changes(ours: Configuration, others: Configuration) -> Iterator[str]:
+    """The fields of one that are not the other's."""
+    for field in fields(ours):
+        here, there = getattr(ours, field.name), getattr(others, field.name)
+        if here != there:
+            yield f"`{field.name}` {here} ({'all' if there is None else there})"
+
+
+def _once(found: Sequence[Comparison]) -> list[Comparison]:
+    """One per study and data set."""
+    return list({(c.study, c.of.dataset): c for c in reversed(found)}.values())[::-1]
+
+
+def _name(comparison: Comparison) -> str:
+    return f"{DATASETS[comparison.of.dataset]}, `{comparison.study}`"
+
+
+def _arms(found: Sequence[Comparison]) -> Iterator[Mapping[str, str]]:
+    """A row per arm, the blog's best beside."""
+    shown = set()
+    for comparison in found:
+        for arm, by_seed in comparison.arms.items():
+            runs = list(by_seed.values())
+            of = replace(runs[0].configuration, seed=0)
+            if (comparison.study, of) in shown:
+                continue  # an arm that several go on from, each with a learning rate of its own
+            shown.add((comparison.study, of))
+            reference = blog(of.dataset)
+            theirs = reference.curves.get(arm) if reference and is_comparable(of) else None
+            yield {
+                "results": _name(comparison),
+                "arm": f"`{arm}`" + (f", lr {of.mix_lr:g}" if of.mix_lr else ""),
+                "epochs": f"{of.epochs}" + (f" after {of.epochs}" if arm in STARTS_FROM else ""),
+                **outcomes(runs),
+                "the blog's best": f"{100 * theirs.best:.1f}" if theirs else "-",
+                "the blog's last": f"{100 * theirs.last:.1f}" if theirs else "-",
+            }
+
+
+def _differences(found: Sequence[Comparison]) -> Iterator[Mapping[str, str]]:
+    for comparison in found:
+        for arm, other in PAIRS:
+            pair = [comparison.paired(arm, other, epoch) for epoch in ("best", "last")]
+            if all(isinstance(paired, Paired) for paired in pair):
+                yield {
+                    "results": _name(comparison),
+                    "lr of the second phase": f"{comparison.of.mix_lr:g}",
+                    "difference": f"`{arm}` - `{other}`",
+                    "best epoch": str(pair[0]),
+                    "last epoch": str(pair[1]),
+                }
+
+
+def _runs(found: Sequence[Comparison]) -> Iterator[Mapping[str, str]]:
+    for c in _once(found):
+        software = {
+            f"masktorch {e['masktorch']} at {str(e['commit'])[:7]}, torch {e['torch']}"
+            for e in (result.environment for result in c.results)
+        }
+        yield {
+            "results": _name(c),
+            "network": c.of.network_name,
+            "processor": ", ".join(sorted({r.environment["processor"] for r in c.results})),
+            "software": "; ".join(sorted(software)),
+            "runs": str(len(c.results)),
+            "hours": f"{sum(result.wall_seconds for result in c.results) / 3600:.1f}",
+        }
+
+
+def _masked(found: Sequence[Comparison]) -> Iterator[Mapping[str, str]]:
+    """The masked share (%) by kind of layer."""
+    for dataset in dict.fromkeys(c.of.dataset for c in found):
+        runs = {
+            f"`{c.study}`": [result.utilisation for result in c.arms["mask"].values()]
+            for c in found
+            if c.of.dataset == dataset and "mask" in c.arms
+        }
+        if reference := blog(dataset):
+            runs = {"the blog": [reference.utilisation], **runs}
+        for name, seeds in runs.items():
+            kinds = {
+                kind: [[layer for layer in layers if part in layer.layer] for layers in seeds]
+                for kind, part in {"all layers": "", **KINDS}.items()
+            }
+            yield {
+                "data set": DATASETS[dataset],
+                "masks": name,
+                **{
+                    kind: spread([100 * overall_masked_fraction(one) for one in of if one], 1)
+                    for kind, of in kinds.items()
+                },
+            }
+
+
+def _sweep(runs: Sequence[Mapping[str, Any]]) -> str:
+    """A row per setting, a column for all that varies: held-out accuracy and masked share in %."""
+    outcome = ("seed", "held_out_accuracy", "masked_fraction")
+    varied = [
+        key for key in runs[0]
+        if key not in outcome and any(run[key] != runs[0][key] for run in runs)
+    ]  # fmt: skip
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(tuple(str(run[key]) for key in varied), []).append(run)
+    return table(
+        {
+            **dict(zip(varied, setting, strict=True)),
+            "held-out accuracy": spread([100 * run["held_out_accuracy"][-1] for run in same], 1),
+            "masked": spread([100 * run["masked_fraction"] for run in same], 0),
+        }
+        for setting, same in groups.items()
+    )
+
+
+def _toy(path: Path, figures: Path) -> dict[str, Any] | None:
+    """KL(pi_true || pi) of each method and step size: a table, and the means by name and step."""
+    if not path.exists():
+        return None
+    content = json.loads(path.read_text())
+    save(divergences(content["steps"], content["methods"]), figures / "categorical.png")
+    steps, rows = content["steps"], []
+    means: dict[tuple[str, float], dict[int | str, float]] = {}
+    for each in content["methods"]:
+        after = dict(zip(steps, zip(*each["divergence"], strict=True), strict=True))
+        found: dict[int | str, float] = {at: sum(of) / len(of) for at, of in after.items()}
+        means[each["method"], each["step_size"]] = found | {"lowest": min(found.values())}
+        rows.append(
+            {"method": each["method"], "step": f"{each['step_size']:g}"}
+            | {f"after {s:,}": spread(after[s], 4) for s in (100, 1_000, 10_000, 30_000)}
+            | {"lowest mean": f"{min(found.values()):.4f}"}
+        )
+
+    def mean(method: str, step_size: float, step: int | str) -> str:
+        return f"{means[method, step_size][step]:.4f}"
+
+    return {**content, "table": table(rows), "mean": mean}

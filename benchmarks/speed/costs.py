@@ -54,6 +54,15 @@ def repetition(size: int, device: torch.device) -> dict[str, float]:
         for weight in weights:
             torch.add(weight, weight)
 
+    def using(masks: dict[str, torch.Tensor]) -> None:
+        with masktorch.using(model, masks):
+            pass
+
+    def overall() -> None:
+        masktorch.set_estimator(model, masktorch.TopK(0.5))
+        masktorch.budget.overall(model, 0.5)
+        masktorch.set_estimator(model, masktorch.Threshold())
+
     add()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "masks.npz"
@@ -63,12 +72,22 @@ def repetition(size: int, device: torch.device) -> dict[str, float]:
             "randomise": randomise,
             "masks": lambda: masktorch.masks(model),
             "report": lambda: masktorch.report(model),
+            "budget.overall": overall,
+            "set_masks, learning": lambda: masktorch.set_masks(model, others),
+            "using": lambda: using(others),
             "freeze_mask": lambda: masktorch.freeze_mask(model),
             "save_masks": lambda: masktorch.save_masks(model, path),
             "load_masks": lambda: masktorch.load_masks(model, path),
             "unwrap": lambda: masktorch.unwrap(model),
+            "set_masks on a plain model": lambda: masktorch.set_masks(model, others),
+            "set_masks, given": lambda: masktorch.set_masks(model, again),
         }
-        times = {name: _seconds(call, device) for name, call in life.items()}
+        times = {}
+        for name, call in life.items():
+            if name == "set_masks, learning":
+                others = {n: ~mask for n, mask in masktorch.masks(model).items()}
+                again = {n: ~mask for n, mask in others.items()}
+            times[name] = _seconds(call, device)
     del times["randomise"]
     return times
 

@@ -28,6 +28,9 @@ PRODUCTS: dict[str, Product] = {
     "threshold": lambda s, w: masktorch.functional.threshold(s, weight=w),
     "bernoulli": lambda s, w: masktorch.functional.bernoulli(s, weight=w),
     "intermediate": lambda s, w: masktorch.functional.intermediate(s, weight=w),
+    "topk": lambda s, w: masktorch.functional.topk(s, 0.5, weight=w),
+    "hard concrete": lambda s, w: masktorch.functional.hard_concrete(s, weight=w),
+    "concrete": lambda s, w: masktorch.functional.concrete(s, weight=w),
     "textbook": lambda s, w: w * rivals.threshold(s),
 }
 

@@ -1,4 +1,4 @@
-"""As cheap as plain training? Four parts, measured in one run on one machine."""
+"""As cheap as plain training? Five parts, measured in one run on one machine."""
 
 import gc
 import json
@@ -12,7 +12,7 @@ from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
 from benchmarks.experiment.training import progress_bar
 from benchmarks.provenance import environment
-from benchmarks.speed import costs, floor, memory, steps
+from benchmarks.speed import costs, files, floor, memory, steps
 
 
 class Part(NamedTuple):
@@ -25,6 +25,7 @@ PARTS = {
     "floor": Part(floor.cases, floor.measure),
     "memory": Part(memory.cases, memory.measure),
     "costs": Part(costs.sizes, costs.measure),
+    "files": Part(files.cases, files.measure),
 }
 
 

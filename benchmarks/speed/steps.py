@@ -1,4 +1,4 @@
-"""Whole training steps, side by side: the plain network, masktorch, and its rivals."""
+"""Whole training steps and inference, side by side: the plain network, masktorch, its rivals."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -58,10 +58,10 @@ def _wrapped(estimator: masktorch.Estimator) -> Callable[[nn.Module], nn.Module]
     return lambda model: masktorch.wrap(model, estimator, init=torch.randn_like)
 
 
-def _frozen(model: nn.Module) -> nn.Module:
-    masktorch.wrap(model, init=torch.randn_like)
-    masktorch.freeze_mask(model)
-    return masktorch.freeze_weights(model, False)
+def _frozen(estimator: masktorch.Estimator) -> Callable[[nn.Module], nn.Module]:
+    return lambda model: masktorch.freeze_weights(
+        masktorch.freeze_mask(_wrapped(estimator)(model)), False
+    )
 
 
 def _rival(mask_of: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], nn.Module]:
@@ -74,13 +74,24 @@ CONTESTANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "threshold": _wrapped(masktorch.Threshold()),
     "bernoulli": _wrapped(masktorch.Bernoulli()),
     "intermediate": _wrapped(masktorch.IntermediateSampling()),
-    "frozen mask": _frozen,
+    "topk": _wrapped(masktorch.TopK(0.5)),
+    "hard concrete": _wrapped(masktorch.HardConcrete()),
+    "concrete": _wrapped(masktorch.Concrete()),
+    "frozen mask": _frozen(masktorch.Threshold()),
+    "frozen top-k": _frozen(masktorch.TopK(0.5)),
+    "unwrapped": lambda model: masktorch.unwrap(_frozen(masktorch.Threshold())(model)),
     "textbook": _rival(rivals.threshold),
     "textbook bernoulli": _rival(rivals.bernoulli),
     "edge-popup": _rival(rivals.edge_popup),
     "prune": rivals.pruned,
 }
-COMPILED = ("plain", "threshold", "bernoulli", "intermediate", "frozen mask", "textbook")
+# By the mode of a case; compiled without those that only compare, eager without what is plain.
+ENTERED = {
+    "eager": tuple(name for name in CONTESTANTS if name != "unwrapped"),
+    "compiled": ("plain", "threshold", "bernoulli", "intermediate", "topk", "frozen mask",
+                 "textbook"),
+    "inference": ("plain", "frozen mask", "frozen top-k", "unwrapped"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,12 +108,10 @@ class Case:
 
     @property
     def contestants(self) -> tuple[str, ...]:
-        if self.mode == "compiled":
-            return COMPILED
         # prune masks in a hook before forward, and attention never calls that of its out_proj:
         # the second backward fails (pytorch#69353).
         unable = {"prune"} if self.network.startswith("Transformer") else set()
-        return tuple(name for name in CONTESTANTS if name not in unable)
+        return tuple(name for name in ENTERED[self.mode] if name not in unable)
 
 
 CPU_CASES = (
@@ -116,12 +125,17 @@ CPU_CASES = (
     Case("LeNet-300-100", 128),
     Case("LeNet-300-100", 128, mode="compiled"),
     Case("Transformer 6x256", 16),
+    Case("WRN-28-2", 1, mode="inference"),
+    Case("MLP 4x2048", 1, mode="inference"),
+    Case("LeNet-300-100", 1, mode="inference"),
 )
 CUDA_CASES = (
     Case("WRN-28-8", 128, precision="bfloat16"),
     Case("WRN-28-8", 512, precision="bfloat16"),
-    *(replace(case, batch=128) for case in CPU_CASES if not case.keeps_memory),
-)
+    *(replace(case, batch=128) for case in CPU_CASES
+      if not case.keeps_memory and case.mode != "inference"),
+    *(case for case in CPU_CASES if case.mode == "inference"),
+)  # fmt: skip
 
 
 def cases(device: torch.device) -> tuple[Case, ...]:
@@ -152,7 +166,8 @@ def _measure(case: dict[str, Any], device: str, seconds: float, at_least: int) -
 
 
 def training_step(case: Case, contestant: str, device: torch.device) -> Call:
-    """One step of training on a batch that stays the same; every contestant gets the same batch."""
+    """One step of training, or for inference a forward, on a batch that stays the same; every
+    contestant gets the same."""
     torch.manual_seed(0)
     model, shape = NETWORKS[case.network]()
     inputs = torch.randn(case.batch, *shape, device=device)
@@ -161,6 +176,9 @@ def training_step(case: Case, contestant: str, device: torch.device) -> Call:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         inputs = inputs.contiguous(memory_format=torch.channels_last)
     model = CONTESTANTS[contestant](model.to(device))
+    if case.mode == "inference":
+        model.eval().requires_grad_(False)
+        return torch.no_grad()(lambda: model(inputs))
     optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], fused=True)
     forward = torch.compile(model) if case.mode == "compiled" else model
     low = case.precision == "bfloat16"

@@ -17,8 +17,8 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
     `fan_in` is that of PyTorch's initialisers, the entries of `tensor[0]`: of a Linear or a
     convolution what an output sees. (Of a transposed convolution, whose first dimension is the
     input, it is therefore the output channels of its group times the kernel.)
-    `tensor` is floating point, of two dimensions or more. Raises `ValueError` for fewer, and for a
-    density outside (0, 1].
+    `tensor` is floating point, of two dimensions or more. Raises `ValueError` for a tensor of fewer
+    dimensions and a density outside (0, 1], `TypeError` for anything but such a tensor.
     Source: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?"
     (arXiv 1911.13299), and Zhou et al. (1905.01067).
 

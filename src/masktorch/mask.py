@@ -112,7 +112,12 @@ class Mask(nn.Module):
 
     def places(self) -> "list[tuple[Masks, str]]":
         """Where the mask is: the masks of a module, the name of the parameter."""
-        return [(home, name) for home in self.homes for name, mask in home.items() if mask is self]
+        return [
+            (home, name)
+            for home in self.homes
+            for name, mask in home.items()
+            if isinstance(mask, Mask) and mask.homes is self.homes
+        ]
 
     def seen_from(self, home: "Masks", name: str) -> "Mask":
         """The mask; where its places hold several tensors, as one whose `original` is that one."""
@@ -135,7 +140,9 @@ class Mask(nn.Module):
             "estimator": repr(self.estimator).encode("ascii", "backslashreplace")[:200].decode(),
             "rescale": self.rescale,
             "mask_frozen": self.frozen,
-            "weights_frozen": not self.original.requires_grad,
+            "weights_frozen": not any(
+                cast(Tensor, home.tensors[name]).requires_grad for home, name in self.places()
+            ),
         }
 
     def get_extra_state(self) -> Tensor:
@@ -163,8 +170,7 @@ class Mask(nn.Module):
         other = [key for key in present if saved[key] != present[key]]
         if other:
             calls = {
-                "estimator": "masktorch.set_estimator(model, "
-                f"{{{name!r}: {saved['estimator']}, ...}})",
+                "estimator": f"masktorch.set_estimator(model, {saved['estimator']})",
                 "rescale": f"masktorch.wrap(..., rescale={saved['rescale']})",
                 "mask_frozen": f"masktorch.freeze_mask(model, {saved['mask_frozen']})",
                 "weights_frozen": f"masktorch.freeze_weights(model, {saved['weights_frozen']})",
@@ -173,7 +179,9 @@ class Mask(nn.Module):
                 f"load_state_dict() of {name!r}: its mask was saved with "
                 f"{', '.join(f'{key}={saved[key]}' for key in other)}; here it has "
                 f"{', '.join(f'{key}={present[key]}' for key in other)}. To make them agree: "
-                f"{', '.join(calls[key] for key in other)}.",
+                f"{', '.join(calls[key] for key in other)}."
+                + " Where tensors differ in it, give a mapping by name."
+                * ("estimator" in other),
                 stacklevel=2,
             )
 

@@ -1,14 +1,17 @@
 """The command line: what it explains, what it runs, what it says when something is wrong."""
 
 import re
-import shlex
 from dataclasses import replace
 
 import pytest
 
 from benchmarks import __main__ as cli
 from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.studies.sweep import SWEEPS
+from benchmarks.experiment.results import Result
+from benchmarks.experiment.training import Epoch
+from benchmarks.pages import demo as pages_demo
+from benchmarks.pages.render import render
+from benchmarks.studies import demo
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def test_help_names_every_command(call):
     code, text = call("--help")
     assert code == 0
     assert "Without a command: the demo" in text
-    for command in ("demo", "run", "study", "table", "figures", "download"):
+    for command in ("demo", "run", "study", "show", "download"):
         assert re.search(rf"• {command} [A-Z]", text)
 
 
@@ -95,8 +98,7 @@ def test_wrong_use(asked, call, arguments, message):
         ("run --dataset digits --epochs 0", "error: --epochs must be at least 1; found 0"),
         ("run --dataset mnist --data-dir nowhere", "error: No mnist files"),
         ("run --dataset digits --depth 11", "error: The depth of a wide residual network"),
-        ("table nowhere", "error: nowhere holds no result"),
-        ("figures nowhere", "error: nowhere holds no result"),
+        ("show nowhere", "error: nowhere holds no result"),
         ("study nothing", "error: No study is called 'nothing'. Choose one of: blog-small, which-"),
     ],
 )
@@ -108,45 +110,53 @@ def test_errors_are_messages_not_tracebacks(tmp_path, monkeypatch, call, argumen
 
 def test_without_a_command_it_is_the_demo(tmp_path, monkeypatch, call):
     tiny = replace(
-        cli.DEMO, network="lenet-300-100", depth=None, width=None, epochs=1, train_images=64
+        demo.SMALL, network="lenet-300-100", depth=None, width=None, epochs=1, train_images=64
     )
-    monkeypatch.setattr(cli, "DEMO", tiny)
+    monkeypatch.setattr(demo, "SMALL", tiny)
     monkeypatch.chdir(tmp_path)
     code, text = call()
     assert code == 0
     assert "made small" in text
-    assert "| mask |" in text
-    assert "figures are in runs/demo" in text
-    names = {path.name for path in (tmp_path / "runs" / "demo").iterdir()}
-    stems = [tiny.for_arm(arm).name for arm in cli.DEMO_ARMS]
-    title = "digits-lenet-300-100-threshold"
-    assert names == {
-        *(f"{stem}.{end}" for end in ("json", "best.pt") for stem in stems),
-        f"{stems[0]}.masks.npz", "table.md", f"curves-{title}.png", f"utilisation-{title}.png",
-    }  # fmt: skip
-    assert "| mask |" in (tmp_path / "runs" / "demo" / "table.md").read_text()
-    again, text = call()
-    assert again == 0
-    assert text.count("skipped") == len(cli.DEMO_ARMS)
+    for arm in ("mask", "weights", "mix", "weights-then-weights"):
+        assert re.search(rf" {arm} 1 \d+\.\d\d ", text)
+    assert re.search(r"Is a mask a better start\? .*: after 1 epochs more, weights under", text)
+    assert "Drawn: runs/demo/demo.png" in text
+    folder = tmp_path / "runs" / "demo"
+    assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert len(times) == 4
+    assert call()[0] == 0
+    assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
 
 
 def test_the_demo_says_what_is_smaller():
-    demo = cli.DEMO
-    assert f"WRN-{demo.depth}-{demo.width}" in cli.DEMO_TEXT
-    assert f"of {demo.batch_size}" in cli.DEMO_TEXT
-    assert f"{demo.epochs}\nepochs per arm" in cli.DEMO_TEXT
-    blog = Configuration("digits")
-    assert demo == replace(blog, depth=10, width=1, batch_size=32, mix_lr=1e-3)
+    text = render("demo_start.txt", run=demo.SMALL.for_arm("mix"))
+    for words in ("a WRN-10-1 here", "of 128 are of 32", "is 0.001", "30 epochs an arm"):
+        assert words in text
+    assert (
+        replace(Configuration("digits"), depth=10, width=1, batch_size=32, mix_lr=1e-3)
+        == demo.SMALL
+    )
 
 
-@pytest.mark.parametrize("which", SWEEPS)
-def test_sweep_passes_its_options_on(which, monkeypatch, call):
-    calls = []
-    monkeypatch.setattr(cli.sweep, "sweep", lambda *arguments: calls.append(arguments) or "there")
-    monkeypatch.setattr(cli.sweeps, "markdown", "| table of {} |".format)
-    line = f"sweep --which {which} --data-dir d --output o"
-    assert call(*shlex.split(line)) == (0, "| table of there | Written to there ")
-    assert [*map(str, calls[0])] == [which, "d", "o", f"python -m benchmarks {line}"]
+@pytest.mark.parametrize(
+    ("right", "answer"),
+    [(0.95, "Yes, in this run"), (0.80, "No, in this run"), (0.90, "This run cannot tell")],
+)
+def test_the_demos_answer(right, answer, tmp_path):
+    """The two are apart where a normal interval of two shares of 359 images says so."""
+    accuracies = {"mask": 0.5, "weights": 0.7, "mix": right, "weights-then-weights": 0.88}
+    found = [
+        Result(
+            configuration=demo.SMALL.for_arm(arm), estimator=None, environment={}, command="",
+            epochs=[Epoch(1, 0.1, 1, 1, 1, accuracy, 1)], utilisation=[],
+        )
+        for arm, accuracy in accuracies.items()
+    ]  # fmt: skip
+    text = pages_demo.show(found, tmp_path)
+    assert f"Is a mask a better start? {answer}: after 1 epochs more" in text
+    chance = 196 * ((right * (1 - right) + 0.88 * 0.12) / 359) ** 0.5
+    assert f"less than {chance:.1f} points" in text
 
 
 def test_download_passes_its_options_on(monkeypatch, call):

@@ -1,14 +1,15 @@
 """What a run does with what it finds: results, checkpoints and states of earlier ones."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 import masktorch
-from benchmarks import BenchmarkError
-from benchmarks.experiment import results
-from benchmarks.experiment.arms import rebuild, run, start
+from benchmarks import BenchmarkError, provenance
+from benchmarks.experiment import arms, results
+from benchmarks.experiment.arms import run, start
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import images, load
 from benchmarks.experiment.networks import build
@@ -166,9 +167,34 @@ def test_a_network_from_its_seed_and_masks_alone(tmp_path):
     literature = replace(LENET, weights="signed-constant", rescale=True, init=0.02)
     (path,) = go(tmp_path, literature, arms=["mask"])
     masks, settings = path.with_suffix(".masks.npz"), replace(LENET, weights="signed-constant")
-    assert rebuild(settings, masks, tmp_path) == results.Result.read(path).best.test_accuracy
+    data = images(settings, tmp_path)
+    model = masktorch.load_masks(build(settings.for_arm("mask"), data.image_shape), masks)
+    found = evaluate(model, data.test, settings)[1]
+    assert found == results.Result.read(path).best.test_accuracy
     assert masks.stat().st_size < 10_000
+    other = build(replace(settings, seed=1).for_arm("mask"), data.image_shape)
     with pytest.raises(ValueError, match="expected the weights that the masks were saved over"):
-        rebuild(replace(settings, seed=1), masks, tmp_path)
-    with pytest.raises(BenchmarkError, match="found batch norm in wrn-10-1"):
-        rebuild(WRN, masks, tmp_path)
+        masktorch.load_masks(other, masks)
+
+
+@pytest.mark.parametrize("emulates", [True, False])
+def test_bfloat16_warns_where_it_is_emulated(emulates, tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "emulates_bfloat16", lambda: emulates)
+    tiny = replace(LENET, precision="bfloat16", epochs=1, train_images=64)
+    with (
+        pytest.warns(UserWarning, match="no bfloat16 instructions")
+        if emulates
+        else contextlib.nullcontext()
+    ):
+        go(tmp_path, tiny, arms=["weights"])
+
+
+@pytest.mark.parametrize(
+    ("text", "emulates"),
+    [("flags\t: sse avx2", True), ("flags : avx512_bf16", False), ("Features : bf16", False),
+     ("", False)],
+)  # fmt: skip
+def test_what_a_processor_says_of_bfloat16(text, emulates, monkeypatch):
+    monkeypatch.setattr(provenance.Path, "read_text", lambda path: text)
+    monkeypatch.setattr(provenance.Path, "exists", lambda path: True)
+    assert provenance.emulates_bfloat16() is emulates

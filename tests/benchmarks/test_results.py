@@ -1,16 +1,12 @@
-"""Result files, and the table and the figures that are made from them alone."""
+"""Result files, and the numbers of the blog that stand beside them."""
 
-import itertools
 import json
 import os
 import re
-import struct
 from dataclasses import asdict, fields, replace
 
 import pytest
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.patches import Rectangle
 
 import masktorch
 from benchmarks import BenchmarkError
@@ -18,8 +14,6 @@ from benchmarks.atomic import replacing
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.results import Layer, Result, overall_masked_fraction, read_results
 from benchmarks.experiment.training import Epoch
-from benchmarks.pages import figures, table
-from benchmarks.pages.figures import draw
 from benchmarks.pages.reference import blog, is_comparable
 
 
@@ -152,7 +146,7 @@ def test_a_failure_while_writing_leaves_the_old(tmp_path, monkeypatch):
     assert path.read_text() == "new"
 
 
-def test_results_checkpoints_and_figures_are_written_whole(tiny, go, monkeypatch, tmp_path):
+def test_results_and_checkpoints_are_written_whole(tiny, go, monkeypatch):
     """Nothing appears under its own name but by a replace."""
     moved, replace_file = [], os.replace
 
@@ -166,9 +160,6 @@ def test_results_checkpoints_and_figures_are_written_whole(tiny, go, monkeypatch
     go(tiny(), ["weights"])
     name = tiny().for_arm("weights").name
     assert moved == [f"{name}.checkpoint.pt"] * 2 + [f"{name}.best.pt", f"{name}.json"]
-    moved.clear()
-    draw(read_results(tmp_path / "runs"), tmp_path / "figures")
-    assert moved == ["curves-digits-lenet-300-100.png"]
 
 
 def test_a_finished_arm_is_skipped(tiny, go, tmp_path, capsys, monkeypatch):
@@ -289,82 +280,6 @@ def test_no_results(tmp_path):
         read_results(tmp_path / "nowhere")
 
 
-def rows(text):
-    lines = text.splitlines()
-    header = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    assert lines[1].count("---") == len(header)
-    found = []
-    for line in lines[2:]:
-        if not line.startswith("|"):
-            break
-        found.append([cell.strip() for cell in line.strip("|").split("|")])
-        assert len(found[-1]) == len(header)
-    return header, found
-
-
-def test_table_of_one_seed():
-    text = table.markdown([result(arm) for arm in ARMS[:4]])
-    header, found = rows(text)
-    assert header == [
-        "#", "data set", "images", "network", "arm", "estimator", "seeds", "epochs",
-        "best test accuracy", "blog", "last test accuracy", "blog", "masked fraction", "blog",
-        "minutes",
-    ]  # fmt: skip
-    ours = ["0.7500", "0.6250"]
-    theirs = blog("mnist").utilisation
-    masked = sum(x.parameters * x.masked for x in theirs) / sum(x.parameters for x in theirs)
-    fraction, blogs = f"{masked / 2:.4f}", f"{masked:.3f}"
-    setting = ["mnist", "all", "wrn-28-8"]
-    tail = ["1", "3", ours[0]]
-    assert found == [
-        ["1", *setting, "mask", "threshold", *tail, "0.991", ours[1], "0.991", fraction, blogs,
-         "1.5"],
-        ["2", *setting, "weights", "-", *tail, "0.991", ours[1], "0.991", "-", "-", "1.5"],
-        ["3", *setting, "mix", "threshold", "1", "3 after 3 of mask", ours[0], "0.994",
-         ours[1], "0.993", fraction, blogs,
-         "1.5"],
-        ["4", *setting, "weights-then-weights", "-", "1", "3 after 3 of weights", ours[0], "-",
-         ours[1], "-", "-", "-", "1.5"],
-    ]  # fmt: skip
-    assert text.endswith("\n- 1, 2, 3, 4: `python -m benchmarks run --seed 0` (Abacus, float32)\n")
-
-
-def test_table_of_cifar10():
-    """The blog's numbers as protocol.md has them, to the digits it gives."""
-    _, found = rows(table.markdown([result(arm, dataset="cifar10") for arm in ARMS[:3]]))
-    protocol = [(0.83, 0.80), (0.87, 0.87), (0.907, 0.904)]
-    for row, numbers in zip(found, protocol, strict=True):
-        assert (float(row[9]), float(row[11])) == pytest.approx(numbers, abs=0.006)
-
-
-def test_table_of_several_seeds():
-    small = dict(dataset="digits", network="lenet-300-100")
-    text = table.markdown(
-        [
-            result("weights", **small),
-            result("mask", 0, (0.5, 0.8), **small),
-            result("mask", 1, (0.7, 0.6), **small),
-            result("mask", 2, (0.9, 0.1), **small),
-            result("mask", 0, (0.5, 0.8), estimator="bernoulli", **small),
-            result("mask", 0, (0.5, 0.8), lr=0.5, **small),
-        ]
-    )
-    _, found = rows(text)
-    assert [row[4:8] for row in found] == [
-        ["weights", "-", "1", "3"],
-        ["mask", "threshold", "3", "2"],
-        ["mask", "bernoulli", "1", "2"],
-        ["mask", "threshold", "1", "2"],
-    ]
-    assert found[1][8:] == [
-        "0.8000 (0.7000 to 0.9000)", "-", "0.5000 (0.1000 to 0.8000)", "-",
-        "0.2750 (0.2000 to 0.3500)", "-", "1.0 (1.0 to 1.0)",
-    ]  # fmt: skip
-    command = "`python -m benchmarks run --seed 0`"
-    assert f"\n- 1, 3, 4: {command} (Abacus, float32)\n" in text
-    assert f"\n- 2: {command} and with seed 1, 2 (Abacus, float32)\n" in text
-
-
 @pytest.mark.parametrize(
     ("changes", "comparable"),
     [
@@ -400,159 +315,3 @@ def test_the_blogs_numbers():
 
 def test_overall_masked_fraction():
     assert overall_masked_fraction([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25
-
-
-def png_size(path):
-    head = path.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    return struct.unpack(">II", head[16:])
-
-
-def test_figures_from_files_alone(tmp_path):
-    thirty = [0.5 + 0.01 * n for n in range(30)]
-    folder = save(
-        tmp_path / "results",
-        *(result(arm, seed, thirty) for arm in ARMS for seed in (0, 1)),
-        *(result(arm, dataset="cifar10") for arm in ARMS[:2]),
-        result("mask", dataset="cifar10", estimator="bernoulli"),
-        result("weights", dataset="digits", network="lenet-300-100"),
-        result("mask", dataset="digits", depth=10, width=1),
-    )
-    paths = draw(read_results(folder), tmp_path / "figures")
-    assert [path.name for path in paths] == [
-        "curves-cifar10-wrn-28-8-bernoulli.png",
-        "utilisation-cifar10-wrn-28-8-bernoulli.png",
-        "curves-cifar10-wrn-28-8-threshold.png",
-        "utilisation-cifar10-wrn-28-8-threshold.png",
-        "curves-digits-lenet-300-100.png",
-        "curves-digits-wrn-10-1-threshold.png",
-        "utilisation-digits-wrn-10-1-threshold.png",
-        "curves-mnist-wrn-28-8-threshold.png",
-        "utilisation-mnist-wrn-28-8-threshold.png",
-    ]
-    assert sorted(path.name for path in (tmp_path / "figures").iterdir()) == sorted(
-        path.name for path in paths
-    )
-    for path in paths:
-        width, height = png_size(path)
-        assert 750 <= width <= 2500
-        assert 750 <= height <= 1500
-        assert 10_000 < path.stat().st_size < 500_000
-    assert png_size(paths[-1])[0] > 1500  # 29 layers need room
-    assert not list(folder.glob("*.png"))
-
-
-def lines(figure):
-    (axes,) = figure.axes
-    return {
-        (line.get_color(), line.get_linestyle(), line.get_alpha()): line.get_ydata().tolist()
-        for line in axes.lines
-    }
-
-
-def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()]
-
-
-def test_what_the_curves_show():
-    figure = figures.training_curves([result("mask"), result("weights"), result("mix")], "T")
-    drawn = lines(figure)
-    assert len(drawn) == 12  # three arms, train and test, ours and the blog's
-    published = blog("mnist").curves
-    for arm, colour in (("mask", "tab:blue"), ("weights", "tab:orange"), ("mix", "tab:green")):
-        assert drawn[colour, "-", 1] == [0.5, 0.75, 0.625]
-        assert drawn[colour, "--", 1] == pytest.approx([0.45, 0.675, 0.5625])
-        assert drawn[colour, "-", figures.FAINT] == published[arm].test
-        assert drawn[colour, "--", figures.FAINT] == published[arm].train
-    assert legend(figure) == ["mask", "weights", "mix", "test", "train", "the blog (WRN-28-8)"]
-    (axes,) = figure.axes
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("epoch of the arm", "accuracy")
-    assert axes.get_title() == "Training curves: T"
-
-
-def test_no_curves_of_the_blog_where_it_has_none():
-    others = [
-        result("mask", dataset="digits", depth=10, width=1),
-        result("mask", network="lenet-300-100"),
-        result("mask", estimator="bernoulli"),
-        result("weights-then-weights"),
-    ]
-    for r in others:
-        figure = figures.training_curves([r], "")
-        assert len(lines(figure)) == 2
-        assert "the blog (WRN-28-8)" not in legend(figure)
-
-
-def test_curves_of_several_seeds():
-    runs = [result("weights", seed, test) for seed, test in enumerate([(0.2, 0.4), (0.4, 0.8)])]
-    figure = figures.training_curves(runs, "")
-    assert lines(figure)["tab:orange", "-", 1] == pytest.approx([0.3, 0.6])
-    band = figure.axes[0].collections[1].get_paths()[0].get_extents()
-    assert (band.y0, band.y1) == pytest.approx((0.2, 0.8))
-
-
-def bars(axes):
-    found = [p for p in axes.patches if isinstance(p, Rectangle)]
-    return {
-        colour: [p.get_height() for p in found if p.get_alpha() == alpha]
-        for colour, alpha in (("ours", None), ("blog", figures.FAINT))
-    }
-
-
-def test_what_the_utilisation_shows():
-    masks = [result("mask", seed) for seed in (0, 1)]
-    figure = figures.mask_utilisation(masks, "T")
-    above, below = figure.axes
-    published = blog("mnist").utilisation
-    percent = [100 * layer.masked for layer in published]
-    sizes = [layer.parameters for layer in published]
-    assert bars(above)["blog"] == pytest.approx(percent)
-    assert bars(above)["ours"] == pytest.approx([p / 2 for p in percent])
-    assert bars(below) == {"ours": sizes, "blog": sizes}
-    assert [t.get_text() for t in below.get_xticklabels()] == [x.layer for x in published]
-    assert above.get_ylabel() == "masked (%)"
-    assert (below.get_ylabel(), below.get_yscale()) == ("parameters", "log")
-    assert legend(figure) == ["ours", "the blog (WRN-28-8)"]
-
-    figure = figures.mask_utilisation(
-        [result("mask", s, network="lenet-300-100") for s in (0, 1)], ""
-    )
-    above, below = figure.axes
-    assert bars(above) == {"ours": pytest.approx([50, 15]), "blog": []}
-    assert not figure.legends
-
-
-@pytest.mark.parametrize("count", [10, 29])
-def test_labels_do_not_overlap(count):
-    """As drawn: layer names neither run into each other nor leave the picture."""
-    changes = {} if count == 29 else dict(dataset="digits", depth=10, width=1)
-    r = result("mask", **changes)
-    if count == 10:
-        layers = [Layer(f"group3.block1.conv{n}", 10, 0.1) for n in range(10)]
-        r = replace(r, utilisation=layers)
-    figure = figures.mask_utilisation([r], "a title")
-    FigureCanvasAgg(figure).draw()
-    boxes = [t.get_window_extent() for t in figure.axes[1].get_xticklabels()]
-    assert len(boxes) == count
-    assert all(a.x1 <= b.x0 for a, b in itertools.pairwise(boxes))
-    assert all(b.y0 >= 0 for b in boxes)
-    title = figure.axes[0].title.get_window_extent()
-    for shown in figure.legends:
-        assert not shown.get_window_extent().overlaps(title)
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"), [({"test": (0.1, 0.2)}, "epochs"), ({"lr": 0.5}, "lr")]
-)
-def test_runs_that_are_no_seeds_of_one(changes, field, tmp_path):
-    """Not averaged; the table has a row for each."""
-    folder = save(tmp_path / "runs", result("mask", 0), result("mask", 1, **changes))
-    one, other = sorted(path.name for path in folder.iterdir())
-    fields = ", ".join(sorted([field, "seed"], key=["epochs", "lr", "seed"].index))
-    message = (
-        f"{one} and {other} can't be drawn as seeds of one run: they differ in "
-        f"{fields}. Move one to another folder."
-    )
-    with pytest.raises(BenchmarkError, match=f"^{re.escape(message)}$"):
-        draw(read_results(folder), tmp_path / "figures")
-    assert len(rows(table.markdown(read_results(folder)))[1]) == 2

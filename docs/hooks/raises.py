@@ -1,0 +1,35 @@
+"""A docstring's sentence "Raises `ValueError` if ..." becomes a list of errors in the reference."""
+
+import re
+from typing import Any
+
+from griffe import Extension, Object
+
+_SENTENCE = re.compile(r"\bRaises\s.*?\.(?=\s+[A-Z]|\s*\Z|\n\n)", re.DOTALL)
+_ERRORS = re.compile(r"((?:`\w+Error`(?: or )?)+)")
+
+
+def sections(text: str) -> str:
+    """The docstring with that sentence as a section before its examples, if it names errors."""
+    found = _SENTENCE.search(text)
+    if found is None:
+        return text
+    as_another, *parts = _ERRORS.split(" ".join(found[0].split()).removesuffix("."))
+    if not parts:
+        return text
+    rows = [
+        f"    {errors.replace('`', '').strip()}: {re.sub(r'[,;]?( and)?$', '', words.strip())}."
+        for errors, words in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    kept = "" if as_another == "Raises " else as_another.rstrip(" ,") + "."
+    rest = text[: found.start()] + kept + text[found.end() :]
+    before, heading, examples = rest.partition("\nExamples:")
+    return "\n".join([before.rstrip(), "", "Raises:", *rows, heading + examples])
+
+
+class Raises(Extension):
+    """Griffe's: every docstring it reads goes through `sections`."""
+
+    def on_object(self, *, obj: Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = sections(obj.docstring.value)

@@ -1,0 +1,108 @@
+"""The built pages in a real browser, on a desk and on a telephone: skipped where there is none."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.browser import CHROMIUM, DRIVER, browser, served
+
+ROOT = Path(__file__).parents[1]
+
+pytest.importorskip("mkdocs")
+pytest.importorskip("latex2mathml")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
+]
+
+FAULTS = """
+const faults = [], width = document.documentElement.clientWidth
+if (document.documentElement.scrollWidth > width) {
+  const wide = [...document.querySelectorAll("article *")].find(
+    element => element.getBoundingClientRect().right > width + 1
+      && !element.closest("pre, .formula, .md-typeset__scrollwrap"))
+  faults.push("wider than the window: " + (wide ? wide.outerHTML.slice(0, 200) : "?"))
+}
+for (const image of document.images) {
+  if (!image.complete || !image.naturalWidth) faults.push("missing: " + image.src)
+  if (!image.alt && image.closest("article")) faults.push("no alternative: " + image.src)
+}
+if (/\\$|\\\\[a-z]+/.test([...document.querySelectorAll("article p, article td, article li")]
+    .map(element => [...element.childNodes].filter(n => n.nodeType == 3).map(n => n.data)).join()))
+  faults.push("a formula that is not one")
+for (const example of document.querySelectorAll(".home pre > code"))
+  if (example.scrollWidth > example.clientWidth) faults.push("the example scrolls")
+return faults
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The address of the pages, built strictly."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    built = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    with served(folder) as address:
+        yield folder, address
+
+
+def pages(folder):
+    return sorted(str(path.parent.relative_to(folder)) + "/" for path in folder.rglob("index.html"))
+
+
+@pytest.mark.parametrize("width", [400, 1300])
+def test_pages_fit_are_whole_and_silent(site, width):
+    folder, address = site
+    found = {}
+    with browser(width) as window:
+        for page in pages(folder):
+            window.open(address + page)
+            if faults := window.run(FAULTS) + window.console():
+                found[page] = faults
+    assert not found, json.dumps(found, indent=1)
+
+
+def test_nothing_is_asked_of_another_host(site):
+    folder, _ = site
+    for path in folder.rglob("*.html"):
+        text = path.read_text()
+        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?(https?:[^\s\">]+)", text)
+        loaded += re.findall(r"<link[^>]*stylesheet[^>]*href=\"?(https?:[^\s\">]+)", text)
+        assert not loaded, path
+
+
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("edge-popup", "estimators/"),
+        ("lottery ticket", "recipes/tickets/"),
+        ("density", "density/"),
+        ("resume", "phases/"),
+        ("set_density", "reference/"),
+    ],
+)
+def test_search_finds(site, words, page):
+    _, address = site
+    with browser(1300) as window:
+        window.open(f"{address}?q={words.replace(' ', '+')}")
+        for _ in range(50):
+            links = window.run(
+                "return [...document.querySelectorAll('.md-search-result__link')].map(a => a.href)"
+            )
+            if links:
+                break
+            time.sleep(0.1)
+    assert any(link.startswith(address + page) for link in links), links
