@@ -3,16 +3,19 @@
 import inspect
 import json
 import re
+import textwrap
 from pathlib import Path
 from statistics import mean
 
 import pytest
+import torch
+from torch import nn
 
 import masktorch
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -20,8 +23,24 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text, namespace = page.read_text(), {"__name__": "page"}
     for block in BLOCK.finditer(text):
-        lines_before = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * lines_before + block[1], str(page), "exec"), namespace)
+        lines_before = text.count("\n", 0, block.start(2))
+        code = textwrap.dedent(block[2])  # a box indents its code
+        exec(compile("\n" * lines_before + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", ["maskfiles", "recipes/many_tasks", "recipes/federated"])
+def test_the_boxed_loop_holds_the_averages_of_batch_norm(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    (loop,) = [block[2] for block in BLOCK.finditer(text) if "_BatchNorm" in block[2]]
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout())
+    masktorch.wrap(model.requires_grad_(False)).train()
+    exec(textwrap.dedent(loop), {"model": model, "nn": nn})
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    model(torch.randn(4, 1, 5, 5) + 3).sum().backward()
+    assert model[0].parametrizations.weight.scores.grad.any()  # the masks learn all the same
+    assert model[3].training
+    for name, tensor in model.named_buffers():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_every_test_that_works_with_names_is_there():
