@@ -151,6 +151,30 @@ def test_overall_counts_add_up_and_no_tensor_is_empty(density, seed, absolute):
         )
 
 
+@pytest.mark.parametrize("absolute", [False, True])
+def test_overall_takes_the_largest_of_each_tensor_then_of_all_that_is_left(absolute):
+    rng = np.random.default_rng(0)
+    special = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]
+    for total in [*range(3, 29), *range(3, 29)]:
+        model = small(TopK(absolute=absolute))
+        values = []
+        for scores in masktorch.mask_parameters(model):
+            scores.data.copy_(torch.tensor(rng.choice(special, tuple(scores.shape))))
+            flat = scores.detach().double().numpy().ravel()
+            flat = np.abs(flat) if absolute else flat
+            order = np.lexsort((-np.nan_to_num(flat, nan=0.0), ~np.isnan(flat)))
+            values.append(flat[np.sort(order[1:])])
+        left = np.concatenate(values)
+        taken = np.zeros(left.size, dtype=bool)
+        order = np.lexsort((-np.nan_to_num(left, nan=0.0), ~np.isnan(left)))
+        taken[order[: total - 3]] = True
+        counts = [1 + part.sum() for part in np.split(taken, [11, 16])]
+        densities = budget.overall(model, total / 28)
+        assert [d * n for d, n in zip(densities.values(), (12, 6, 10), strict=True)] == (
+            pytest.approx(counts)
+        )
+
+
 def test_overall_leaves_a_tensor_its_largest():
     model = small()
     for scores, factor in zip(masktorch.mask_parameters(model), (1.0, 1e-6, 1.0), strict=True):

@@ -85,7 +85,7 @@ def test_what_differs_is_said_once_a_mask(case, assign):
         assert torch.equal(value, state[name]) or name.endswith("_extra_state")
 
 
-@pytest.mark.parametrize("case", set(DIFFERENT) - {"rescale"})
+@pytest.mark.parametrize("case", [case for case in DIFFERENT if case != "rescale"])
 def test_the_call_that_is_named_makes_them_agree(case):
     make, make_other, _ = DIFFERENT[case]
     state, model = make().state_dict(), make_other()

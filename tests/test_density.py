@@ -191,7 +191,9 @@ EXPECTED = [
 ]
 
 
-@pytest.mark.parametrize(("estimator", "probability", "slope"), EXPECTED, ids=repr)
+@pytest.mark.parametrize(
+    ("estimator", "probability", "slope"), EXPECTED, ids=[repr(case[0]) for case in EXPECTED]
+)
 def test_the_expected_density_and_its_gradient(estimator, probability, slope):
     rng = np.random.default_rng(0)
     s = {"0.weight": rng.normal(size=(4, 6)), "1.weight": rng.normal(size=(3, 4))}

@@ -9,9 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from masktorch import blocks, selection
-from masktorch.cut import counts_of_largest, largest_of
-from masktorch.selection import count, largest
+from masktorch import blocks, ranks, selection
+from masktorch.selection import count, largest, largest_of
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-7, math.inf, -math.inf, math.nan, -math.nan]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -85,7 +84,7 @@ def test_every_count_of_any_values(dtype, layout, absolute):
             assert torch.equal(again, expected)
             by_order = selection._largest_by_order(values, k, absolute)
             assert torch.equal(by_order, expected)
-            assert torch.equal(largest_of([(values, absolute)], k)[0], expected)
+            assert torch.equal(largest_of([values], k, absolute=absolute)[0], expected)
 
 
 @settings(deadline=None, max_examples=60)
@@ -104,28 +103,8 @@ def test_of_several_tensors_as_if_they_were_one(lists, data):
     absolute = data.draw(st.booleans())
     together = torch.cat([tensor.double() for tensor in tensors])
     k = data.draw(st.integers(0, together.numel()))
-    masks = largest_of([(tensor, absolute) for tensor in tensors], k)
+    masks = largest_of(tensors, k, absolute=absolute)
     assert torch.equal(torch.cat(masks), by_argsort(together, k, absolute))
-    if k >= len(tensors):
-        counts = counts_of_largest([(tensor, absolute) for tensor in tensors], k)
-        assert counts == by_taking_first_the_largest_of_each(tensors, k, absolute)
-
-
-def by_taking_first_the_largest_of_each(tensors, k, absolute):
-    """Each tensor's largest, then the largest of all that is left."""
-    first = [by_argsort(tensor, 1, absolute) for tensor in tensors]
-    left = torch.cat([t[~mask].double() for t, mask in zip(tensors, first, strict=True)])
-    taken = by_argsort(left, k - len(tensors), absolute)
-    sizes = [tensor.numel() - 1 for tensor in tensors]
-    return [1 + int(part.sum()) for part in taken.split(sizes)]
-
-
-@pytest.mark.usefixtures("size")
-def test_counts_are_those_of_the_masks_where_no_tensor_would_be_empty():
-    rng = np.random.default_rng(1)
-    tensors = [(torch.tensor(rng.normal(size=n)).float(), False) for n in (50, 30, 20)]
-    masks = largest_of(tensors, 40)
-    assert counts_of_largest(tensors, 40) == [int(mask.sum()) for mask in masks]
 
 
 def test_a_large_tensor_is_selected_from_as_a_small_one():
@@ -134,7 +113,7 @@ def test_a_large_tensor_is_selected_from_as_a_small_one():
     values = torch.tensor(rng.integers(-1000, 1000, n)).float()  # hundreds of ties
     for k in (1, n // 10, n - 1):
         assert torch.equal(largest(values, k), by_stable_argsort(values, k))
-        assert torch.equal(largest_of([(values, False)], k)[0], by_stable_argsort(values, k))
+        assert torch.equal(largest_of([values], k)[0], by_stable_argsort(values, k))
     constant = torch.ones(n)
     assert torch.equal(largest(constant, n // 2), torch.arange(n) < n // 2)
 
@@ -150,7 +129,7 @@ def test_hundred_million_entries():
 def test_a_cut_that_another_dtype_lacks_is_not_rounded():
     exact = torch.tensor([1.0 + 2.0**-30, 1.0], dtype=torch.float64)
     coarse = torch.tensor([1.0, 1.0078125, 0.5], dtype=torch.bfloat16)
-    masks = largest_of([(coarse, False), (exact, False)], 2)
+    masks = largest_of([coarse, exact], 2)
     assert [mask.tolist() for mask in masks] == [[False, True, False], [True, False]]
 
 
@@ -210,12 +189,12 @@ def test_no_sort_on_a_cpu(monkeypatch):
         monkeypatch.setattr(torch.Tensor, name, lambda *_, **__: pytest.fail("sorted"))
         monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("sorted"))
     largest(torch.randn(100), 10)
-    largest_of([(torch.randn(100), True), (torch.randn(10), True)], 10)
+    largest_of([torch.randn(100), torch.randn(10)], 10, absolute=True)
     masks_by_share(torch.randn(8, 8))
 
 
 def masks_by_share(scores):
-    return selection.largest_share(scores, 0.3, absolute=True, block=(2, None))
+    return ranks.keeps_largest(scores, 0.3, absolute=True, block=(2, None))
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -234,10 +213,8 @@ def test_the_default_device_does_not_matter():
     expected = by_argsort(torch.cat(values), 6)
     with torch.device("meta"):
         assert torch.equal(largest(values[0], 4), by_argsort(values[0], 4))
-        masks = largest_of([(v, False) for v in values], 6)
-        counts = counts_of_largest([(v, False) for v in values], 6)
+        masks = largest_of(values, 6)
     assert torch.equal(torch.cat(masks), expected)
-    assert sum(counts) == 6
 
 
 def test_meta_tensors_have_masks_of_their_shape():
@@ -276,7 +253,7 @@ def test_the_operation_that_compiled_code_selects_by(block, dtype, layout):
     arguments = (scores, density, True, *(block or (None, None)))
     torch.library.opcheck(torch.ops.masktorch.largest, arguments)
     mask = torch.ops.masktorch.largest(*arguments)
-    eager = selection.largest_share(scores, 0.4, absolute=True, block=block)
+    eager = ranks.keeps_largest(scores, 0.4, absolute=True, block=block)
     assert torch.equal(mask, eager)
     assert mask.stride() == torch.empty_like(scores).stride()
 
@@ -288,5 +265,5 @@ def test_the_operation_that_compiled_code_selects_groups_by(layout):
     arguments = (scores, 1, 3, True)
     torch.library.opcheck(torch.ops.masktorch.largest_of_every, arguments)
     mask = torch.ops.masktorch.largest_of_every(*arguments)
-    assert torch.equal(mask, selection.largest_of_every(scores, 1, 3, absolute=True))
+    assert torch.equal(mask, ranks.keeps_n_of_m(scores, 1, 3, absolute=True))
     assert mask.stride() == torch.empty_like(scores).stride()

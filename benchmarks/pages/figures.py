@@ -160,15 +160,17 @@ def utilisation(found: Sequence[Comparison]) -> Figure:
 
 
 def by_density(groups: Mapping[str, Mapping[float, Sequence[float]]], xlabel: str) -> Figure:
-    """Accuracies (%) over density (%): a line per name, with the range of its seeds."""
+    """Accuracies (%) over density (%): a line per name, with the range of its seeds. Names that
+    begin alike, up to a comma, have one colour, those that end alike one marker."""
     figure, (axes,) = panels(1, 9, 5.5)
-    markers = "osD^vP*X<>" * len(groups)
-    for number, (name, points) in enumerate(groups.items()):
+    heads, tails = ([name.partition(", ")[end] for name in groups] for end in (0, 2))
+    for (name, points), head, tail in zip(groups.items(), heads, tails, strict=True):
         x = sorted(points)
         middle = np.array([mean(points[at]) for at in x])
         spread = [middle - [min(points[at]) for at in x], [max(points[at]) for at in x] - middle]
-        label, colour = ARMS.get(name, (name, f"C{number % 10}"))
-        axes.errorbar(x, middle, spread, color=colour, marker=markers[number], label=label)
+        label, colour = ARMS.get(name, (name, f"C{list(dict.fromkeys(heads)).index(head)}"))
+        marker = "osD^vP*X"[list(dict.fromkeys(tails)).index(tail)]
+        axes.errorbar(x, middle, spread, color=colour, marker=marker, label=label)
     plain(axes.xaxis)
     axes.set(xlabel=xlabel, ylabel="test accuracy (%), last epoch")
     legend_below(figure)

@@ -47,7 +47,7 @@ def _estimators(results: Iterable[Result], figures: Path) -> str:
     points: dict[str, dict[float, list[float]]] = {}
     for c, runs in full.items():
         kept = 100 * (1 - sum(run.masked_fraction or 0 for run in runs) / len(runs))
-        name = f"{method(c)}, {c.weights}"
+        name = f"{c.estimator}, {c.weights} weights"
         points.setdefault(name, {})[kept] = [100 * run.last.test_accuracy for run in runs]
     save(by_density(points, "density of the mask (%)"), figures / "estimators.png")
     ordered = sorted(full.items(), key=lambda x: -sum(r.last.test_accuracy for r in x[1]))
@@ -90,29 +90,31 @@ def _supermasks(results: Iterable[Result], earlier: Iterable[Result]) -> str:
 
     def rows() -> Iterator[dict[str, str]]:
         for groups in (grouped(results), grouped(earlier)):
-            first: dict[str, Configuration] = {}
-            for c, runs in groups.items():
-                base = first.setdefault(c.network, c)
-                yield {
-                    "network": c.network_name,
-                    "setting": _setting(c, None if c == base else base),
-                    **outcomes(runs),
-                    **published["networks"][c.network],
-                }
+            for network, theirs in published["networks"].items():
+                found = [c for c in groups if c.network == network]
+                # The setting that most are a change from comes first.
+                here = sorted(found, key=lambda c: sum(len(_changed(c, o)) for o in found))
+                for c in here:
+                    base = Configuration(c.dataset).for_arm(c.arm) if c == here[0] else here[0]
+                    words = "" if c == here[0] else "the same, but "
+                    yield {
+                        "network": c.network_name,
+                        "setting": words + ", ".join(_changed(c, base)),
+                        **outcomes(groups[c]),
+                        **theirs,
+                    }
 
-    found = list(rows())
-    return render("supermasks.md", table=table(found), **published) if found else ""
+    shown = list(rows())
+    return render("supermasks.md", table=table(shown), **published) if shown else ""
 
 
-def _setting(ours: Configuration, base: Configuration | None) -> str:
-    other = base or Configuration(ours.dataset).for_arm(ours.arm)
+def _changed(ours: Configuration, base: Configuration) -> list[str]:
     named = ("dataset", "network", "depth", "width", "seed")
-    changed = [
+    return [
         f"{field.name} {getattr(ours, field.name)}"
         for field in fields(ours)
-        if field.name not in named and getattr(ours, field.name) != getattr(other, field.name)
+        if field.name not in named and getattr(ours, field.name) != getattr(base, field.name)
     ]
-    return ("" if base is None else "the same, but ") + ", ".join(changed)
 
 
 def _earlier(results: Iterable[Result]) -> str:

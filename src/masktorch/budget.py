@@ -4,20 +4,14 @@ import math
 import numbers
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
-from masktorch.cut import counts_of_largest, largest_of
 from masktorch.density import has_density
 from masktorch.mask import Mask
 from masktorch.model import masked_tensors
 from masktorch.ranks import check_density
-from masktorch.selection import (
-    count,
-    gathered,
-    largest,
-    parted,
-    whole,
-)
+from masktorch.selection import count, gathered, largest, largest_of, parted, whole
 
 
 def keep_largest(
@@ -55,14 +49,16 @@ def keep_largest(
             )
     if not isinstance(density, Mapping):
         check_density(density, "keep_largest()")
-        return _keep_of_all(scores, density)
+        tensors = [gathered(tensor) for tensor in scores.values()]
+        k = count(density, sum(tensor.numel() for tensor in tensors))
+        masks = largest_of(tensors, k)
+        return {name: parted(m, scores[name]) for name, m in zip(scores, masks, strict=True)}
     missing, unknown = scores.keys() - density.keys(), density.keys() - scores.keys()
     if missing or unknown:
         raise ValueError(
-            "keep_largest() expected one density for each tensor, by name. "
-            + (f"Missing: {', '.join(sorted(missing))}. " if missing else "")
-            + (f"Without scores: {', '.join(sorted(unknown))}. " if unknown else "")
-            + "Give both the same names."
+            "keep_largest() expected one density for each tensor, by name."
+            + (f" Missing: {', '.join(sorted(missing))}." if missing else "")
+            + (f" Without scores: {', '.join(sorted(unknown))}." if unknown else "")
         )
     for name, number in density.items():
         check_density(number, f"keep_largest() for {name!r}")
@@ -70,14 +66,6 @@ def keep_largest(
         name: whole(lambda s, d=density[name]: largest(s, count(d, s.numel())), tensor)
         for name, tensor in scores.items()
     }
-
-
-def _keep_of_all(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
-    if not scores:
-        return {}
-    ranked = [(gathered(tensor), False) for tensor in scores.values()]
-    masks = largest_of(ranked, count(density, sum(tensor.numel() for tensor, _ in ranked)))
-    return {name: parted(mask, scores[name]) for name, mask in zip(scores, masks, strict=True)}
 
 
 def overall(model: nn.Module, density: float) -> dict[str, float]:
@@ -98,13 +86,15 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         >>> overall(model, 0.3)
         {'0.weight': 0.125, '1.weight': 1.0}
     """
-    found = _with_density(model, "budget.overall")
-    total = _total(found, density, "budget.overall")
-    ranked = [
-        (gathered(mask.scores.detach()), getattr(mask.estimator, "absolute", True))
-        for mask in found.values()
-    ]
-    return _densities(found, counts_of_largest(ranked, total))
+    found, total = _budget(model, density, "budget.overall")
+    others = []  # but the largest of each
+    for mask in found.values():
+        scores = gathered(mask.scores.detach()).flatten()
+        scores = scores.abs() if getattr(mask.estimator, "absolute", True) else scores
+        top = int(scores.argmax())
+        others.append(torch.cat([scores[:top], scores[top + 1 :]]))
+    masks = largest_of(others, total - len(others))
+    return _densities(found, [1 + int(torch.count_nonzero(mask)) for mask in masks])
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:
@@ -123,8 +113,7 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
         >>> erk(model, 0.5)
         {'0.weight': 0.45, '1.weight': 1.0}
     """
-    found = _with_density(model, "budget.erk")
-    total = _total(found, density, "budget.erk")
+    found, total = _budget(model, density, "budget.erk")
     shapes = [mask.scores.shape for mask in found.values()]
     sizes = [shape.numel() for shape in shapes]
     raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
@@ -192,19 +181,18 @@ def _check_schedule(caller: str, start: float, end: float, progress: float) -> N
         check_density(density, caller)
     if not isinstance(progress, numbers.Real) or not 0 <= progress <= 1:
         raise ValueError(
-            f"{caller} expected progress in [0, 1], found {progress!r}. It is the share of the "
-            "schedule that is over: step / steps."
+            f"{caller} expected progress in [0, 1], found {progress!r}. Give step / steps."
         )
 
 
-def _with_density(model: nn.Module, caller: str) -> dict[str, Mask]:
+def _budget(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Mask], int]:
+    """The masks that have a density, by name; how many entries to keep of all of them."""
     found = {
         places[0].name: mask for mask, places in masked_tensors(model, caller) if has_density(mask)
     }
     if not found:
         raise ValueError(
-            f"{caller}() found no mask whose estimator has a density. Wrap the model with "
-            "masktorch.TopK(...) first."
+            f"{caller}() found no mask whose estimator has a density: wrap with masktorch.TopK()."
         )
     for name, mask in found.items():
         if getattr(mask.estimator, "block", None) is not None:
@@ -212,11 +200,6 @@ def _with_density(model: nn.Module, caller: str) -> dict[str, Mask]:
                 f"{caller}() can't count the entries of {name!r}: {mask.estimator!r} keeps whole "
                 "blocks. Give each tensor its density by hand."
             )
-    return found
-
-
-def _total(found: Mapping[str, Mask], density: float, caller: str) -> int:
-    """The entries to keep of all tensors."""
     check_density(density, f"{caller}()")
     entries = sum(mask.scores.numel() for mask in found.values())
     total = count(density, entries)
@@ -226,7 +209,7 @@ def _total(found: Mapping[str, Mask], density: float, caller: str) -> int:
             f"{density!r}, which keeps {total} of {entries} entries. Take at least "
             f"{len(found) / entries:.2g}."
         )
-    return total
+    return found, total
 
 
 def _densities(found: Mapping[str, Mask], counts: list[int]) -> dict[str, float]:

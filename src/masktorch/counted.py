@@ -8,44 +8,38 @@ import torch
 from torch import Tensor
 
 from masktorch import ranks
-from masktorch.selection import Block, count, select, select_largest, tiled, whole
+from masktorch.estimators import Method
+from masktorch.ranks import Block, tiled
+from masktorch.selection import count, select, select_largest, whole
 
 
-class _Ranked:
-    """What the two share: the number kept is fixed, and the largest scores are."""
+class _Ranked(Method):
+    """What the two share: of so many that compete a fixed number is kept, the largest."""
 
     draws: ClassVar[bool] = False
     absolute: bool
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        raise NotImplementedError
-
-    def mode(self, scores: Tensor) -> Tensor:
-        """The mask, bool."""
-        raise NotImplementedError
-
-    def _rivals(self, tensor: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
-        """A view in which the first dimensions number what is kept or masked as one; how many they
-        are; and along which of them one competes with another."""
-        raise NotImplementedError
-
-    def _places(self, scores: Tensor) -> tuple[int, int]:
+    def _kept_of(self, shape: torch.Size) -> tuple[int, int]:
         """How many are kept, of how many that compete."""
         raise NotImplementedError
 
-    def __call__(self, scores: Tensor) -> Tensor:
-        """The mask, floating point and differentiable."""
-        return self._masked(scores, None)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the mask."""
-        return self._masked(scores, weight)
+    def _rivals(self, tensor: Tensor) -> Tensor:
+        """As (groups, rivals within the group, entries that are kept or masked as one)."""
+        raise NotImplementedError
 
     def init(self, weight: Tensor) -> Tensor:
         """Uniform in `+-1 / sqrt(fan_in)` (Kaiming-uniform, a = sqrt(5)), from torch's stream."""
         fan_in = weight[0].numel() if weight.dim() > 1 else weight.numel()
         bound = 1 / math.sqrt(max(fan_in, 1))
         return torch.empty_like(weight, requires_grad=False).uniform_(-bound, bound)
+
+    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        return select(weight, self.mode(scores))
+
+    def expected(self, scores: Tensor) -> Tensor:
+        """The share that is kept, at every entry: it does not depend on the scores."""
+        kept, among = self._kept_of(scores.shape)
+        return torch.full_like(scores, kept / max(among, 1))
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores, exchanged between those on the wrong sides; where equal ones are on both
@@ -56,31 +50,28 @@ class _Ranked:
         return whole(self._exchanged, scores, mask)
 
     def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:
-        scores = scores.clone(memory_format=torch.contiguous_format)
-        rivals, first, compete = self._rivals(scores)
-
-        def content(tensor: Tensor) -> Tensor:
-            view, *_ = self._rivals(tensor)
-            return view.reshape(*view.shape[:first], -1)
-
-        kept = content(mask)[..., 0]
-        if not torch.equal(content(mask), kept.unsqueeze(-1).expand_as(content(mask))):
+        kept = self._rivals(mask)
+        if not torch.equal(kept.any(-1), kept.all(-1)):
             raise ValueError(f"{self!r} keeps whole blocks, found one that is kept in part.")
-        (places, among), found = self._places(scores), torch.count_nonzero(kept, dim=compete)
+        kept, (places, among) = kept.any(-1), self._kept_of(scores.shape)
+        found = kept.sum(1)
         if other := found[found != places].tolist():
             raise ValueError(
-                f"{self!r} keeps {places} of {among}, found {other[0]} kept. Give it a mask of "
-                "that count, or the mask an estimator that keeps as many."
+                f"{self!r} keeps {places} of {among}, found {other[0]} kept: give it a mask of "
+                "that count."
             )
-        now = content(self.mode(scores))[..., 0]
+        values, now = self._rivals(scores).clone(), self._rivals(self.mode(scores))[..., 0]
         rising, falling = kept & ~now, now & ~kept
-        rivals[rising], rivals[falling] = rivals[falling], rivals[rising]
-        sizes = content(scores.abs() if self.absolute else scores).mean(-1, dtype=torch.float64)
-        tied = kept & (sizes <= sizes.masked_fill(kept, -math.inf).amax(compete, keepdim=True))
-        low, limits = rivals[tied], torch.finfo(scores.dtype)
+        values[rising], values[falling] = values[falling], values[rising]
+        sizes = (values.abs() if self.absolute else values).mean(-1, dtype=torch.float64)
+        tied = kept & (sizes <= sizes.masked_fill(kept, -math.inf).amax(1, keepdim=True))
+        low, limits = values[tied], torch.finfo(scores.dtype)
         step = (low.abs() * limits.eps).clamp(min=limits.tiny)
-        rivals[tied] = torch.where((low < 0) & self.absolute, low - step, low + step)
-        return scores
+        values[tied] = torch.where((low < 0) & self.absolute, low - step, low + step)
+        entries = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
+        moved = torch.empty_like(values).flatten()
+        moved[self._rivals(entries).flatten()] = values.flatten()
+        return moved.view(scores.shape)
 
 
 @final
@@ -109,7 +100,7 @@ class TopK(_Ranked):
         ranks.check_density(self.density, "TopK")
         ranks.check_absolute(self.absolute)
         if self.block is not None:
-            ranks.check_lengths(self.block)
+            ranks.check_block(self.block)
         object.__setattr__(self, "density", float(self.density))
         # what compiled code takes as an input, so that another density is not another graph
         number = torch.tensor(self.density, dtype=torch.float64, device="cpu")
@@ -119,36 +110,31 @@ class TopK(_Ranked):
     def _share(self) -> float | Tensor:
         return self._number if torch.compiler.is_compiling() else self.density  # type: ignore[attr-defined]
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return ranks.topk(
             scores, self._share, absolute=self.absolute, block=self.block, weight=weight
         )
 
     def mode(self, scores: Tensor) -> Tensor:
-        """The mask, bool."""
         return ranks.keeps_largest(scores, self._share, absolute=self.absolute, block=self.block)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        """`weight` times the mask."""
         if self.block is not None or torch.compiler.is_compiling():
             return select(weight, self.mode(scores))
         k = count(self.density, scores.numel())
         return select_largest(weight, scores, k, absolute=self.absolute)
 
-    def expected(self, scores: Tensor) -> Tensor:
-        """The share that is kept, at every entry: it does not depend on the scores."""
-        places, among = self._places(scores)
-        return torch.full_like(scores, places / max(among, 1))
-
-    def _rivals(self, tensor: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
-        if self.block is None:
-            return tensor.unsqueeze(0), tensor.dim() + 1, tuple(range(tensor.dim() + 1))
-        return tiled(tensor, self.block), 2, (0, 1)
-
-    def _places(self, scores: Tensor) -> tuple[int, int]:
-        view, first, _ = self._rivals(torch.empty(scores.shape, device="meta"))
-        among = math.prod(view.shape[:first])
+    def _kept_of(self, shape: torch.Size) -> tuple[int, int]:
+        among = shape.numel()
+        if self.block is not None:
+            among = math.prod(tiled(torch.empty(shape, device="meta"), self.block).shape[:2])
         return count(self.density, among), among
+
+    def _rivals(self, tensor: Tensor) -> Tensor:
+        if self.block is None:
+            return tensor.reshape(1, -1, 1)
+        tiles = tiled(tensor.contiguous(), self.block)
+        return tiles.reshape(1, math.prod(tiles.shape[:2]), -1)
 
 
 @final
@@ -172,20 +158,14 @@ class NOfM(_Ranked):
         ranks.check_n_of_m(self.n, self.m)
         ranks.check_absolute(self.absolute)
 
-    def _masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return ranks.n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)
 
     def mode(self, scores: Tensor) -> Tensor:
-        """The mask, bool."""
         return ranks.keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
 
-    def expected(self, scores: Tensor) -> Tensor:
-        """`n / m` at every entry: it does not depend on the scores."""
-        return torch.full_like(scores, self.n / self.m)
-
-    def _rivals(self, tensor: Tensor) -> tuple[Tensor, int, tuple[int, ...]]:
-        view = torch.unflatten(tensor, 1, (-1, self.m)).movedim(2, -1)
-        return view, view.dim(), (-1,)
-
-    def _places(self, scores: Tensor) -> tuple[int, int]:
+    def _kept_of(self, shape: torch.Size) -> tuple[int, int]:
         return self.n, self.m
+
+    def _rivals(self, tensor: Tensor) -> Tensor:
+        return torch.unflatten(tensor, 1, (-1, self.m)).movedim(2, -1).reshape(-1, self.m, 1)

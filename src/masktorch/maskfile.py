@@ -1,31 +1,26 @@
-"""Masks in a file: about their entropy in bytes, checked against the weights they belong to.
+"""Masks in a file: about their entropy in bytes, checked against the weights they belong to."""
 
-`coding` is the code of a mask, `archive` the file, `fitting` the check that file and model belong
-together.
-"""
-
-import os
 import zlib
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from masktorch.archive import MaskFile, PathOrFile, Row, read, unreadable, write
-from masktorch.coding import decode, encode
+from masktorch.coding import Bools, decode, encode
 from masktorch.fitting import (
     Named,
     check_names,
     check_tensors,
     check_weights,
     fingerprint,
+    in_parallel,
     named_tensors,
     out_of_reach,
-    unfit,
 )
+from masktorch.mask import Mask
 from masktorch.model import Model, find_masks, masked_tensors
 from masktorch.values import set_masks
 from masktorch.wrapping import give_masks
@@ -53,36 +48,25 @@ def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
         True
     """
     masked_tensors(model, "save_masks")
-    tensors = [
-        (mask, [name for name, p in names.items() if p is parameter], parameter)
+    places = [
+        ([name for name, p in names.items() if p is parameter], mask, parameter)
         for mask, names in named_tensors(model)
         if mask
         for parameter in dict.fromkeys(names.values())
     ]
-    for _, (name, *_), parameter in tensors:
+    for (name, *_), _, parameter in places:
         if why := out_of_reach(parameter):
             raise ValueError(f"save_masks() can't save the mask of {name!r}: {why}")
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = pool.map(fingerprint, [parameter for _, _, parameter in tensors])
-        modes = [mask.mode().cpu().numpy() for mask, _, _ in tensors]
-        coded = list(pool.map(encode, [kept.ravel() for kept in modes]))
-    rows = [
-        Row(
-            name=name,
-            tied=tied,
-            shape=list(kept.shape),
-            kept=int(np.count_nonzero(kept)),
-            rescale=mask.rescale,
-            estimator=repr(mask.estimator),
-            coding=coding,
-            bytes=len(code),
-            fingerprint=sha,
-        )
-        for (mask, (name, *tied), _), kept, (coding, code), sha in zip(
-            tensors, modes, coded, hashes, strict=True
-        )
-    ]
-    write(path_or_file, rows, [code for _, code in coded])
+    tensors = [(names, mask, mask.mode().cpu().numpy(), p) for names, mask, p in places]
+    write(path_or_file, in_parallel(_row, tensors))
+
+
+def _row(tensor: tuple[list[str], Mask, Bools, nn.Parameter]) -> Row:
+    (name, *tied), mask, kept, parameter = tensor
+    coding, code = encode(kept.ravel())
+    count, estimator, sha = int(kept.sum()), repr(mask.estimator), fingerprint(parameter)
+    shape = list(kept.shape)
+    return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
 
 
 def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tensor]:
@@ -113,9 +97,7 @@ def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tens
             f"read_masks() expected at most {most} entries in {file.called}, found {found}, a byte "
             f"of memory each. If you trust the file, read_masks(path, most={found})."
         )
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        masks = _decoding(pool, file, "read_masks")
-        return {row.name: mask for row, mask in zip(file.rows, masks, strict=True)}
+    return _decoded(file, "read_masks")
 
 
 def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = False) -> Model:
@@ -153,32 +135,37 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
     if file.version == 1:  # it says the first name only
         tensors = [Named(mask, dict([*names.items()][:1])) for mask, names in tensors]
     rows = {name: row for row in file.rows for name in row.names}
-    check_names(file, rows, tensors, wrapped)
-    tensors = [tensor for tensor in tensors if not tensor.names.keys().isdisjoint(rows)]
-    check_tensors(file, rows, tensors)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoding = _decoding(pool, file, "load_masks")
+    with _fitting(file):
+        check_names(rows, tensors, wrapped)
+        tensors = [tensor for tensor in tensors if not tensor.names.keys().isdisjoint(rows)]
+        check_tensors(rows, tensors)
         if not any_weights:
-            check_weights(pool, file, {n: p for _, names in tensors for n, p in names.items()})
-        decoded = {row.name: mask for row, mask in zip(file.rows, decoding, strict=True)}
-    first = {name: rows[name] for name in (next(iter(names)) for _, names in tensors)}
-    masks = {name: decoded[row.name] for name, row in first.items()}
-    try:
+            check_weights(rows, tensors)
+    decoded = _decoded(file, "load_masks")
+    first = [next(iter(names)) for _, names in tensors]
+    masks = {name: decoded[rows[name].name] for name in first}
+    with _fitting(file):  # another parametrization, an estimator that can't express it
         if wrapped:
             return set_masks(model, masks)
-        rescale = {name: row.rescale for name, row in first.items()}
+        rescale = {name: rows[name].rescale for name in first}
         return give_masks(model, masks, rescale=rescale, caller="load_masks")
-    except ValueError as error:  # another parametrization, an estimator that can't express it
-        raise unfit(file, str(error)) from error
 
 
-def _decoding(pool: ThreadPoolExecutor, file: MaskFile, caller: str) -> Iterator[Tensor]:
-    """The masks in the order of the rows, as they are done."""
+@contextmanager
+def _fitting(file: MaskFile) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        message = f"load_masks() can't put the masks of {file.called} on this model: {error}"
+        raise ValueError(message) from error
 
-    def mask(row: Row, code: memoryview) -> Tensor:
+
+def _decoded(file: MaskFile, caller: str) -> dict[str, Tensor]:
+    def mask(row: Row) -> Tensor:
         try:
-            return torch.from_numpy(decode(row.coding, code, row.kept, row.size)).view(row.shape)
+            entries = decode(row.coding, row.code, row.kept, row.size)
         except (ValueError, zlib.error) as error:
             raise unreadable(caller, file.called, f"for {row.name!r} {error}") from error
+        return torch.from_numpy(entries).view(row.shape)
 
-    return pool.map(mask, file.rows, file.codes)
+    return dict(zip([row.name for row in file.rows], in_parallel(mask, file.rows), strict=True))

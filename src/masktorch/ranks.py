@@ -4,28 +4,29 @@ The mask follows from the order of the scores alone; the gradient passes straigh
 magnitudes. Conventions as in `masktorch.functional`, where these formulas are public.
 """
 
+import functools
 import numbers
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from masktorch import blocks
 from masktorch.blocks import blockwise
 from masktorch.rules import masked, overwriting
-from masktorch.selection import Block, largest_of_every, largest_share, spread, tiled
+from masktorch.selection import as_number, count, largest, whole
+
+Block = tuple[int | None, int | None]
+"""Rows and columns of the blocks that a tensor is selected by; None is the whole dimension."""
 
 
 def check_density(density: float, caller: str) -> None:
     """Raises `ValueError` for a density outside (0, 1], `TypeError` for what is no number."""
-    if isinstance(density, bool) or not isinstance(density, numbers.Real):
-        raise TypeError(
-            f"{caller} expected a number as density, found {density!r}. It is the share of the "
-            "entries that is kept; 0.1 keeps one in ten."
-        )
-    if not 0 < density <= 1:
-        raise ValueError(
-            f"{caller} expected a density in (0, 1], found {density!r}. It is the share of the "
-            "entries that is kept; 0.1 keeps one in ten."
+    number = isinstance(density, numbers.Real) and not isinstance(density, bool)
+    if not number or not 0 < density <= 1:
+        raise (ValueError if number else TypeError)(
+            f"{caller} expected {'a density in (0, 1]' if number else 'a number as density'}, "
+            f"found {density!r}. It is the share that is kept; 0.1 keeps one in ten."
         )
 
 
@@ -38,6 +39,9 @@ def keeps_largest(
 ) -> Tensor:
     """The mask of `topk`, as a bool tensor shaped like `scores`.
 
+    To code that is compiled it is one operation, `torch.ops.masktorch.largest`, which takes the
+    density as a tensor: another one is another input, not another graph.
+
     Examples:
         >>> keeps_largest(torch.tensor([-3.0, 1.0, 2.0, 0.0]), 0.5)
         tensor([ True, False,  True, False])
@@ -45,9 +49,40 @@ def keeps_largest(
     if not isinstance(density, Tensor):
         check_density(density, "topk")
     if block is not None:
-        check_lengths(block)
-        _check_block(scores, block)
-    return largest_share(scores, density, absolute=absolute, block=block)
+        check_block(block, tuple(scores.shape))
+    scores = scores.detach()
+    if torch.compiler.is_compiling():
+        if not isinstance(density, Tensor):
+            density = torch.ones((), dtype=torch.float64, device="cpu") * density
+        rows, columns = block or (None, None)
+        return cast(Tensor, torch.ops.masktorch.largest(scores, density, absolute, rows, columns))
+    if block is None or not scores.numel():
+        k = count(float(density), scores.numel())
+        return whole(functools.partial(largest, k=k, absolute=absolute), scores)
+
+    def by_blocks(scores: Tensor) -> Tensor:
+        tiles = tiled(scores, block)
+        inner = tuple(range(2, tiles.dim()))
+        sizes = (tiles.abs() if absolute else tiles).mean(inner, dtype=torch.float64)
+        return _spread(largest(sizes, count(float(density), sizes.numel())), tiles, scores)
+
+    return whole(by_blocks, scores)
+
+
+def tiled(tensor: Tensor, block: Block) -> Tensor:
+    """A view by blocks: (blocks down, blocks across, rows, columns, kernel positions)."""
+    rows, columns = (
+        size if length is None else length
+        for length, size in zip(block, tensor.shape[:2], strict=True)
+    )
+    down, across = tensor.shape[0] // rows, tensor.shape[1] // columns
+    return tensor.view(down, rows, across, columns, *tensor.shape[2:]).transpose(1, 2)
+
+
+def _spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
+    """A number per block on the entries of the tensor `like`, of which `tiles` is the view."""
+    per_entry = per_block.view(*per_block.shape, *(1,) * (tiles.dim() - 2)).expand(tiles.shape)
+    return per_entry.transpose(1, 2).reshape(like.shape)
 
 
 def topk(
@@ -90,14 +125,15 @@ def topk(
             return _rank_rule(absolute, scores, weight, grad)
         dtype = torch.promote_types(scores.dtype, torch.float32)
         tiles = tiled((grad.to(dtype) * weight).expand(scores.shape), block)
-        mean = spread(tiles.mean(tuple(range(2, tiles.dim()))), tiles, scores).to(scores.dtype)
+        mean = _spread(tiles.mean(tuple(range(2, tiles.dim()))), tiles, scores).to(scores.dtype)
         return _rank_rule(absolute, scores, scores.new_ones(()), mean)
 
     return masked(weight, scores, rule, kept=kept)
 
 
 def keeps_n_of_m(scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = True) -> Tensor:
-    """The mask of `n_of_m`, as a bool tensor shaped like `scores`.
+    """The mask of `n_of_m`, as a bool tensor shaped like `scores`; to code that is compiled one
+    operation, `torch.ops.masktorch.largest_of_every`.
 
     Examples:
         >>> keeps_n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 1, 2)
@@ -106,11 +142,30 @@ def keeps_n_of_m(scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = Tru
     check_n_of_m(n, m)
     if scores.dim() < 2 or scores.shape[1] % m:
         raise ValueError(
-            f"{n} of every {m} entries along dimension 1 are kept: expected a shape of (rows, "
-            f"columns, ...) with columns a multiple of {m}, found {tuple(scores.shape)}. Choose an "
-            "m that divides them, or leave the tensor out."
+            f"{n} of every {m} along dimension 1 expected (rows, columns, ...) with columns a "
+            f"multiple of {m}, found {tuple(scores.shape)}: choose another m or leave it out."
         )
-    return largest_of_every(scores, n, m, absolute=absolute)
+    scores = scores.detach()
+    if torch.compiler.is_compiling():
+        return cast(Tensor, torch.ops.masktorch.largest_of_every(scores, n, m, absolute))
+
+    def of_rows(scores: Tensor) -> Tensor:
+        groups = torch.unflatten(scores.abs() if absolute else scores, 1, (-1, m))
+        groups = groups.movedim(2, 0).contiguous()
+        number = groups == groups
+        lost = torch.zeros_like(groups, dtype=torch.uint8 if m < 2**8 else torch.int32)
+        for apart in range(1, m):  # each pair in a group: one of them loses
+            wins = (groups[apart:] <= groups[:-apart]).logical_not_()
+            wins = as_number(wins.logical_and_(number[:-apart]), lost.dtype)
+            lost[:-apart] += wins
+            lost[apart:] += 1 - wins
+        return (lost < n).movedim(0, 2).flatten(1, 2)
+
+    def mask(scores: Tensor) -> Tensor:
+        rows = max(1, blocks.BLOCK * len(scores) // max(1, scores.numel()))
+        return torch.cat([of_rows(part) for part in torch.split(scores, rows)])
+
+    return whole(mask, scores)
 
 
 def n_of_m(
@@ -144,13 +199,12 @@ def n_of_m(
 
 
 def check_n_of_m(n: int, m: int) -> None:
-    """Raises `TypeError` or `ValueError` unless `1 <= n <= m`, both whole numbers."""
     for name, number in (("n", n), ("m", m)):
         if type(number) is not int:
             raise TypeError(f"n of m expected whole numbers, found {name}={number!r}.")
     if not 1 <= n <= m:
         raise ValueError(
-            f"n of m expected 1 <= n <= m, found n={n}, m={m}: n of every m entries are kept."
+            f"n of every m entries are kept: expected 1 <= n <= m, found n={n}, m={m}."
         )
 
 
@@ -159,8 +213,8 @@ def check_absolute(absolute: bool) -> None:
         raise TypeError(f"expected absolute to be True or False, found {absolute!r}.")
 
 
-def check_lengths(block: Block) -> None:
-    """Raises unless `block` is (rows, columns), whole numbers of which one may be None."""
+def check_block(block: Block, shape: tuple[int, ...] | None = None) -> None:
+    """Raises unless `block` is (rows, columns), at most one of them None, that tile the shape."""
     if (
         not isinstance(block, tuple)
         or len(block) != 2
@@ -168,21 +222,18 @@ def check_lengths(block: Block) -> None:
     ):
         raise TypeError(
             "expected block to be a pair (rows, columns) of whole numbers or None, such as "
-            f"(1, None) for whole output channels, found {block!r}."
+            f"(1, None) for output channels, found {block!r}."
         )
     if block == (None, None) or any(length is not None and length < 1 for length in block):
         raise ValueError(
-            "expected block to have positive rows and columns, one of which may be None for the "
-            f"whole dimension, found {block!r}."
+            f"expected block to have positive rows and columns, at most one None, found {block!r}."
         )
-
-
-def _check_block(scores: Tensor, block: Block) -> None:
-    shape = tuple(scores.shape)
+    if shape is None:
+        return
     if len(shape) < 2:
         raise ValueError(
-            f"blocks of {block} expected a tensor of two dimensions or more, found shape {shape}. "
-            "Leave the tensor out, or use an estimator without block for it."
+            f"blocks of {block} expected two dimensions or more, found shape {shape}: leave the "
+            "tensor out."
         )
     for name, length, size in zip(("rows", "columns"), block, shape[:2], strict=True):
         if length is not None and size % length:
@@ -204,3 +255,34 @@ def _rank_rule(absolute: bool, scores: Tensor, weight: Tensor, grad: Tensor) -> 
         return (g.to(scores.dtype),)
 
     return blockwise(product, scores, weight, grad)[0]
+
+
+def _largest(
+    scores: Tensor, density: Tensor, absolute: bool, rows: int | None, columns: int | None
+) -> Tensor:
+    block = None if rows is columns is None else (rows, columns)
+    mask = keeps_largest(scores, density, absolute=absolute, block=block)
+    return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
+
+
+def _largest_of_every(scores: Tensor, n: int, m: int, absolute: bool) -> Tensor:
+    mask = keeps_n_of_m(scores, n, m, absolute=absolute)
+    return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
+
+
+def _like_a_mask(scores: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.bool)
+
+
+if not hasattr(torch.ops.masktorch, "largest"):  # else this module is imported once more
+    for name, arguments, function in (
+        ("largest", "Tensor density, bool absolute, int? rows, int? columns", _largest),
+        ("largest_of_every", "int n, int m, bool absolute", _largest_of_every),
+    ):
+        torch.library.define(
+            f"masktorch::{name}",
+            f"(Tensor scores, {arguments}) -> Tensor",
+            tags=(torch.Tag.pt2_compliant_tag,),
+        )
+        torch.library.impl(f"masktorch::{name}", "default", function)
+        torch.library.register_fake(f"masktorch::{name}", _like_a_mask)

@@ -7,18 +7,16 @@ value that is not a number counts as the largest of all, and -0.0 equals 0.0.
 import functools
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from masktorch import blocks
 from masktorch.blocks import blockwise, is_plain
-
-Block = tuple[int | None, int | None]
-"""Rows and columns of the blocks that a tensor is selected by; None is the whole dimension."""
 
 
 def select_above(weight: Tensor, margin: Tensor, at: float) -> Tensor:
@@ -78,108 +76,49 @@ def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return parted(function(*map(gathered, tensors)), tensors[0])
 
 
-def largest_share(
-    scores: Tensor, density: float | Tensor, *, absolute: bool, block: Block | None
-) -> Tensor:
-    """The mask of the share `density` of the entries, or of the blocks, that have the largest
-    (absolute) scores. To code that is compiled it is one operation, `torch.ops.masktorch.largest`,
-    which takes the density as a tensor: another one is another input, not another graph."""
-    scores = scores.detach()
-    if torch.compiler.is_compiling():
-        if not isinstance(density, Tensor):
-            density = torch.ones((), dtype=torch.float64, device="cpu") * density
-        return cast(
-            Tensor, torch.ops.masktorch.largest(scores, density, absolute, *(block or (None, None)))
-        )
-    if block is None or not scores.numel():
-        k = count(float(density), scores.numel())
-        return whole(functools.partial(largest, k=k, absolute=absolute), scores)
-
-    def by_blocks(scores: Tensor) -> Tensor:
-        tiles = tiled(scores, block)
-        inner = tuple(range(2, tiles.dim()))
-        sizes = (tiles.abs() if absolute else tiles).mean(inner, dtype=torch.float64)
-        return spread(largest(sizes, count(float(density), sizes.numel())), tiles, scores)
-
-    return whole(by_blocks, scores)
-
-
-def tiled(tensor: Tensor, block: Block) -> Tensor:
-    """A view by blocks: (blocks down, blocks across, rows, columns, kernel positions)."""
-    rows, columns = (
-        size if length is None else length
-        for length, size in zip(block, tensor.shape[:2], strict=True)
-    )
-    down, across = tensor.shape[0] // rows, tensor.shape[1] // columns
-    return tensor.view(down, rows, across, columns, *tensor.shape[2:]).transpose(1, 2)
-
-
-def spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
-    """A number per block on the entries of the tensor `like`, of which `tiles` is the view."""
-    per_entry = per_block.view(*per_block.shape, *(1,) * (tiles.dim() - 2)).expand(tiles.shape)
-    return per_entry.transpose(1, 2).reshape(like.shape)
-
-
-def largest_of_every(scores: Tensor, n: int, m: int, *, absolute: bool) -> Tensor:
-    """The mask of the `n` largest of every `m` consecutive entries along dimension 1; to code that
-    is compiled one operation, `torch.ops.masktorch.largest_of_every`."""
-    if torch.compiler.is_compiling():
-        scores = scores.detach()
-        return cast(Tensor, torch.ops.masktorch.largest_of_every(scores, n, m, absolute))
-
-    def of_rows(scores: Tensor) -> Tensor:
-        groups = torch.unflatten(scores.abs() if absolute else scores, 1, (-1, m))
-        groups = groups.movedim(2, 0).contiguous()
-        number = groups == groups
-        lost = torch.zeros_like(groups, dtype=torch.uint8 if m < 2**8 else torch.int32)
-        for apart in range(1, m):  # each pair in a group: one of them loses
-            wins = (groups[apart:] <= groups[:-apart]).logical_not_()
-            wins = as_number(wins.logical_and_(number[:-apart]), lost.dtype)
-            lost[:-apart] += wins
-            lost[apart:] += 1 - wins
-        return (lost < n).movedim(0, 2).flatten(1, 2)
-
-    def mask(scores: Tensor) -> Tensor:
-        rows = max(1, blocks.BLOCK * len(scores) // max(1, scores.numel()))
-        return torch.cat([of_rows(part) for part in torch.split(scores, rows)])
-
-    return whole(mask, scores.detach())
-
-
-_Key = tuple[int, torch.dtype, int, int, bool]
+_Key = tuple[Any, ...]
 _outside: dict[_Key, float] = {}
-"""The largest value that stayed outside, of the last selections by `largest`: guesses."""
+"""The largest value that stayed outside, of the last selections: guesses."""
 _OUTSIDE = 1024  # of them at most
 
 
 def largest(values: Tensor, k: int, *, absolute: bool = False) -> Tensor:
-    """The mask of the `k` largest entries, or the `k` of the largest magnitudes.
-
-    Whatever value stayed outside last time: if exactly `k` entries exceed it now, they are the `k`
-    largest. So where nothing changed one pass finds the mask and proves it.
-    """
+    """The mask of the `k` largest entries, or the `k` of the largest magnitudes."""
     values = values.detach()
     if k >= values.numel():
         return torch.ones_like(values, dtype=torch.bool)
     if values.device.type != "cpu" or not is_plain(values):
         return _largest_by_order(values, k, absolute)
-    key = _key(values, k, absolute)
+    return largest_of([values], k, absolute=absolute)[0]
+
+
+def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> list[Tensor]:
+    """The masks of the `k` largest entries of all tensors together, of equal ones those of the
+    earlier tensor.
+
+    Whatever value stayed outside last time: if exactly `k` entries exceed it now, they are the `k`
+    largest. So where nothing changed one pass finds the masks and proves them.
+    """
+    tensors = [values.detach() for values in tensors]
+    if k >= sum(values.numel() for values in tensors):
+        return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
+    key = _key(tensors, k, absolute)
     at = _outside.get(key)
-    mask = None if at is None else _largest_beyond(at, values, k, absolute)
-    if mask is None:
-        at = _next_largest(values, k, absolute)
-        mask = cast(Tensor, _largest_beyond(at, values, k, absolute))
+    masks = None if at is None else _beyond(at, tensors, k, absolute)
+    if masks is None:
+        at = _next_largest(tensors, k, absolute)
+        masks = cast(list[Tensor], _beyond(at, tensors, k, absolute))
         if len(_outside) >= _OUTSIDE:
             _outside.clear()
         _outside[key] = at
-    return mask
+    return masks
 
 
 def select_largest(weight: Tensor, values: Tensor, k: int, *, absolute: bool) -> Tensor:
     """`weight` under the mask of `largest`, in one pass if what stayed outside last time proves to
     be outside still."""
     values = values.detach()
-    if is_plain(values) and (at := _outside.get(_key(values, k, absolute))) is not None:
+    if is_plain(values) and (at := _outside.get(_key([values], k, absolute))) is not None:
         outside = 0
 
         def product(weight: Tensor, values: Tensor) -> tuple[Tensor]:
@@ -194,45 +133,80 @@ def select_largest(weight: Tensor, values: Tensor, k: int, *, absolute: bool) ->
     return select(weight, largest(values, k, absolute=absolute))
 
 
-def _key(values: Tensor, k: int, absolute: bool) -> _Key:
-    return values.data_ptr(), values.dtype, values.numel(), k, absolute
+def _key(tensors: Sequence[Tensor], k: int, absolute: bool) -> _Key:
+    return k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
 
 
-def _next_largest(values: Tensor, k: int, absolute: bool) -> float:
-    """The largest of the values that are not the `k` largest."""
-    dtype = torch.promote_types(values.dtype, torch.float32)  # numpy has no bfloat16
-    copy = torch.empty(values.shape, dtype=dtype, device="cpu").copy_(values).numpy().reshape(-1)
-    if absolute:
-        np.abs(copy, out=copy)
-    place = copy.size - k - 1
-    copy.partition(place)
-    return float(copy[place])
+def _common(tensors: Sequence[Tensor]) -> torch.dtype:
+    return functools.reduce(torch.promote_types, (values.dtype for values in tensors))
 
 
-def _largest_beyond(at: float, values: Tensor, k: int, absolute: bool) -> Tensor | None:
-    """The mask of the `k` largest if they are those beyond `at` and the first equal to it."""
+_SAMPLE = 2**16
+"""Entries of a sample by which the others are passed over; all are taken where they are few."""
 
-    def beyond(values: Tensor) -> tuple[Tensor]:
-        return (exceeds(values.abs() if absolute else values, at),)
 
-    def equal(values: Tensor) -> tuple[Tensor]:
-        return (
-            values != values if math.isnan(at) else (values.abs() if absolute else values) == at,
-        )
+def _next_largest(tensors: Sequence[Tensor], k: int, absolute: bool) -> float:
+    """The largest of the values that are not the `k` largest.
+
+    A sorted sample says between which two values it most likely lies. Only what is between them is
+    copied, the rest is counted, which shows whether it does.
+    """
+    entries = sum(values.numel() for values in tensors)
+    place = entries - k - 1  # from below, what is not a number at the top
+    stride = (entries - 1) // _SAMPLE + 1
+    low, high = -math.inf, math.nan  # no bounds
+    if stride > 1:
+        sample = np.sort(np.concatenate(list(_parts(tensors, absolute, stride))))
+        at, margin = place * sample.size // entries, 4 * math.isqrt(_SAMPLE)
+        low = sample[at - margin] if at >= margin else low
+        high = sample[at + margin] if at + margin < sample.size else high
+    below, between = 0, []
+    for part in _parts(tensors, absolute):
+        under = part < low
+        below += int(np.count_nonzero(under))
+        between.append(part[~under if math.isnan(high) else ~under & (part <= high)])
+    near = np.concatenate(between)
+    if not 0 <= place - below < near.size:  # an unlucky sample
+        near, below = np.concatenate(list(_parts(tensors, absolute))), 0
+    near.partition(place - below)
+    return float(near[place - below])
+
+
+def _parts(
+    tensors: Sequence[Tensor], absolute: bool, stride: int = 1
+) -> Iterator[npt.NDArray[Any]]:
+    """Every `stride`-th entry (its magnitude), by blocks, in a dtype that numpy has and all fit."""
+    dtype = torch.promote_types(_common(tensors), torch.float32)
+    for values in tensors:
+        for (block,) in blocks.blocks(values):
+            part = block.reshape(-1)[::stride].to("cpu", dtype)
+            yield (part.abs() if absolute else part).numpy()
+
+
+def _beyond(at: float, tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tensor] | None:
+    """The masks of the `k` largest if they are those beyond `at` and the first equal to it."""
+    dtype = _common(tensors)
+
+    def compared(compare: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        def by_block(block: Tensor) -> tuple[Tensor]:
+            return (compare((block.abs() if absolute else block).to(dtype)),)
+
+        return blockwise(by_block, values)[0]
 
     if math.isnan(at):  # nothing is beyond
-        mask = torch.zeros_like(values, dtype=torch.bool)
+        masks = [torch.zeros_like(values, dtype=torch.bool) for values in tensors]
     else:
-        (mask,) = blockwise(beyond, values)
-    missing = k - int(torch.count_nonzero(mask))
-    if missing > 0:
-        (equals,) = blockwise(equal, values)
-        missing -= keep_first(equals := equals.flatten(), missing)
-        mask.logical_or_(equals.view(mask.shape))
-    return mask if missing == 0 else None
+        masks = [compared(lambda v: exceeds(v, at), values) for values in tensors]
+    missing = k - sum(int(torch.count_nonzero(mask)) for mask in masks)
+    for values, mask in zip(tensors, masks, strict=True):
+        if missing > 0:
+            equal = compared(lambda v: v != v if math.isnan(at) else v == at, values).flatten()
+            missing -= _keep_first(equal, missing)
+            mask.logical_or_(equal.view(mask.shape))
+    return masks if missing == 0 else None
 
 
-def keep_first(mask: Tensor, number: int) -> int:
+def _keep_first(mask: Tensor, number: int) -> int:
     """Leaves of a flat mask the first `number` entries; returns how many it had of those."""
     found = 0
     for part in torch.split(mask, blocks.BLOCK):
@@ -250,34 +224,3 @@ def _largest_by_order(values: Tensor, k: int, absolute: bool) -> Tensor:
     order = flat.argsort(descending=True, stable=True)
     mask = torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], True)
     return mask.view(values.shape)
-
-
-def _largest(
-    scores: Tensor, density: Tensor, absolute: bool, rows: int | None, columns: int | None
-) -> Tensor:
-    block = None if rows is columns is None else (rows, columns)
-    mask = largest_share(scores, density, absolute=absolute, block=block)
-    return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
-
-
-def _largest_of_every(scores: Tensor, n: int, m: int, absolute: bool) -> Tensor:
-    mask = largest_of_every(scores, n, m, absolute=absolute)
-    return torch.empty_like(scores, dtype=torch.bool).copy_(mask)
-
-
-def _like_a_mask(scores: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.bool)
-
-
-if not hasattr(torch.ops.masktorch, "largest"):  # else this module is imported once more
-    for name, arguments, function in (
-        ("largest", "Tensor density, bool absolute, int? rows, int? columns", _largest),
-        ("largest_of_every", "int n, int m, bool absolute", _largest_of_every),
-    ):
-        torch.library.define(
-            f"masktorch::{name}",
-            f"(Tensor scores, {arguments}) -> Tensor",
-            tags=(torch.Tag.pt2_compliant_tag,),
-        )
-        torch.library.impl(f"masktorch::{name}", "default", function)
-        torch.library.register_fake(f"masktorch::{name}", _like_a_mask)

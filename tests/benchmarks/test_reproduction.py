@@ -230,10 +230,12 @@ def test_supermasks(write):
     text = write(supermasks=[
         *seeds("mask", (0.97, 0.98), lr=0.1, **LENET),
         *seeds("mask", (0.5,), lr=0.1, rescale=True, **LENET),
+        *seeds("mask", (0.6,), **LENET),
     ])  # fmt: skip
     (base,) = cells(text, "lenet-300-100", "epochs 2, lr 0.1")
     assert base[4:5] + base[6:8] == ["97.50 (97.00 to 98.00)", "98.0", "-"]
     assert cells(text, "lenet-300-100", "the same, but rescale True")[0][4] == "50.00"
+    assert cells(text, "lenet-300-100", "the same, but lr 0.01")[0][4] == "60.00"
     published = json.loads((DOCS.parent / "benchmarks/pages/published.json").read_text())
     assert published["networks"].keys() == OF_ONE_SIZE.keys()
 

@@ -178,10 +178,18 @@ def test_precision(precision, monkeypatch):
     assert dtypes == [getattr(torch, precision)]
 
 
-def test_inference_is_a_forward():
-    """Without gradients, in eval mode, and every contestant that has a mask gives the same."""
+def test_inference_is_a_forward(monkeypatch):
+    """In eval mode with nothing that trains; unwrapped, a frozen mask computes the same."""
+    models, make = {}, dict(steps.CONTESTANTS)
+    for name in steps.ENTERED["inference"]:
+        monkeypatch.setitem(
+            steps.CONTESTANTS, name, lambda m, n=name: models.setdefault(n, make[n](m))
+        )
     case = replace(LENET, mode="inference")
     found = {name: steps.training_step(case, name, CPU)() for name in steps.ENTERED["inference"]}
+    for model in models.values():
+        assert not model.training
+        assert not any(p.requires_grad for p in model.parameters())
     assert not any(logits.requires_grad for logits in found.values())
     torch.testing.assert_close(found["frozen mask"], found["unwrapped"])
     assert not torch.allclose(found["plain"], found["unwrapped"])
