@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean
 
@@ -109,3 +110,47 @@ def test_the_numbers_of_the_home_page_are_those_measured():
     assert f"has {tuned[0]['bytes'] / 1e6:.1f} MB, [at " in text
     assert f"[at {mean(row['accuracy'] for row in tuned):.1%}]".replace("%", " %") in text
     assert f"**{cost:.2f}** of the time" in text
+
+
+def steps(model, optimiser, n=30):
+    for _ in range(n):
+        optimiser.zero_grad()
+        model(torch.ones(8, 4)).sum().backward()
+        optimiser.step()
+
+
+def learned(*, eval_mode=False, before=False, lr=0.1, used=False):
+    """Whether training moved the mask of a layer, whose bias trains too."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    masktorch.wrap(model)
+    if not before:
+        optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    model.train(not eval_mode)
+    with masktorch.using(model, masktorch.masks(model)) if used else nullcontext():
+        steps(model, optimiser)
+    return masktorch.report(model).masked > 0
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{}, {"eval_mode": True}, {"before": True}, {"lr": 5e-5}, {"used": True}],
+    ids=str,
+)
+def test_why_a_mask_does_not_move(mistake):
+    assert learned(**mistake) == (not mistake)
+
+
+def test_an_optimiser_of_scores_does_not_train_weights():
+    model = masktorch.wrap(nn.Linear(4, 3))
+    optimiser = torch.optim.Adam(masktorch.mask_parameters(model), lr=0.1)
+    masktorch.freeze_weights(masktorch.freeze_mask(model), False)
+    before = [p.clone() for p in model.parameters()]
+    steps(model, optimiser)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_equal_scores_keep_the_first_entries():
+    model = masktorch.wrap(nn.Linear(4, 2), masktorch.TopK(0.5), init=1.0)
+    assert masktorch.masks(model)["weight"].tolist() == [[True] * 4, [False] * 4]
