@@ -10,6 +10,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
 from benchmarks.experiment import arms as experiment
+from benchmarks.experiment import parallel
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.download import download as fetch
 from benchmarks.experiment.results import read_results
@@ -73,14 +74,18 @@ def run(
         output: Folder for results and checkpoints.
     """
     chosen = arms.split(",")
-    for path in experiment.run(configuration, chosen, data_dir, output, device, command_line()):
-        print(path)
+    with parallel.processes(device):
+        for path in experiment.run(configuration, chosen, data_dir, output, device, command_line()):
+            print(path)
 
 
 @app.command
 def study(
     name: Positional[str],
     dry_run: bool = False,
+    cluster: bool = False,
+    cpus: float = 1,
+    gpus: float = 0,
     device: str = "auto",
     data_dir: Path = DATA,
     output: Path = studies.RESULTS,
@@ -90,13 +95,23 @@ def study(
     Args:
         name: Of the study; an unknown one prints them all.
         dry_run: Print the commands and how long each should take, and run nothing.
+        cluster: Each run a job of the Ray cluster this machine is in, or else of a small one of
+            its own. docs/cluster.md has how.
+        cpus: Of each job.
+        gpus: Of each job; 0.5 puts two on one.
         device: cpu, cuda, cuda:1, ...; auto: cuda where there is one.
         data_dir: Folder of the data sets.
         output: Folder of the study's folder.
     """
     chosen = catalogue.study(name)
     if not dry_run:
-        for path in studies.run(chosen, data_dir, output, device):
+        if cluster:
+            from benchmarks.studies import cluster as engine  # asks for the extra `cluster`
+
+            paths = engine.run(chosen, data_dir, output, device, cpus, gpus)
+        else:
+            paths = studies.run(chosen, data_dir, output, device)
+        for path in paths:
             print(path)
         return
     missing = chosen.missing(output)

@@ -11,7 +11,7 @@ from torch import nn
 import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
-from benchmarks.experiment import masks
+from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.configuration import (
     ARMS,
     MASKED,
@@ -62,7 +62,8 @@ def run(
             "which takes convolutions about ten times as long as float32.",
             stacklevel=2,
         )
-    origin = environment(device)  # before training: the checkout may move on meanwhile
+    # before training: the checkout may move on meanwhile
+    origin = environment(device) | {"processes": parallel.size()}
     data = images(options, data_dir).to(device)
     paths = []
     with progress_bar(
@@ -73,7 +74,7 @@ def run(
             if path is None:
                 path = output / f"{configuration.name}.json"
                 model, history, again = _train(configuration, data, path, whole_run)
-                Result(
+                result = Result(
                     configuration=configuration,
                     estimator=masks.described(configuration),
                     epochs=history,
@@ -81,8 +82,11 @@ def run(
                     environment=origin,
                     command=command,
                     recalibrated=again,
-                ).write(path)
-                _checkpoint(path).unlink()
+                )
+                if parallel.rank() == 0:
+                    result.write(path)
+                    _checkpoint(path).unlink()
+                parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
             else:
                 whole_run.write(f"{configuration.arm}: skipped, {path} is there already")
                 whole_run.total -= configuration.epochs
@@ -105,6 +109,8 @@ def _train(
         masks.load(model, best_state, configuration)
         again["best"] = recalibrated(model, data, configuration)
     masks.load(model, best_state, configuration)
+    if parallel.rank() > 0:
+        return model, history, again
     with replacing(states_of(path)) as partial:
         torch.save(best_state, partial)
     if configuration.arm == "mask":

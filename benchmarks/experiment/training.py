@@ -2,11 +2,13 @@
 epoch."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +20,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 import masktorch
 from benchmarks.atomic import replacing
-from benchmarks.experiment import masks
+from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.augmentation import augment, scale
 from benchmarks.experiment.configuration import STARTS_FROM, Configuration
 from benchmarks.experiment.data import Dataset, Split
@@ -26,9 +28,16 @@ from benchmarks.experiment.data import Dataset, Split
 ADAM_EPSILON = 1e-7  # Keras's
 EVALUATION_BATCH = 1000
 
-# disable=None: none where there is no terminal; the line an epoch leaves is enough for a log.
+# None where there is no terminal; the line an epoch leaves is enough for a log. Of the processes of
+# torchrun, RANK 0 has it.
 Bar: TypeAlias = "tqdm[Any]"
-progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=None, file=sys.stderr)
+progress_bar = partial(
+    tqdm,
+    mininterval=0.5,
+    dynamic_ncols=True,
+    disable=os.environ.get("RANK", "0") != "0" or None,
+    file=sys.stderr,
+)
 
 
 @dataclass(frozen=True)
@@ -145,17 +154,16 @@ def train(
         )
         if best_epoch(history, configuration) is history[-1]:
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
-        with replacing(checkpoint) as path:
-            torch.save(
-                {
-                    "configuration": asdict(configuration),
-                    "model": model.state_dict(),
-                    "optimiser": optimiser.state_dict(),
-                    "history": [asdict(epoch) for epoch in history],
-                    "best_state": best_state,
-                },
-                path,
-            )
+        if parallel.rank() == 0:
+            state = {
+                "configuration": asdict(configuration),
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "history": [asdict(epoch) for epoch in history],
+                "best_state": best_state,
+            }
+            with replacing(checkpoint) as path:
+                torch.save(state, path)
         whole_run.write(
             f"{label}: train {train_accuracy:.4f}, test {test_accuracy:.4f}, lr {lr:.0e}, "
             f"{seconds:.1f} s"
@@ -177,21 +185,24 @@ def train_epoch(
     torch.manual_seed(seed)  # for stochastic masks
     totals = torch.zeros(2, device=split.images.device)
     seen = 0
-    model.train()
+    network = parallel.over_all(model)  # anew: a density may have changed
+    network.train()
     with progress_bar(
         total=len(split.labels), desc=label, unit="img", position=1, leave=False
     ) as bar:
         for inputs, labels in batches(split, configuration, seed):
-            loss, correct = _loss_and_hits(model, inputs, labels, configuration.precision)
+            images, classes, weight = parallel.part(inputs, labels)
+            loss, correct = _loss_and_hits(network, images, classes, configuration.precision)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            (loss * weight).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            totals += torch.stack([loss.detach() * len(labels), correct])
+            totals += torch.stack([loss.detach() * len(classes), correct])
             seen += len(labels)
             if bar.update(len(labels)):  # reading the totals waits for the device: only when shown
                 mean_loss, accuracy = (totals / seen).tolist()
                 bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
-    mean_loss, accuracy = (totals / seen).tolist()
+    parallel.same_buffers(model)
+    mean_loss, accuracy = (parallel.add_up(totals) / seen).tolist()
     return mean_loss, accuracy
 
 
@@ -215,15 +226,12 @@ def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tu
     """Mean loss and accuracy in eval mode: deterministic masks, running batch-norm averages."""
     model.eval()
     totals = torch.zeros(2, device=split.images.device)
-    for images, labels in zip(
-        torch.split(split.images, EVALUATION_BATCH),
-        torch.split(split.labels, EVALUATION_BATCH),
-        strict=True,
-    ):
+    pairs = zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True)
+    for images, labels in islice(pairs, parallel.rank(), None, parallel.size()):
         inputs = scale(images, configuration.faithful_scaling)
         loss, correct = _loss_and_hits(model, inputs, labels, configuration.precision)
         totals += torch.stack([loss * len(labels), correct])
-    mean_loss, accuracy = (totals / len(split.labels)).tolist()
+    mean_loss, accuracy = (parallel.add_up(totals) / len(split.labels)).tolist()
     return mean_loss, accuracy
 
 

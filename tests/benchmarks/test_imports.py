@@ -24,7 +24,7 @@ ROOMS = {
         ["configuration", "augmentation"],
         ["data", "download"],
         ["networks"],
-        ["masks"],
+        ["masks", "parallel"],
         ["training"],
         ["results"],
         ["arms"],
@@ -38,7 +38,7 @@ ROOMS = {
     ],
     "studies": [
         ["categorical", "estimate", "study"],
-        ["blog", "which_estimator"],
+        ["blog", "cluster", "which_estimator"],
         ["blog_small", "demo", "earlier", "supermasks", "tickets"],
         ["catalogue"],
     ],
