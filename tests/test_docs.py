@@ -3,16 +3,20 @@
 import inspect
 import json
 import re
+import textwrap
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import mean
 
 import pytest
+import torch
+from torch import nn
 
 import masktorch
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -20,8 +24,24 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text, namespace = page.read_text(), {"__name__": "page"}
     for block in BLOCK.finditer(text):
-        lines_before = text.count("\n", 0, block.start(1))
-        exec(compile("\n" * lines_before + block[1], str(page), "exec"), namespace)
+        lines_before = text.count("\n", 0, block.start(2))
+        code = textwrap.dedent(block[2])  # a box indents its code
+        exec(compile("\n" * lines_before + code, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", ["maskfiles", "recipes/many_tasks", "recipes/federated"])
+def test_the_boxed_loop_holds_the_averages_of_batch_norm(page):
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    (loop,) = [block[2] for block in BLOCK.finditer(text) if "_BatchNorm" in block[2]]
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout())
+    masktorch.wrap(model.requires_grad_(False)).train()
+    exec(textwrap.dedent(loop), {"model": model, "nn": nn})
+    before = {name: tensor.clone() for name, tensor in model.named_buffers()}
+    model(torch.randn(4, 1, 5, 5) + 3).sum().backward()
+    assert model[0].parametrizations.weight.scores.grad.any()  # the masks learn all the same
+    assert model[3].training
+    for name, tensor in model.named_buffers():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_every_test_that_works_with_names_is_there():
@@ -90,3 +110,47 @@ def test_the_numbers_of_the_home_page_are_those_measured():
     assert f"has {tuned[0]['bytes'] / 1e6:.1f} MB, [at " in text
     assert f"[at {mean(row['accuracy'] for row in tuned):.1%}]".replace("%", " %") in text
     assert f"**{cost:.2f}** of the time" in text
+
+
+def steps(model, optimiser, n=30):
+    for _ in range(n):
+        optimiser.zero_grad()
+        model(torch.ones(8, 4)).sum().backward()
+        optimiser.step()
+
+
+def learned(*, eval_mode=False, before=False, lr=0.1, used=False):
+    """Whether training moved the mask of a layer, whose bias trains too."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    masktorch.wrap(model)
+    if not before:
+        optimiser = torch.optim.Adam(model.parameters(), lr=lr)
+    model.train(not eval_mode)
+    with masktorch.using(model, masktorch.masks(model)) if used else nullcontext():
+        steps(model, optimiser)
+    return masktorch.report(model).masked > 0
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [{}, {"eval_mode": True}, {"before": True}, {"lr": 5e-5}, {"used": True}],
+    ids=str,
+)
+def test_why_a_mask_does_not_move(mistake):
+    assert learned(**mistake) == (not mistake)
+
+
+def test_an_optimiser_of_scores_does_not_train_weights():
+    model = masktorch.wrap(nn.Linear(4, 3))
+    optimiser = torch.optim.Adam(masktorch.mask_parameters(model), lr=0.1)
+    masktorch.freeze_weights(masktorch.freeze_mask(model), False)
+    before = [p.clone() for p in model.parameters()]
+    steps(model, optimiser)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_equal_scores_keep_the_first_entries():
+    model = masktorch.wrap(nn.Linear(4, 2), masktorch.TopK(0.5), init=1.0)
+    assert masktorch.masks(model)["weight"].tolist() == [[True] * 4, [False] * 4]

@@ -287,6 +287,51 @@ def test_a_trainer_resumes_to_the_same_numbers(build, number, estimator, tokens,
     assert equal(whole, resumed)
 
 
+def blocks(module_name, module):
+    return ["weight"] if isinstance(module, Conv1D) else []
+
+
+def resume(saved, other, tokens, folder):
+    trainer(saved, folder, tokens).train()
+    trainer(other, folder / "again", tokens).train(
+        resume_from_checkpoint=str(folder / "checkpoint-3")
+    )
+
+
+def test_resuming_without_wrap_is_an_error_if_all_else_is_frozen(tokens, tmp_path):
+    saved = masktorch.wrap(gpt2().requires_grad_(False), targets=blocks)
+    with pytest.raises(ValueError, match="parameter group"):
+        resume(saved, gpt2(), tokens, tmp_path)
+
+
+def test_resuming_without_wrap_else_trains_an_unmasked_model(tokens, tmp_path, caplog):
+    """As many weights train as there were scores, so that the optimiser's state fits."""
+    plain = gpt2()
+    logger = "transformers.trainer"
+    with caplog.at_level("WARNING", logger=logger):
+        resume(masktorch.wrap(gpt2()), plain, tokens, tmp_path)
+    assert "unexpected keys" in caplog.text
+    with pytest.raises(ValueError, match="nothing"):
+        masktorch.masks(plain)
+
+
+def test_resuming_in_another_phase_warns_and_goes_on(tokens, tmp_path):
+    """What the page warns of: the optimiser's state of the scores becomes that of the weights."""
+    saved, other = (masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2))
+    with pytest.warns(UserWarning, match="mask_frozen"):
+        resume(saved, phase(other, 1), tokens, tmp_path)
+
+
+def test_resuming_where_more_learns_is_an_error_after_the_warning(tokens, tmp_path):
+    saved, other = (masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2))
+    masktorch.freeze_weights(other, False)
+    with (
+        pytest.warns(UserWarning, match="weights_frozen"),
+        pytest.raises(ValueError, match="parameter group"),
+    ):
+        resume(saved, other, tokens, tmp_path)
+
+
 def test_the_next_phase_wants_a_new_trainer(tokens, tmp_path):
     model = masked(gpt2)
     weight = model.transformer.h[0].attn.c_attn.parametrizations.weight.original
@@ -348,6 +393,16 @@ def test_a_checkpoint_of_peft_has_no_masks(tmp_path):
     assert saved
     assert all("lora_" in name for name in saved)
     assert any(name.endswith(".scores") for name in model.state_dict())
+
+
+def test_what_modules_to_save_replaces_is_masked_and_gets_no_gradient(tokens):
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["mlp"])
+    model = masktorch.wrap(peft.get_peft_model(llama(), lora))
+    names = [name for name in masktorch.masks(model) if ".original_module." in name]
+    assert names
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    for name, scores in masktorch.named_mask_parameters(model):
+        assert (scores.grad is None) == (name in names), name
 
 
 @pytest.mark.parametrize(
