@@ -9,7 +9,7 @@ demo: .venv/benchmarks
 	$(BIN)/python -m benchmarks
 
 test: .venv/installed
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
 
 lint: .venv/installed
 	$(BIN)/ruff check
