@@ -503,6 +503,7 @@ def test_compiled_models_have_the_same_masks_and_gradients(dynamo, estimator, ba
     torch.testing.assert_close(compiled.eval()(X), model(X))
 
 
+@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="it compiles a graph a density")
 @pytest.mark.parametrize(
     ("options", "backend", "dynamic"),
     [

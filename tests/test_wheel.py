@@ -107,4 +107,5 @@ def test_the_suite_passes_from_the_unpacked_folder_against_the_wheel(built, tmp_
     wheels = {"PYTHONPATH": str(site)}
     assert run(tmp_path / "where.py", **wheels) == str(site / "masktorch" / "__init__.py")
     options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "tests"]
+    options += ["--ignore", "tests/benchmarks"]  # which are no part of the wheel
     assert " passed" in run("-m", "pytest", *options, cwd=unpacked, **wheels)
