@@ -154,3 +154,26 @@ def test_an_optimiser_of_scores_does_not_train_weights():
 def test_equal_scores_keep_the_first_entries():
     model = masktorch.wrap(nn.Linear(4, 2), masktorch.TopK(0.5), init=1.0)
     assert masktorch.masks(model)["weight"].tolist() == [[True] * 4, [False] * 4]
+
+
+def test_the_starts_of_the_estimators_page_are_those_of_the_result_files():
+    text = (ROOT / "docs" / "estimators.md").read_text()
+    names = {
+        "threshold": "Threshold",
+        "bernoulli": "Bernoulli",
+        "intermediate": "IntermediateSampling",
+    }
+    found = {}
+    for path in sorted((ROOT / "benchmarks" / "results" / "starts").glob("*.json")):
+        run = json.loads(path.read_text())
+        c = run["configuration"]
+        key = names[c["estimator"]], c["init"], c["lr"]
+        found.setdefault(key, []).append(100 * run["last"]["test_accuracy"])
+        assert run["environment"]["commit"].startswith("e2e11a6")
+    for (name, start, lr), values in found.items():
+        (line,) = re.findall(rf"^\| `{name}\(\)` \| {start:g} \| (.*) \|$", text, re.MULTILINE)
+        cell = line.split(" | ")[(0.01, 0.03, 0.1, 0.3, 1.0).index(lr)]
+        mean, *spread = (float(number) for number in re.findall(r"[\d.]+", cell))
+        assert mean == round(sum(values) / len(values), 1)
+        assert spread == ([round(min(values), 1), round(max(values), 1)] if spread else [])
+        assert bool(spread) == (len(values) > 1)

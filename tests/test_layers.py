@@ -90,7 +90,7 @@ def test_scores_start_where_init_says():
 
     assert scores().dtype == torch.bfloat16
     assert scores().unique().tolist() == [1.0]
-    assert scores(estimator=Bernoulli()).unique().tolist() == [1.0]
+    assert scores(estimator=Bernoulli()).unique().tolist() == [3.0]
     assert scores(estimator=Piggyback()).unique().item() == pytest.approx(0.01, rel=1e-2)
     for threshold in (1.0, -1.0, 100.0):
         assert (scores(estimator=Piggyback(threshold)) > threshold).all()

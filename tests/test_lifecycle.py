@@ -230,7 +230,7 @@ def test_set_masks_gives_exactly_the_mask_and_moves_only_what_it_must():
 
 
 def test_set_masks_decides_scores_that_stand_on_the_threshold():
-    layer = masktorch.wrap(nn.Linear(2, 1), Bernoulli())
+    layer = masktorch.wrap(nn.Linear(2, 1), Bernoulli(), init=0.0)
     masktorch.set_masks(layer, {"weight": torch.tensor([[True, False]])})
     assert layer.parametrizations.weight.scores.tolist() == [[1.0, -1.0]]
 

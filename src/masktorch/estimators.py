@@ -126,8 +126,9 @@ class Threshold(_Probability):
 class Bernoulli(_Probability):
     """Bernoulli samples, gradient of the expectation: see `masktorch.functional.bernoulli`.
 
-    `tau` is the threshold of the deterministic mask only. Scores start at 1.0, or 1 above another
-    threshold. Raises `ValueError` for a `tau` outside (0, 1).
+    `tau` is the threshold of the deterministic mask only. Scores start at 3.0, or 3 above another
+    threshold. Usual training: Adam, learning rate 0.3. Raises `ValueError` for a `tau` outside
+    (0, 1).
 
     Examples:
         >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
@@ -135,6 +136,10 @@ class Bernoulli(_Probability):
     """
 
     tau: float = 0.5
+
+    @property
+    def init(self) -> float:
+        return self.at + 3.0
 
     def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.bernoulli(scores, weight=weight)
