@@ -301,3 +301,19 @@ def test_what_schedules_refuse(schedule):
     ):
         with pytest.raises(exception, match=re.escape(message)):
             schedule(*arguments)
+
+
+def test_scores_of_one_byte_are_refused():
+    scores = {"a": torch.randn(4).to(torch.float8_e4m3fn)}
+    for density in (0.5, {"a": 0.5}):
+        with pytest.raises(TypeError, match=r"floating-point scores for 'a', found torch.float8"):
+            masktorch.keep_largest(scores, density)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("allocate", [masktorch.budget.overall, masktorch.budget.erk])
+def test_a_tensor_without_entries_is_masked_but_has_no_budget(allocate):
+    layers = torch.nn.Linear(4, 0), torch.nn.Linear(4, 3)
+    model = masktorch.wrap(torch.nn.ModuleList(layers), masktorch.TopK())
+    with pytest.raises(ValueError, match=r"found no entries in '0.weight'"):
+        allocate(model, 0.5)

@@ -329,3 +329,11 @@ def test_soft_masks_are_rescaled_by_their_sum_however_small(monkeypatch):
     m = sigma(np.full(2, -3.0) / (2 / 3))
     expected = layer._parameters["weight"].detach().numpy() * m * 2 / m.sum()
     np.testing.assert_allclose(layer.weight.detach().numpy(), expected, rtol=1e-5)
+
+
+def test_what_is_cached_is_of_the_estimator_and_the_phase_that_computed_it():
+    layer = masktorch.wrap(nn.Linear(4, 4), TopK(1.0))
+    with torch.nn.utils.parametrize.cached():
+        assert (layer.weight != 0).sum() == 16
+        masktorch.set_density(layer, 0.25)
+        assert (layer.weight != 0).sum() == 4

@@ -26,7 +26,7 @@ def keep_largest(
 
     The scores are floating point, of any shapes and dtypes; give magnitudes where these count.
     Raises `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for anything
-    but floating-point tensors and numbers.
+    but floating-point tensors (none of one byte) and numbers.
 
     Examples:
         >>> import torch
@@ -42,7 +42,7 @@ def keep_largest(
             f"{type(scores).__name__}."
         )
     for name, tensor in scores.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.itemsize < 2:
             found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(
                 f"keep_largest() expected floating-point scores for {name!r}, found {found}."
