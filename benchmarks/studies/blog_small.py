@@ -14,7 +14,9 @@ MIX_LRS = (1e-5, 1e-3)  # the blog's; and one that so small a network can use
 def runs(results: Results) -> Iterator[Configuration]:
     for seed in range(3):
         for dataset, side in SIDES.items():
-            base = Configuration(dataset, depth=16, width=1, image_size=side, seed=seed)
+            base = Configuration(
+                dataset, depth=16, width=1, image_size=side, seed=seed, precision="bfloat16"
+            )
             for mix_lr in MIX_LRS:
                 for arm in ARMS:
                     yield replace(base, mix_lr=mix_lr).for_arm(arm)

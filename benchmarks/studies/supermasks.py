@@ -49,8 +49,9 @@ def runs(results: Results) -> Iterator[Configuration]:
     for seed in SEEDS:
         for changed in ablations(base):
             yield replace(changed, seed=seed)
-    for network, epochs in (("conv-2", 20), ("conv-4", 20), ("conv-6", 20)):
-        yield replace(base, dataset="cifar10", network=network, epochs=epochs)  # type: ignore[arg-type]
+    images = replace(base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True)
+    for network in ("conv-2", "conv-4", "conv-6"):
+        yield replace(images, network=network)  # type: ignore[arg-type]
 
 
 STUDY = Study("supermasks", "Does a mask alone reach the published supermasks?", runs)

@@ -16,12 +16,15 @@ LENET = Configuration(
     "mnist", network="lenet-300-100", estimator="topk", budget="overall", schedule="cosine",
     lr=1e-3, score_lr=1e-2, mix_lr=1e-3, epochs=15, augmentation=False,
 )  # fmt: skip
-SMALL_CONV = replace(LENET, dataset="cifar10", network="conv-2", image_size=16, augmentation=True)
+SMALL_CONV = replace(
+    LENET, dataset="cifar10", network="conv-2", image_size=16, augmentation=True, epochs=10,
+    precision="bfloat16",
+)  # fmt: skip
 
 
 def runs(results: Results) -> Iterator[Configuration]:
-    for seed in range(3):
-        for base in (LENET, SMALL_CONV):
+    for base in (LENET, SMALL_CONV):
+        for seed in range(3):
             dense = replace(base, seed=seed)
             yield dense.for_arm("weights")
             yield dense.for_arm("weights-then-weights")

@@ -89,7 +89,10 @@ def test_the_blogs_steps_on_small_images():
     for configuration in found:
         blog = Configuration(configuration.dataset).for_arm(configuration.arm)
         side = {"cifar10": 16, "mnist": 14}[configuration.dataset]
-        changed = replace(blog, depth=16, width=1, image_size=side, seed=configuration.seed)
+        changed = replace(
+            blog, depth=16, width=1, image_size=side, precision="bfloat16",
+            seed=configuration.seed,
+        )  # fmt: skip
         assert configuration in (
             changed, replace(changed, mix_lr=1e-3 if configuration.arm in STARTS_FROM else None)
         )  # fmt: skip
