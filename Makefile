@@ -25,5 +25,5 @@ docs: .venv/installed
 	touch $@
 
 .venv/installed: .venv/benchmarks
-	$(INSTALL) '.[benchmarks,dev,docs,integrations,pretrained]'
+	$(INSTALL) '.[benchmarks,cluster,dev,docs,integrations,pretrained]'
 	touch $@

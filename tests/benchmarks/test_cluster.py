@@ -77,7 +77,7 @@ def test_a_worker_is_killed_in_the_middle(tmp_path, outcome):
     command = [sys.executable, "driver.py", "study", "small", "--cluster", "--device", "cpu"]
     made = subprocess.run(
         [*command, "--output", "results"], cwd=place, env=environment, capture_output=True,
-        text=True, timeout=400,
+        text=True, timeout=900,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     assert len(set(made.stdout.split()) & names(place / "results/small")) == 4
