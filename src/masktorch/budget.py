@@ -37,28 +37,27 @@ def keep_largest(
         {'a': tensor([True, True]), 'b': tensor([False,  True])}
     """
     if not isinstance(scores, Mapping):
+        found = type(scores).__name__
         raise TypeError(
-            "keep_largest() expected a dict from tensor names to scores, found "
-            f"{type(scores).__name__}."
+            f"keep_largest() expected a dict from tensor names to scores, found {found}."
         )
     for name, tensor in scores.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.itemsize < 2:
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            found = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(
                 f"keep_largest() expected floating-point scores for {name!r}, found {found}."
             )
     if not isinstance(density, Mapping):
         check_density(density, "keep_largest()")
         tensors = [gathered(tensor) for tensor in scores.values()]
-        k = count(density, sum(tensor.numel() for tensor in tensors))
-        masks = largest_of(tensors, k)
+        masks = largest_of(tensors, count(density, sum(tensor.numel() for tensor in tensors)))
         return {name: parted(m, scores[name]) for name, m in zip(scores, masks, strict=True)}
     missing, unknown = scores.keys() - density.keys(), density.keys() - scores.keys()
     if missing or unknown:
         raise ValueError(
             "keep_largest() expected one density for each tensor, by name."
-            + (f" Missing: {', '.join(sorted(missing))}." if missing else "")
-            + (f" Without scores: {', '.join(sorted(unknown))}." if unknown else "")
+            + f" Missing: {', '.join(sorted(missing))}." * bool(missing)
+            + f" Without scores: {', '.join(sorted(unknown))}." * bool(unknown)
         )
     for name, number in density.items():
         check_density(number, f"keep_largest() for {name!r}")
@@ -87,17 +86,13 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         {'0.weight': 0.125, '1.weight': 1.0}
     """
     found, total = _budget(model, density, "budget.overall")
-    magnitudes = [getattr(mask.estimator, "absolute", True) for mask in found.values()]
-    ranked = [gathered(mask.scores.detach()) for mask in found.values()]
-    if mixed := len(set(magnitudes)) > 1:
-        ranked = [s.abs() if size else s for s, size in zip(ranked, magnitudes, strict=True)]
-    kept = total
-    while True:  # each tensor that has none of the largest takes one place of the others
-        masks = largest_of(ranked, kept, absolute=magnitudes[0] and not mixed)
-        counts = [int(torch.count_nonzero(mask)) for mask in masks]
-        if kept + counts.count(0) == total:
-            return _densities(found, [max(1, count) for count in counts])
-        kept = total - counts.count(0)
+    others = []  # each tensor without its largest
+    for mask in found.values():
+        scores = gathered(mask.scores.detach())
+        scores = scores.abs() if getattr(mask.estimator, "absolute", True) else scores
+        others.append(scores[~largest(scores, 1)])
+    masks = largest_of(others, total - len(found))
+    return _densities(found, [1 + int(torch.count_nonzero(mask)) for mask in masks])
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:
@@ -118,36 +113,19 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
     """
     found, total = _budget(model, density, "budget.erk")
     shapes = [mask.scores.shape for mask in found.values()]
-    sizes = [shape.numel() for shape in shapes]
-    raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
-    shares: list[float] = [0.0] * len(sizes)
-    dense = [False] * len(sizes)
-    while not all(dense):
-        free = total - sum(size for size, full in zip(sizes, dense, strict=True) if full)
-        rest = [i for i, full in enumerate(dense) if not full]
-        scale = free / sum(raw[i] * sizes[i] for i in rest)
-        most = max(raw[i] for i in rest)
-        if scale * most <= 1:
-            shares = [scale * r for r in raw]
+    sums, sizes = [sum(shape) for shape in shapes], [shape.numel() for shape in shapes]
+    left, shares = total, sum(sums)
+    for part, size in sorted(zip(sums, sizes, strict=True), key=lambda t: -t[0] / t[1]):
+        if left * part <= size * shares:
             break
-        dense = [full or r == most for full, r in zip(dense, raw, strict=True)]
-    wanted = [n if full else s * n for n, full, s in zip(sizes, dense, shares, strict=True)]
-    return _densities(found, _rounded(wanted, sizes, total))
-
-
-def _rounded(wanted: list[float], sizes: list[int], total: int) -> list[int]:
-    """Whole numbers near those wanted, at least 1 and at most their size, that add up to `total`:
-    the largest remainders are rounded up."""
-    counts = [min(max(1, math.floor(w)), size) for w, size in zip(wanted, sizes, strict=True)]
-
-    def short(i: int) -> float:
-        return wanted[i] - counts[i]
-
-    while (missing := total - sum(counts)) > 0:
-        counts[max((i for i, n in enumerate(sizes) if counts[i] < n), key=short)] += 1
-    for _ in range(-missing):
-        counts[min((i for i, c in enumerate(counts) if c > 1), key=short)] -= 1
-    return counts
+        left, shares = left - size, shares - part  # it is dense
+    wanted = [min(n, left / max(shares, 1) * s) for n, s in zip(sizes, sums, strict=True)]
+    counts = [max(1, math.floor(number)) for number in wanted]
+    while missing := total - sum(counts):
+        step = 1 if missing > 0 else -1
+        free = [i for i, size in enumerate(sizes) if 1 <= counts[i] + step <= size]
+        counts[max(free, key=lambda i: step * (wanted[i] - counts[i]))] += step
+    return _densities(found, counts)
 
 
 def cubic(start: float, end: float, progress: float) -> float:
@@ -180,8 +158,8 @@ def geometric(start: float, end: float, progress: float) -> float:
 
 
 def _check_schedule(caller: str, start: float, end: float, progress: float) -> None:
-    for density in (start, end):
-        check_density(density, caller)
+    check_density(start, caller)
+    check_density(end, caller)
     if not isinstance(progress, numbers.Real) or not 0 <= progress <= 1:
         raise ValueError(
             f"{caller} expected progress in [0, 1], found {progress!r}. Give step / steps."
@@ -190,9 +168,8 @@ def _check_schedule(caller: str, start: float, end: float, progress: float) -> N
 
 def _budget(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Mask], int]:
     """The masks that have a density, by name; how many entries to keep of all of them."""
-    found = {
-        places[0].name: mask for mask, places in masked_tensors(model, caller) if has_density(mask)
-    }
+    masked = masked_tensors(model, caller)
+    found = {place.name: mask for mask, (place, *_) in masked if has_density(mask)}
     if not found:
         raise ValueError(
             f"{caller}() found no mask whose estimator has a density: wrap with masktorch.TopK()."
