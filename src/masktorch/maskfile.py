@@ -1,41 +1,39 @@
 """Masks in a file: about their entropy in bytes, checked against the weights they belong to."""
 
+import hashlib
+import math
+import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from masktorch.archive import MaskFile, PathOrFile, Row, read, unreadable, write
+from masktorch.archive import PathOrFile, Row, read, some, unreadable, write
 from masktorch.coding import Bools, decode, encode
-from masktorch.fitting import (
-    Named,
-    check_names,
-    check_tensors,
-    check_weights,
-    fingerprint,
-    in_parallel,
-    named_tensors,
-    out_of_reach,
-)
-from masktorch.mask import Mask, described
-from masktorch.model import Model, find_masks, masked_tensors
+from masktorch.mask import Mask, described, is_sharded
+from masktorch.model import Masked, Model, find_masks, masked_tensors
+from masktorch.targets import plain_name
 from masktorch.values import set_masks
 from masktorch.wrapping import give_masks
+
+T = TypeVar("T")
+Rows = dict[str, Row]  # by every name of their tensors
+Names = dict[nn.Parameter, list[str]]
+Masks = dict[nn.Parameter, Mask]  # one is there twice where something has untied what was tied
 
 
 def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
     """Writes the deterministic masks of a wrapped model to a file of about their entropy.
 
     The file, a numpy `.npz`, also holds a fingerprint of each tensor under a mask, by which
-    `load_masks` tells whether it meets the same weights.
-
-    Args:
-        model: a wrapped model, or one whose masks were given.
-        path_or_file: a path, used as given, or a file open for writing bytes. At a path the file
-            is written beside the old one and then renamed: a crash leaves the old one.
+    `load_masks` tells whether it meets the same weights. It goes to a path, used as given, or into
+    a file open for writing bytes. At a path it is written beside the old one and then renamed: a
+    crash leaves the old one.
 
     Raises `ValueError` if nothing is masked, a tensor is on the meta device or the file is closed,
     `TypeError` for a file of text, `OSError` where nothing can be written.
@@ -47,26 +45,13 @@ def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
         >>> len(file.getvalue()) < 1500  # next to no bytes
         True
     """
-    masked_tensors(model, "save_masks")
-    places = [
-        ([name for name, p in names.items() if p is parameter], mask, parameter)
-        for mask, names in named_tensors(model)
-        if mask
-        for parameter in dict.fromkeys(names.values())
-    ]
-    for (name, *_), _, parameter in places:
-        if why := out_of_reach(parameter):
+    masks, named = _by_parameter(masked_tensors(model, "save_masks")), _names(model)
+    names = [named[parameter] for parameter in masks]
+    for (name, *_), parameter in zip(names, masks, strict=True):
+        if why := _out_of_reach(parameter):
             raise ValueError(f"save_masks() can't save the mask of {name!r}: {why}")
-    tensors = [(names, mask, mask.mode().cpu().numpy(), p) for names, mask, p in places]
-    write(path_or_file, in_parallel(_row, tensors))
-
-
-def _row(tensor: tuple[list[str], Mask, Bools, nn.Parameter]) -> Row:
-    (name, *tied), mask, kept, parameter = tensor
-    coding, code = encode(kept.ravel())
-    count, estimator, sha = int(kept.sum()), described(mask.estimator), fingerprint(parameter)
-    shape = list(kept.shape)
-    return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
+    kept = [mask.mode().cpu().numpy() for mask in masks.values()]
+    write(path_or_file, _in_parallel(_row, names, masks, masks.values(), kept))
 
 
 def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tensor]:
@@ -91,13 +76,14 @@ def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tens
         >>> read_masks(file)
         {'weight': tensor([[True, True]])}
     """
-    file = read(path_or_file, "read_masks", most)
-    if (found := sum(row.size for row in file.rows)) > most:
+    called, _, rows = read(path_or_file, "read_masks", most)
+    found = sum(math.prod(row.shape) for name, row in rows.items() if name == row.name)
+    if found > most:
         raise ValueError(
-            f"read_masks() expected at most {most} entries in {file.called}, found {found}, a byte "
-            f"of memory each. If you trust the file, read_masks(path, most={found})."
+            f"read_masks() expected at most {most} entries in {called}, found {found}, a byte of "
+            f"memory each. If you trust the file, read_masks(path, most={found})."
         )
-    return _decoded(file, "read_masks")
+    return _decoded(rows, "read_masks", called)
 
 
 def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = False) -> Model:
@@ -128,44 +114,167 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
         >>> load_masks(plain, file).parametrizations.weight.mode()
         tensor([[ True, False]])
     """
-    wrapped = bool(find_masks(model, "load_masks"))
+    masks = _by_parameter(find_masks(model, "load_masks"))
     entries = sum(p.numel() for p in model.parameters() if not is_lazy(p))
-    file = read(path_or_file, "load_masks", entries)
-    tensors = [tensor for tensor in named_tensors(model) if tensor.mask or not wrapped]
-    if file.version == 1:  # it says the first name only
-        tensors = [Named(mask, dict([*names.items()][:1])) for mask, names in tensors]
-    rows = {name: row for row in file.rows for name in row.names}
-    with _fitting(file):
-        check_names(rows, tensors, wrapped)
-        tensors = [tensor for tensor in tensors if not tensor.names.keys().isdisjoint(rows)]
-        check_tensors(rows, tensors)
+    called, version, rows = read(path_or_file, "load_masks", entries)
+    names = {p: names for p, names in _names(model).items() if p in masks or not masks}
+    if version == 1:  # it says the first name only
+        names = {parameter: [name] for parameter, (name, *_) in names.items()}
+    with _fitting(called):
+        names = _checked(rows, names, masks)
         if not any_weights:
-            check_weights(rows, tensors)
-    decoded = _decoded(file, "load_masks")
-    first = [next(iter(names)) for _, names in tensors]
-    masks = {name: decoded[rows[name].name] for name in first}
-    with _fitting(file):  # another parametrization, an estimator that can't express it
-        if wrapped:
-            return set_masks(model, masks)
-        rescale = {name: rows[name].rescale for name in first}
-        return give_masks(model, masks, rescale=rescale, caller="load_masks")
+            _check_weights(rows, names)
+    decoded = _decoded(rows, "load_masks", called)
+    loaded = {name: decoded[rows[name].name] for name, *_ in names.values()}
+    with _fitting(called):  # another parametrization, an estimator that can't express it
+        if masks:
+            return set_masks(model, loaded)
+        rescale = {name: rows[name].rescale for name in loaded}
+        return give_masks(model, loaded, rescale=rescale, caller="load_masks")
 
 
 @contextmanager
-def _fitting(file: MaskFile) -> Iterator[None]:
+def _fitting(called: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        message = f"load_masks() can't put the masks of {file.called} on this model: {error}"
+        message = f"load_masks() can't put the masks of {called} on this model: {error}"
         raise ValueError(message) from error
 
 
-def _decoded(file: MaskFile, caller: str) -> dict[str, Tensor]:
+def _by_parameter(found: Masked) -> Masks:
+    return {place.parameter: mask for mask, places in found for place in places}
+
+
+def _names(model: nn.Module) -> Names:
+    """The parameters of a model with every name, also where a module is in several places."""
+    names: Names = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(plain_name(name))
+    return names
+
+
+def _row(names: list[str], parameter: nn.Parameter, mask: Mask, kept: Bools) -> Row:
+    (name, *tied), shape, count = names, list(kept.shape), int(kept.sum())
+    (coding, code), estimator = encode(kept.ravel()), described(mask.estimator)
+    sha = _fingerprint(parameter)
+    return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
+
+
+def _decoded(rows: Rows, caller: str, called: str) -> dict[str, Tensor]:
     def mask(row: Row) -> Tensor:
         try:
-            entries = decode(row.coding, row.code, row.kept, row.size)
+            entries = decode(row.coding, row.code, row.kept, math.prod(row.shape))
         except (ValueError, zlib.error) as error:
-            raise unreadable(caller, file.called, f"for {row.name!r} {error}") from error
+            raise unreadable(caller, called, f"for {row.name!r} {error}") from error
         return torch.from_numpy(entries).view(row.shape)
 
-    return dict(zip([row.name for row in file.rows], in_parallel(mask, file.rows), strict=True))
+    own = {name: row for name, row in rows.items() if name == row.name}
+    return dict(zip(own, _in_parallel(mask, own.values()), strict=True))
+
+
+def _out_of_reach(parameter: nn.Parameter) -> str | None:
+    """Why there are no values to save a mask over, or to put one on."""
+    if is_lazy(parameter) or parameter.is_meta:
+        return "it has no values yet (a lazy module or the meta device). Load its weights first."
+    if is_sharded(parameter):
+        return "each process holds a part of it. Save and load masks before fully_shard (FSDP2)."
+    return None
+
+
+def _checked(rows: Rows, tensors: Names, masks: Masks) -> Names:
+    """The tensors that the masks are of; raises where they can't be, whatever their values."""
+    known = {name for names in tensors.values() for name in names}
+    missing = [name for name in rows if name not in known]
+    found = {p: names for p, names in tensors.items() if not rows.keys().isdisjoint(names)}
+    extra = [name for p, (name, *_) in tensors.items() if p in masks and p not in found]
+    wrapped = bool(masks)
+    if missing or extra:
+        raise ValueError(
+            f"expected {'its masked tensors' if wrapped else 'parameters'} by the names in the "
+            "file. "
+            + (f"In the file only: {some(missing)}. " if missing else "")
+            + (f"Masked in the model only: {some(extra)}. " if extra else "")
+            + _what_to_do(rows, known, wrapped)
+        )
+    for parameter, names in found.items():
+        name = next(name for name in names if name in rows)
+        row, mask = rows[name], masks.get(parameter)
+        if why := _out_of_reach(parameter):
+            raise ValueError(f"{name!r} needs its weights: {why}")
+        if row.shape != list(parameter.shape):
+            raise ValueError(
+                f"expected shape {tuple(parameter.shape)} for {name!r}, found {tuple(row.shape)} "
+                "in the file. Build the model that the masks were saved from."
+            )
+        for other in names:
+            if other not in rows or rows[other].mask != row.mask:
+                count = "two" if other in rows else "none for the second"
+                raise ValueError(
+                    f"expected one mask for {name!r} and {other!r}, the same tensor in this model "
+                    f"(tied weights), found {count}. Untie them, as they were when the masks were "
+                    "saved."
+                )
+        if mask and mask.rescale != row.rescale:
+            raise ValueError(
+                f"expected rescale={mask.rescale} for {name!r}, found rescale={row.rescale} in the "
+                "file, with which the layer computes something else. Wrap the model with "
+                f"rescale={row.rescale}."
+            )
+    return found
+
+
+def _what_to_do(rows: Rows, known: set[str], wrapped: bool) -> str:
+    first = next(iter(rows), "")
+    for name in known:
+        prefix = name.removesuffix(first)
+        if name.endswith(f".{first}") and all(prefix + row in known for row in rows):
+            return (
+                f"Every name in the file lacks the prefix {prefix!r} that this model has: load the "
+                f"masks into model.get_submodule({prefix[:-1]!r})."
+            )
+        prefix = first.removesuffix(name)
+        if first.endswith(f".{name}") and all(
+            row.startswith(prefix) and row.removeprefix(prefix) in known for row in rows
+        ):
+            return (
+                f"Every name in the file has the prefix {prefix!r} that this model lacks: load the "
+                f"masks into the module that has this model as its {prefix[:-1]!r}."
+            )
+    if wrapped:
+        return "Wrap the same tensors (targets=[...]), or unwrap the model first."
+    return "Build the model that the masks were saved from."
+
+
+def _check_weights(rows: Rows, tensors: Names) -> None:
+    """Raises where the fingerprints of the tensors of a model are not those of the file."""
+    found = _in_parallel(_fingerprint, tensors)
+    other = {
+        rows[name].name: (rows[name].fingerprint, present)
+        for names, present in zip(tensors.values(), found, strict=True)
+        for name in names
+        if rows[name].fingerprint != present
+    }
+    if other:
+        name, (expected, present) = next(iter(other.items()))
+        raise ValueError(
+            "expected the weights that the masks were saved over, found others in "
+            f"{len(other)} of {len({row.name for row in rows.values()})} tensors: "
+            f"{some([*other])} (fingerprint {expected} in the file for {name!r}, {present} in the "
+            "model). Load those weights first, or accept these with "
+            "load_masks(model, path, any_weights=True)."
+        )
+
+
+def _fingerprint(tensor: Tensor) -> str:
+    """SHA-256 of dtype, shape and values in row-major order, the first 32 hex digits."""
+    values = tensor.detach().cpu().contiguous().unsqueeze(-1).view(torch.uint8).numpy()
+    sha = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+    sha.update(values.data)
+    return sha.hexdigest()[:32]
+
+
+def _in_parallel(function: Callable[..., T], *values: Iterable[Any]) -> list[T]:
+    """The results in order; zlib and hashing release the interpreter lock."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(function, *values))

@@ -1,9 +1,8 @@
 """Masks as values: read from a model by tensor name, set, drawn, used for a while."""
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from masktorch.model import (
     masked_tensors,
     warn_if_empty,
 )
+from masktorch.selection import parted
 from masktorch.wrapping import give_masks
 
 
@@ -32,22 +32,18 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         {'weight': tensor([[True, True]])}
     """
     return {
-        places[0].name: mask.mode() if mask.learns and mask.used is None else mask.mode().clone()
-        for mask, places in masked_tensors(model, "masks")
+        place.name: mask.mode() if mask.learns and mask.used is None else mask.mode().clone()
+        for mask, (place, *_) in masked_tensors(model, "masks")
     }
 
 
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
-    """Makes the deterministic masks exactly those given.
+    """Makes the deterministic masks exactly those given: bool, by name, as `masks` returns them.
 
     A wrapped model's scores move: those on their side of the threshold already stay where they
     are. A plain model gets masks that do not learn, on the tensors named; on a model whose masks
     were given, by this or by `load_masks`, they are replaced, which costs little more than a copy.
-    Warns where a mask keeps nothing of its tensor.
-
-    Args:
-        model: a wrapped or a plain model. Nothing in it changes if an error is raised.
-        masks: for every masked tensor its mask, bool, by name, as `masks` returns them.
+    Warns where a mask keeps nothing of its tensor. Nothing changes if an error is raised.
 
     Raises `ValueError` for a missing or unknown name, a wrong shape, a mask that the estimator
     cannot express, and within `using`; `TypeError` for anything but a bool tensor.
@@ -79,15 +75,12 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
 
 @contextlib.contextmanager
 def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
-    """Within it a model computes with these masks in every mode, in place of its own.
+    """Within it a model computes with these masks in every mode, in place of its own; `None` is
+    no masks at all.
 
     `masks(model)`, `report` and `save_masks` see them too; scores do not move, get no gradient,
     and nothing is drawn. On leaving, also by an exception, everything is as before. It nests. Call
     `backward` within it too where activations are checkpointed: they are computed again then.
-
-    Args:
-        model: a wrapped model, or one whose masks were given.
-        masks: for every masked tensor its mask, bool, by name; `None` for no masks at all.
 
     Raises as `set_masks`, `ValueError` where nothing is masked, and `RuntimeError` in code that is
     being compiled; nothing has changed then.
@@ -124,11 +117,8 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
     """A draw of each mask as training would make it, by tensor name: bool, on their device.
 
     Masks that are not drawn, frozen or given are the deterministic ones. A relaxed mask
-    (`HardConcrete`) is kept where it is positive.
-
-    Args:
-        model: a wrapped model, or one whose masks were given.
-        generator: draws from it in place of PyTorch's own random stream, which it leaves alone.
+    (`HardConcrete`) is kept where it is positive. A generator is drawn from in place of PyTorch's
+    own random stream, which is left alone.
 
     Raises `ValueError` if nothing is masked.
 
@@ -152,7 +142,7 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
             torch.default_generator.manual_seed(number)  # of no device beside those that are forked
             for device in devices:
                 torch.cuda.default_generators[device.index].manual_seed(number)
-        return {places[0].name: mask.sample() for mask, places in found}
+        return {place.name: mask.sample() for mask, (place, *_) in found}
 
 
 def _check_mapping(caller: str, masks: Mapping[str, Tensor]) -> None:
@@ -168,13 +158,10 @@ def _checked(caller: str, found: Masked, masks: Mapping[str, Tensor]) -> list[Te
     masks = by_name(caller, "mask for each masked tensor", found, masks)
     checked = []
     for mask, (place, *_) in found:
-        scores: Any = mask.scores
+        scores = mask.scores
         wanted = checked_mask(caller, place.name, masks[place.name], scores.shape)
         wanted = wanted.to(scores.device)
-        if is_sharded(scores) and not is_sharded(wanted):
-            tensors = sys.modules["torch.distributed.tensor"]
-            wanted = tensors.distribute_tensor(wanted, scores.device_mesh, scores.placements)
-        checked.append(wanted)
+        checked.append(wanted if is_sharded(wanted) else parted(wanted, scores))
     return checked
 
 
