@@ -189,26 +189,21 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
     header, masks, digest = (np.frombuffer(part, np.uint8) for part in parts)
     save = np.savez_compressed if len(text) + len(code) <= _SMALL else np.savez
     save(file := io.BytesIO(), header=header, masks=masks, digest=digest)
-    if not isinstance(target, str | os.PathLike):
+    if isinstance(target, str | os.PathLike):
+        _replace(os.path.realpath(os.fsdecode(target)), file.getvalue())
+    else:
         _checked(target, "save_masks", "wb")
-        return _send(target, file.getvalue())
-    path = os.path.realpath(os.fsdecode(target))
-    try:
-        _replace(path, file.getvalue())
-    except OSError as error:
-        hint = " Make its folder first." if error.errno == errno.ENOENT else ""
-        message = f"save_masks() can't write this file ({error.strerror or error}).{hint}"
-        raise OSError(error.errno, message, path) from error
+        _send(target, file.getvalue())
 
 
 def _replace(path: str, content: bytes) -> None:
     """Writes beside a path and renames, or straight into what is no file (a pipe, a device)."""
     is_there = os.path.exists(path)
-    if is_there and not os.path.isfile(path):
-        with open(path, "wb") as pipe:
-            return _send(pipe, content)
     beside = os.path.join(os.path.dirname(path), f".masktorch-{secrets.token_hex(8)}.tmp")
     try:
+        if is_there and not os.path.isfile(path):
+            with open(path, "wb") as pipe:
+                return _send(pipe, content)
         with open(beside, "xb") as file:
             if is_there:
                 shutil.copymode(path, beside)  # before there is anything to read
@@ -216,6 +211,10 @@ def _replace(path: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        hint = " Make its folder first." if error.errno == errno.ENOENT else ""
+        message = f"save_masks() can't write this file ({error.strerror or error}).{hint}"
+        raise OSError(error.errno, message, path) from error
     finally:
         with contextlib.suppress(OSError):
             os.remove(beside)

@@ -22,14 +22,11 @@ def keep_largest(
     A number is the share of all entries of all tensors together: one cut for all keeps
     `k = max(1, floor(density * n + 1/2))` of their `n` entries. A mapping gives each tensor its own
     density and cut. Among equal scores the earlier tensor stays, then the lower row-major index;
-    one that is not a number counts as the largest.
-
-    The scores are floating point, of any shapes and dtypes; give magnitudes where these count.
+    one that is not a number counts as the largest. Give magnitudes where these count.
     Raises `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for anything
     but floating-point tensors (none of one byte) and numbers.
 
     Examples:
-        >>> import torch
         >>> scores = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])}
         >>> keep_largest(scores, 0.5)
         {'a': tensor([ True, False]), 'b': tensor([False,  True])}
@@ -74,7 +71,6 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
     the largest scores (magnitudes, unless the estimator says `absolute=False`); each tensor gets
     the share of its own that are among them, and at least its largest. The counts of
     `masktorch.TopK` at these densities add up to exactly that number.
-
     Raises `ValueError` for a density outside (0, 1] or too small for that many tensors, where no
     mask has a density, and for an estimator that keeps blocks.
 
@@ -98,11 +94,9 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
 def erk(model: nn.Module, density: float) -> dict[str, float]:
     """The densities of the Erdos-Renyi-kernel allocation, by name: small tensors denser.
 
-    A tensor's density is in proportion to `sum(shape) / prod(shape)`, kernel sizes included, and at
-    most 1; where it would be more the tensor is dense and the others share the rest. The counts of
-    `masktorch.TopK` at these densities, rounded by the largest remainder, add up to exactly
-    `floor(density * N + 1/2)` of all `N` entries under masks whose estimator has a density, and no
-    tensor is empty. Raises as `overall`.
+    A tensor's density is in proportion to `sum(shape) / prod(shape)`, kernel sizes included; where
+    that is more than 1 the tensor is dense and the others share the rest. The counts, rounded by
+    the largest remainder and at least 1, add up as those of `overall`. Raises as `overall`.
     Source: Evci et al., "Rigging the Lottery" (arXiv 1911.11134).
 
     Examples:
@@ -147,7 +141,7 @@ def geometric(start: float, end: float, progress: float) -> float:
     `start^(1 - progress) * end^progress`.
 
     Raises as `cubic`. Source: the rounds of Frankle and Carbin, "The Lottery Ticket Hypothesis"
-    (arXiv 1803.03635), which keep 0.8 each time.
+    (arXiv 1803.03635).
 
     Examples:
         >>> [geometric(1.0, 0.25, t) for t in (0, 0.5, 1)]

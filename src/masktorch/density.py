@@ -17,12 +17,10 @@ def set_estimator(model: Model, estimator: Estimator | Mapping[str, Estimator]) 
     """Puts another estimator on the masks of a model: another density, temperature or method.
 
     It is one for all masks, or a mapping from the name of each masked tensor to its own. Scores,
-    their gradients, frozen masks and an optimiser's state stay, so that a schedule is a call a
-    step. Nothing changes if an error is raised.
-
+    their gradients, frozen masks and an optimiser's state stay: a schedule is a call a step.
     Raises `ValueError` if nothing is masked, a name is missing or unknown, a mask was given and
     has no scores, or the estimator can't be used on a tensor (a block that does not divide it);
-    `TypeError` for anything but estimators.
+    `TypeError` for anything but estimators. The model is then unchanged.
 
     Examples:
         >>> from masktorch import TopK, masks, wrap
@@ -44,11 +42,10 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
 
     The same as `set_estimator` with `dataclasses.replace(estimator, density=density)`. A density
     is a number in (0, 1]; of `n` entries a mask then keeps `max(1, floor(density * n + 1/2))`. It
-    is one for all these masks, or a mapping by the names of their tensors, as `masktorch.budget`
-    returns it. Nothing changes if an error is raised.
-
+    is one for all these masks, or a mapping by their tensors' names, as `masktorch.budget` returns.
     Raises `ValueError` if nothing is masked, no estimator has a density, a name is missing or
-    unknown, or a density lies outside (0, 1]; `TypeError` for anything but numbers.
+    unknown, or a density lies outside (0, 1]; `TypeError` for anything but numbers. The model is
+    then unchanged.
 
     Examples:
         >>> from masktorch import TopK, wrap
@@ -87,10 +84,8 @@ def expected_density(model: nn.Module) -> Tensor:
     The mean over all masked entries of the probability that each is kept, a scalar tensor in
     float32 or wider. That probability is `sigma(s)` where it is drawn by it, the mask itself with
     the estimator's gradient where nothing is drawn, and a constant where the count is fixed
-    (`TopK`, `NOfM`) or the mask is frozen or given. A penalty is a line: `loss + lam *
-    expected_density(model)`, or `((expected_density(model) - target) / 0.05) ** 2`.
-
-    Raises `ValueError` if nothing is masked.
+    (`TopK`, `NOfM`) or the mask is frozen or given. A penalty is a line, as in
+    `loss + lam * expected_density(model)`. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import Bernoulli, wrap

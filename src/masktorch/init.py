@@ -14,9 +14,8 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
     `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`: the variance of Kaiming's
     initial weights under a mask that keeps the share `density`. `fan_in` is that of PyTorch's
     initialisers, the entries of `tensor[0]`.
-
-    `tensor` is floating point, of two dimensions or more. Raises `ValueError` for a tensor of fewer
-    dimensions and a density outside (0, 1], `TypeError` for anything but such a tensor.
+    Raises `ValueError` for a tensor of fewer than two dimensions and a density outside (0, 1],
+    `TypeError` for anything but a floating-point tensor.
     Source: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?"
     (arXiv 1911.13299), and Zhou et al. (1905.01067).
 

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +16,30 @@ from torch.nn.parameter import is_lazy
 from masktorch.archive import PathOrFile, Row, read, some, unreadable, write
 from masktorch.coding import Bools, decode, encode
 from masktorch.mask import Mask, described, is_sharded
-from masktorch.model import Masked, Model, find_masks, masked_tensors
-from masktorch.targets import plain_name
+from masktorch.model import Model, find_masks, masked_tensors
+from masktorch.parametrization import attached
+from masktorch.targets import join, plain_name
 from masktorch.values import set_masks
 from masktorch.wrapping import give_masks
 
 T = TypeVar("T")
 Rows = dict[str, Row]  # by every name of their tensors
-Names = dict[nn.Parameter, list[str]]
-Masks = dict[nn.Parameter, Mask]  # one is there twice where something has untied what was tied
+
+
+class _Tensor(NamedTuple):
+    """A tensor of a model; a mask has two where something has untied what was tied."""
+
+    names: list[str]
+    parameter: nn.Parameter
+    mask: Mask | None
 
 
 def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
     """Writes the deterministic masks of a wrapped model to a file of about their entropy.
 
     The file, a numpy `.npz`, also holds a fingerprint of each tensor under a mask, by which
-    `load_masks` tells whether it meets the same weights. It goes to a path, used as given, or into
-    a file open for writing bytes. At a path it is written beside the old one and then renamed: a
-    crash leaves the old one.
-
+    `load_masks` tells whether it meets the same weights. It goes to a path, used as given, where a
+    crash leaves the old file, or into a file open for writing bytes.
     Raises `ValueError` if nothing is masked, a tensor is on the meta device or the file is closed,
     `TypeError` for a file of text, `OSError` where nothing can be written.
 
@@ -45,26 +50,21 @@ def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
         >>> len(file.getvalue()) < 1500  # next to no bytes
         True
     """
-    masks, named = _by_parameter(masked_tensors(model, "save_masks")), _names(model)
-    names = [named[parameter] for parameter in masks]
-    for (name, *_), parameter in zip(names, masks, strict=True):
+    masked_tensors(model, "save_masks")
+    tensors = _tensors(model, masked=True)
+    for (name, *_), parameter, _ in tensors:
         if why := _out_of_reach(parameter):
             raise ValueError(f"save_masks() can't save the mask of {name!r}: {why}")
-    kept = [mask.mode().cpu().numpy() for mask in masks.values()]
-    write(path_or_file, _in_parallel(_row, names, masks, masks.values(), kept))
+    kept = [mask.mode().cpu().numpy() for _, _, mask in tensors if mask]
+    write(path_or_file, _in_parallel(_row, tensors, kept))
 
 
 def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tensor]:
     """The masks of a file by tensor name, as `masktorch.masks` gave them: bool, on the CPU.
 
-    No model is needed, and no weights are compared. A tied tensor is under its first name.
-
-    Args:
-        path_or_file: a path, or a file open for reading bytes, read from where it stands to its
-            end.
-        most: entries that the masks may have in all. A byte of memory each is what a file can
-            ask for that was made to do harm.
-
+    No model is needed, and no weights are compared. A tied tensor is under its first name. A file
+    open for reading bytes is read from where it stands to its end. The masks may have `most`
+    entries in all: a byte of memory each is what a file can ask for that was made to do harm.
     Raises `ValueError` where the file is damaged, is none of `save_masks`, of a newer format, or of
     more entries; `TypeError` for a file of text.
 
@@ -92,17 +92,11 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
     A plain model gets masks that do not learn, a bool per entry. The masked tensors of a wrapped
     one must be those of the file; their scores move as by `masktorch.set_masks`, so that learning
     can go on (a frozen mask stays frozen). A tensor that had several names where the masks were
-    saved (tied weights) is masked under all of them.
-
-    Args:
-        model: a plain or a wrapped model. Nothing in it changes if an error is raised.
-        path_or_file: what `save_masks` wrote: a path, or a file open for reading bytes, read from
-            where it stands to its end.
-        any_weights: accept weights other than those the masks were saved over.
-
+    saved (tied weights) is masked under all of them. Weights other than those the masks were saved
+    over are accepted with `any_weights=True`.
     Raises `ValueError` where the file is damaged, is none of `save_masks` or of a newer format,
     and where its tensors, their shapes, `rescale` or fingerprints are not those of the model;
-    `TypeError` for a file of text.
+    `TypeError` for a file of text. The model is then unchanged.
 
     Examples:
         >>> import io
@@ -114,20 +108,20 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
         >>> load_masks(plain, file).parametrizations.weight.mode()
         tensor([[ True, False]])
     """
-    masks = _by_parameter(find_masks(model, "load_masks"))
+    wrapped = bool(find_masks(model, "load_masks"))
     entries = sum(p.numel() for p in model.parameters() if not is_lazy(p))
     called, version, rows = read(path_or_file, "load_masks", entries)
-    names = {p: names for p, names in _names(model).items() if p in masks or not masks}
+    tensors = _tensors(model, masked=wrapped)
     if version == 1:  # it says the first name only
-        names = {parameter: [name] for parameter, (name, *_) in names.items()}
+        tensors = [tensor._replace(names=tensor.names[:1]) for tensor in tensors]
     with _fitting(called):
-        names = _checked(rows, names, masks)
+        tensors = _checked(rows, tensors, wrapped)
         if not any_weights:
-            _check_weights(rows, names)
+            _check_weights(rows, tensors)
     decoded = _decoded(rows, "load_masks", called)
-    loaded = {name: decoded[rows[name].name] for name, *_ in names.values()}
+    loaded = {name: decoded[rows[name].name] for (name, *_), _, _ in tensors}
     with _fitting(called):  # another parametrization, an estimator that can't express it
-        if masks:
+        if wrapped:
             return set_masks(model, loaded)
         rescale = {name: rows[name].rescale for name in loaded}
         return give_masks(model, loaded, rescale=rescale, caller="load_masks")
@@ -142,22 +136,24 @@ def _fitting(called: str) -> Iterator[None]:
         raise ValueError(message) from error
 
 
-def _by_parameter(found: Masked) -> Masks:
-    return {place.parameter: mask for mask, places in found for place in places}
+def _tensors(model: nn.Module, *, masked: bool) -> list[_Tensor]:
+    """The parameters, or those under masks; unlike `Place` with all names of a module."""
+    found: dict[tuple[Mask | None, nn.Parameter], _Tensor] = {}
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        masks = attached(module)
+        for attribute, parameter in module._parameters.items():
+            mask = masks.get(attribute)
+            if parameter is not None and (mask or not masked):
+                tensor = found.setdefault((mask, parameter), _Tensor([], parameter, mask))
+                tensor.names.append(plain_name(join(module_name, attribute)))
+    return list(found.values())
 
 
-def _names(model: nn.Module) -> Names:
-    """The parameters of a model with every name, also where a module is in several places."""
-    names: Names = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(plain_name(name))
-    return names
-
-
-def _row(names: list[str], parameter: nn.Parameter, mask: Mask, kept: Bools) -> Row:
-    (name, *tied), shape, count = names, list(kept.shape), int(kept.sum())
-    (coding, code), estimator = encode(kept.ravel()), described(mask.estimator)
-    sha = _fingerprint(parameter)
+def _row(tensor: Any, kept: Bools) -> Row:
+    (name, *tied), parameter, mask = tensor
+    coding, code = encode(kept.ravel())
+    count, estimator, sha = int(kept.sum()), described(mask.estimator), _fingerprint(parameter)
+    shape = list(kept.shape)
     return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
 
 
@@ -182,13 +178,12 @@ def _out_of_reach(parameter: nn.Parameter) -> str | None:
     return None
 
 
-def _checked(rows: Rows, tensors: Names, masks: Masks) -> Names:
+def _checked(rows: Rows, tensors: list[_Tensor], wrapped: bool) -> list[_Tensor]:
     """The tensors that the masks are of; raises where they can't be, whatever their values."""
-    known = {name for names in tensors.values() for name in names}
+    known = {name for tensor in tensors for name in tensor.names}
     missing = [name for name in rows if name not in known]
-    found = {p: names for p, names in tensors.items() if not rows.keys().isdisjoint(names)}
-    extra = [name for p, (name, *_) in tensors.items() if p in masks and p not in found]
-    wrapped = bool(masks)
+    found = [tensor for tensor in tensors if not rows.keys().isdisjoint(tensor.names)]
+    extra = [t.names[0] for t in tensors if wrapped and rows.keys().isdisjoint(t.names)]
     if missing or extra:
         raise ValueError(
             f"expected {'its masked tensors' if wrapped else 'parameters'} by the names in the "
@@ -197,9 +192,9 @@ def _checked(rows: Rows, tensors: Names, masks: Masks) -> Names:
             + (f"Masked in the model only: {some(extra)}. " if extra else "")
             + _what_to_do(rows, known, wrapped)
         )
-    for parameter, names in found.items():
+    for names, parameter, mask in found:
         name = next(name for name in names if name in rows)
-        row, mask = rows[name], masks.get(parameter)
+        row = rows[name]
         if why := _out_of_reach(parameter):
             raise ValueError(f"{name!r} needs its weights: {why}")
         if row.shape != list(parameter.shape):
@@ -234,9 +229,7 @@ def _what_to_do(rows: Rows, known: set[str], wrapped: bool) -> str:
                 f"masks into model.get_submodule({prefix[:-1]!r})."
             )
         prefix = first.removesuffix(name)
-        if first.endswith(f".{name}") and all(
-            row.startswith(prefix) and row.removeprefix(prefix) in known for row in rows
-        ):
+        if first.endswith(f".{name}") and rows.keys() <= {prefix + other for other in known}:
             return (
                 f"Every name in the file has the prefix {prefix!r} that this model lacks: load the "
                 f"masks into the module that has this model as its {prefix[:-1]!r}."
@@ -246,12 +239,12 @@ def _what_to_do(rows: Rows, known: set[str], wrapped: bool) -> str:
     return "Build the model that the masks were saved from."
 
 
-def _check_weights(rows: Rows, tensors: Names) -> None:
+def _check_weights(rows: Rows, tensors: list[_Tensor]) -> None:
     """Raises where the fingerprints of the tensors of a model are not those of the file."""
-    found = _in_parallel(_fingerprint, tensors)
+    found = _in_parallel(_fingerprint, [tensor.parameter for tensor in tensors])
     other = {
         rows[name].name: (rows[name].fingerprint, present)
-        for names, present in zip(tensors.values(), found, strict=True)
+        for (names, *_), present in zip(tensors, found, strict=True)
         for name in names
         if rows[name].fingerprint != present
     }

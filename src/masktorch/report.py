@@ -55,7 +55,6 @@ class Report:
 
 def report(model: nn.Module) -> Report:
     """Counts what the deterministic masks of a wrapped model mask.
-
     Raises `ValueError` if nothing is masked.
 
     Examples:

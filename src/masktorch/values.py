@@ -23,7 +23,6 @@ from masktorch.wrapping import give_masks
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The deterministic masks by tensor name: bool, shaped like their tensors, on their device.
-
     Raises `ValueError` if nothing is masked.
 
     Examples:
@@ -40,13 +39,12 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     """Makes the deterministic masks exactly those given: bool, by name, as `masks` returns them.
 
-    A wrapped model's scores move: those on their side of the threshold already stay where they
-    are. A plain model gets masks that do not learn, on the tensors named; on a model whose masks
-    were given, by this or by `load_masks`, they are replaced, which costs little more than a copy.
-    Warns where a mask keeps nothing of its tensor. Nothing changes if an error is raised.
-
+    A wrapped model's scores move, but for those on their side of the threshold already. A plain
+    model gets masks that do not learn, on the tensors named; masks that were given are replaced,
+    which costs little more than a copy. Warns where a mask keeps nothing of its tensor.
     Raises `ValueError` for a missing or unknown name, a wrong shape, a mask that the estimator
-    cannot express, and within `using`; `TypeError` for anything but a bool tensor.
+    cannot express, and within `using`; `TypeError` for anything but a bool tensor. The model is
+    then unchanged.
 
     Examples:
         >>> from masktorch import wrap
@@ -62,14 +60,13 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     if any(mask.used is not None for mask, _ in found):
         raise ValueError("set_masks() within masktorch.using would not be seen: leave it first.")
     moved = [
-        _scores_for(place.name, mask, given) if mask.learns else given
-        for (mask, (place, *_)), given in zip(found, wanted, strict=True)
+        _scores_for(name, mask, given) if mask.learns else given for mask, name, given in wanted
     ]
     with torch.no_grad():
-        for (mask, _), scores in zip(found, moved, strict=True):
+        for (mask, *_), scores in zip(wanted, moved, strict=True):
             mask.scores.copy_(scores)
-    for (_, (place, *_)), given in zip(found, wanted, strict=True):
-        warn_if_empty(place.name, given)
+    for _, name, given in wanted:
+        warn_if_empty(name, given)
     return model
 
 
@@ -81,9 +78,8 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
     `masks(model)`, `report` and `save_masks` see them too; scores do not move, get no gradient,
     and nothing is drawn. On leaving, also by an exception, everything is as before. It nests. Call
     `backward` within it too where activations are checkpointed: they are computed again then.
-
     Raises as `set_masks`, `ValueError` where nothing is masked, and `RuntimeError` in code that is
-    being compiled; nothing has changed then.
+    being compiled.
 
     Examples:
         >>> from masktorch import wrap
@@ -99,18 +95,13 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
         )
     found = masked_tensors(model, "using")
     if masks is None:
-        wanted = [torch.ones_like(mask.scores, dtype=torch.bool) for mask, _ in found]
-    else:
-        _check_mapping("using", masks)
-        wanted = _checked("using", found, masks)
-    before = [mask.used for mask, _ in found]
-    try:
-        for (mask, _), used in zip(found, wanted, strict=True):
+        masks = {p.name: torch.ones_like(m.scores, dtype=torch.bool) for m, (p, *_) in found}
+    _check_mapping("using", masks)
+    with contextlib.ExitStack() as on_leaving:
+        for mask, _, used in _checked("using", found, masks):
+            on_leaving.callback(setattr, mask, "used", mask.used)
             mask.used = used
         yield model
-    finally:
-        for (mask, _), its_own in zip(found, before, strict=True):
-            mask.used = its_own
 
 
 def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> dict[str, Tensor]:
@@ -118,9 +109,7 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
 
     Masks that are not drawn, frozen or given are the deterministic ones. A relaxed mask
     (`HardConcrete`) is kept where it is positive. A generator is drawn from in place of PyTorch's
-    own random stream, which is left alone.
-
-    Raises `ValueError` if nothing is masked.
+    own random stream, which is left alone. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import Bernoulli, wrap
@@ -138,10 +127,10 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
             devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
             stack.enter_context(torch.random.fork_rng(devices))
             seed = torch.empty((), dtype=torch.int64, device=generator.device)
-            number = int(seed.random_(generator=generator))
-            torch.default_generator.manual_seed(number)  # of no device beside those that are forked
-            for device in devices:
-                torch.cuda.default_generators[device.index].manual_seed(number)
+            seed.random_(generator=generator)
+            cuda = [torch.cuda.default_generators[device.index] for device in devices]
+            for stream in (torch.default_generator, *cuda):  # of no device that is not forked
+                stream.manual_seed(int(seed))
         return {place.name: mask.sample() for mask, (place, *_) in found}
 
 
@@ -153,15 +142,17 @@ def _check_mapping(caller: str, masks: Mapping[str, Tensor]) -> None:
         )
 
 
-def _checked(caller: str, found: Masked, masks: Mapping[str, Tensor]) -> list[Tensor]:
-    """The masks in the order of the model, on the devices and in the shards of its scores."""
+def _checked(
+    caller: str, found: Masked, masks: Mapping[str, Tensor]
+) -> list[tuple[Mask, str, Tensor]]:
+    """What each mask, of the tensor of that name, is to be: on its device and in its shards."""
     masks = by_name(caller, "mask for each masked tensor", found, masks)
     checked = []
     for mask, (place, *_) in found:
-        scores = mask.scores
-        wanted = checked_mask(caller, place.name, masks[place.name], scores.shape)
-        wanted = wanted.to(scores.device)
-        checked.append(wanted if is_sharded(wanted) else parted(wanted, scores))
+        wanted = checked_mask(caller, place.name, masks[place.name], mask.scores.shape)
+        wanted = wanted.to(mask.scores.device)
+        wanted = wanted if is_sharded(wanted) else parted(wanted, mask.scores)
+        checked.append((mask, place.name, wanted))
     return checked
 
 
