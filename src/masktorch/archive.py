@@ -24,7 +24,7 @@ PathOrFile = str | os.PathLike[str] | BinaryIO
 
 _FORMAT, _VERSION = "masktorch masks", 2
 _ENTRIES = ["header.npy", "masks.npy", "digest.npy"]
-_SMALL = 2**16  # bytes up to which a file is deflated
+_SMALL = 2**16  # bytes of an array up to which it is deflated
 _INFLATED = 2**20  # bytes that an array may have beyond those of its file
 _SPARE = 2**24  # bytes that a file may have beyond those of its masks
 _SIZES = range(2**63)
@@ -64,10 +64,8 @@ _KINDS = [str, list, list, int, bool, str, str, int, str]
 
 
 def read(source: PathOrFile, caller: str, most: int) -> tuple[str, int, dict[str, Row]]:
-    """What errors call the file, its version and its rows by every name of their tensors.
-
-    Raises `ValueError` if it is not as written, or longer than masks of `most` entries take.
-    """
+    """What errors call the file, its version, its rows by every name; `ValueError` if it is not as
+    written, or longer than masks of `most` entries take."""
     if isinstance(source, str | os.PathLike):
         with open(os.fsdecode(source), "rb") as file:
             return read(file, caller, most)
@@ -118,9 +116,8 @@ def _arrays(content: bytearray) -> list[memoryview]:
     if not content:
         raise ValueError("nothing (a stream is read on from where it stands: seek(0) first)")
     if not zipfile.is_zipfile(file := io.BytesIO(content)):
-        if content.startswith(b"PK\x03\x04"):
-            raise ValueError(f"one that ends early, after {len(content)} bytes")
-        raise ValueError("no .npz file")
+        early = f"one that ends early, after {len(content)} bytes"
+        raise ValueError(early if content.startswith(b"PK\x03\x04") else "no .npz file")
     archive, arrays = zipfile.ZipFile(file), []
     if sorted(names := archive.namelist()) != sorted(_ENTRIES):
         raise ValueError(f"the entries {some(names)} in place of {some(_ENTRIES)}")
@@ -132,11 +129,10 @@ def _arrays(content: bytearray) -> list[memoryview]:
             raise ValueError(f"an entry {name!r} that is neither stored nor deflated")
         if entry.file_size > _INFLATED + len(content):
             raise ValueError(f"an entry {name!r} that is too large")
-        array = archive.open(entry).read(entry.file_size)  # inflates no more than that
-        npy = io.BytesIO(array)
+        npy = io.BytesIO(archive.open(entry).read(entry.file_size))  # inflates no more than that
         np.lib.format.read_magic(npy)
         shape, _, dtype = np.lib.format.read_array_header_1_0(npy)
-        arrays.append(memoryview(array)[npy.tell() :])
+        arrays.append(npy.getbuffer()[npy.tell() :])
         if dtype != np.uint8 or shape != (len(arrays[-1]),):
             raise ValueError(f"an entry {name!r} of {dtype} and shape {shape}")
     return arrays
@@ -149,15 +145,16 @@ def _rows(described: dict[str, Any], version: int, masks: memoryview) -> dict[st
     except (KeyError, TypeError) as error:
         raise ValueError(f"a header of other fields: {error}") from error
     named: dict[str, Row] = {}
-    names = end = 0
+    end = 0
     for i, row in enumerate(rows):
         if not row.is_valid():
             raise ValueError(f"a field of the wrong kind in its header for tensor {i}")
         coded = row._replace(code=masks[end : end + row.bytes])
-        named |= dict.fromkeys([row.name, *row.tied], coded)
-        names, end = names + 1 + len(row.tied), end + row.bytes
-    if len(named) != names:
-        raise ValueError("two tensors of one name in its header")
+        end += row.bytes
+        for name in (row.name, *row.tied):
+            if name in named:
+                raise ValueError("two tensors of one name in its header")
+            named[name] = coded
     if end != len(masks):
         raise ValueError(f"{len(masks)} bytes of masks, not the {end} of its header")
     return named
@@ -186,9 +183,12 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
     text = json.dumps(described, separators=(",", ":")).encode()
     code = b"".join(row.code for row in rows)
     parts = text, code, hashlib.sha256(text + code).digest()
-    header, masks, digest = (np.frombuffer(part, np.uint8) for part in parts)
-    save = np.savez_compressed if len(text) + len(code) <= _SMALL else np.savez
-    save(file := io.BytesIO(), header=header, masks=masks, digest=digest)
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for name, part in zip(_ENTRIES, parts, strict=True):
+            np.save(array := io.BytesIO(), np.frombuffer(part, np.uint8))
+            method = zipfile.ZIP_DEFLATED if len(part) <= _SMALL else zipfile.ZIP_STORED
+            # of a set date: equal masks give equal files
+            archive.writestr(zipfile.ZipInfo(name), array.getbuffer(), method)
     if isinstance(target, str | os.PathLike):
         _replace(os.path.realpath(os.fsdecode(target)), file.getvalue())
     else:

@@ -23,8 +23,8 @@ def keep_largest(
     `k = max(1, floor(density * n + 1/2))` of their `n` entries. A mapping gives each tensor its own
     density and cut. Among equal scores the earlier tensor stays, then the lower row-major index;
     one that is not a number counts as the largest. Give magnitudes where these count.
-    Raises `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for anything
-    but floating-point tensors (none of one byte) and numbers.
+    Raises `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for other
+    than numbers and floating-point tensors (none of one byte).
 
     Examples:
         >>> scores = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])}
@@ -34,15 +34,15 @@ def keep_largest(
         {'a': tensor([True, True]), 'b': tensor([False,  True])}
     """
     if not isinstance(scores, Mapping):
-        found = type(scores).__name__
+        kind = type(scores).__name__
         raise TypeError(
-            f"keep_largest() expected a dict from tensor names to scores, found {found}."
+            f"keep_largest() expected a dict from tensor names to scores, found {kind}."
         )
     for name, tensor in scores.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.itemsize < 2:
-            found = str(tensor.dtype) if isinstance(tensor, Tensor) else type(tensor).__name__
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
             raise TypeError(
-                f"keep_largest() expected floating-point scores for {name!r}, found {found}."
+                f"keep_largest() expected floating-point scores for {name!r}, found {kind}."
             )
     if not isinstance(density, Mapping):
         check_density(density, "keep_largest()")

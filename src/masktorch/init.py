@@ -25,8 +25,8 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
                 [ 1., -1.]])
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"signed_constant_() expected a floating-point tensor, found {found}.")
+        kind = getattr(tensor, "dtype", type(tensor).__name__)
+        raise TypeError(f"signed_constant_() expected a floating-point tensor, found {kind}.")
     if tensor.grad_fn is not None:
         raise ValueError(
             "signed_constant_() expected a parameter, found a computed tensor, where its values "
