@@ -82,13 +82,16 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         {'0.weight': 0.125, '1.weight': 1.0}
     """
     found, total = _budget(model, density, "budget.overall")
-    others = []  # each tensor without its largest
-    for mask in found.values():
-        scores = gathered(mask.scores.detach())
-        scores = scores.abs() if getattr(mask.estimator, "absolute", True) else scores
-        others.append(scores[~largest(scores, 1)])
-    masks = largest_of(others, total - len(found))
-    return _densities(found, [1 + int(torch.count_nonzero(mask)) for mask in masks])
+    magnitudes = [getattr(mask.estimator, "absolute", True) for mask in found.values()]
+    ranked = [gathered(mask.scores.detach()) for mask in found.values()]
+    if not (absolute := all(magnitudes)):
+        ranked = [s.abs() if size else s for s, size in zip(ranked, magnitudes, strict=True)]
+    kept, left = 0, total
+    while kept != left:  # each tensor that has none of the largest takes one place of the others
+        kept, masks = left, largest_of(ranked, left, absolute=absolute)
+        counts = [int(torch.count_nonzero(mask)) for mask in masks]
+        left = total - counts.count(0)
+    return _densities(found, [max(1, count) for count in counts])
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:
