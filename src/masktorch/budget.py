@@ -19,10 +19,9 @@ def keep_largest(
 ) -> dict[str, Tensor]:
     """The masks that keep the largest scores: bool, shaped as the scores, by the same names.
 
-    A number is the share of all entries of all tensors together: one cut for all keeps
-    `k = max(1, floor(density * n + 1/2))` of their `n` entries. A mapping gives each tensor its own
-    density and cut. Among equal scores the earlier tensor stays, then the lower row-major index;
-    one that is not a number counts as the largest. Give magnitudes where these count.
+    With a number one cut for all keeps `k = max(1, floor(density * n + 1/2))` of their `n` entries;
+    a mapping gives each tensor its own. Among equal scores the earlier tensor stays, then the lower
+    row-major index; what is no number counts as the largest. Give magnitudes where these count.
     Raises `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for other
     than numbers and floating-point tensors (none of one byte).
 
@@ -68,9 +67,8 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
     """The densities of the tensors under one cut for all of them, by name.
 
     Of all `N` entries under masks whose estimator has a density, `floor(density * N + 1/2)` have
-    the largest scores (magnitudes, unless the estimator says `absolute=False`); each tensor gets
-    the share of its own that are among them, and at least its largest. The counts of
-    `masktorch.TopK` at these densities add up to exactly that number.
+    the largest scores (magnitudes, unless it says `absolute=False`), and these the tensors keep, at
+    least one each: the counts at these densities add up to exactly that number.
     Raises `ValueError` for a density outside (0, 1] or too small for that many tensors, where no
     mask has a density, and for an estimator that keeps blocks.
 

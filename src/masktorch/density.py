@@ -17,10 +17,9 @@ def set_estimator(model: Model, estimator: Estimator | Mapping[str, Estimator]) 
     """Puts another estimator on the masks of a model: another density, temperature or method.
 
     It is one for all masks, or a mapping from the name of each masked tensor to its own. Scores,
-    their gradients, frozen masks and an optimiser's state stay: a schedule is a call a step.
-    Raises `ValueError` if nothing is masked, a name is missing or unknown, a mask was given and
-    has no scores, or the estimator can't be used on a tensor (a block that does not divide it);
-    `TypeError` for anything but estimators. The model is then unchanged.
+    their gradients, frozen masks and an optimiser's state stay: a schedule is a call a step. On an
+    error nothing changes. Raises `ValueError` if nothing is masked, a name is missing or unknown, a
+    mask was given, or an estimator can't be used on a tensor; `TypeError` for what is none.
 
     Examples:
         >>> from masktorch import TopK, masks, wrap
@@ -41,11 +40,10 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
     """Sets how dense the masks are, where their estimator has a density: the others stay.
 
     The same as `set_estimator` with `dataclasses.replace(estimator, density=density)`. A density
-    is a number in (0, 1]; of `n` entries a mask then keeps `max(1, floor(density * n + 1/2))`. It
+    is a number in (0, 1], of `n` entries a mask then keeps `max(1, floor(density * n + 1/2))`; it
     is one for all these masks, or a mapping by their tensors' names, as `masktorch.budget` returns.
-    Raises `ValueError` if nothing is masked, no estimator has a density, a name is missing or
-    unknown, or a density lies outside (0, 1]; `TypeError` for anything but numbers. The model is
-    then unchanged.
+    On an error nothing changes. Raises `ValueError` where no estimator has a density, a name is
+    missing or unknown, or a density lies outside (0, 1]; `TypeError` for other than numbers.
 
     Examples:
         >>> from masktorch import TopK, wrap
@@ -81,11 +79,10 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
 def expected_density(model: nn.Module) -> Tensor:
     """The expected density of all masks, differentiable: what a penalty on density is made of.
 
-    The mean over all masked entries of the probability that each is kept, a scalar tensor in
-    float32 or wider. That probability is `sigma(s)` where it is drawn by it, the mask itself with
-    the estimator's gradient where nothing is drawn, and a constant where the count is fixed
-    (`TopK`, `NOfM`) or the mask is frozen or given. A penalty is a line, as in
-    `loss + lam * expected_density(model)`. Raises `ValueError` if nothing is masked.
+    The mean over all masked entries of the probability that each is kept, a scalar in float32 or
+    wider: `sigma(s)` where it is drawn by it, the mask itself with the estimator's gradient where
+    nothing is drawn, a constant where the count is fixed (`TopK`, `NOfM`) or the mask frozen or
+    given. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import Bernoulli, wrap

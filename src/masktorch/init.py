@@ -11,9 +11,8 @@ from masktorch.ranks import check_density
 def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
     """Leaves of each weight its sign, times one number for all: in place, returns the tensor.
 
-    `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`: the variance of Kaiming's
-    initial weights under a mask that keeps the share `density`. `fan_in` is that of PyTorch's
-    initialisers, the entries of `tensor[0]`.
+    `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`, `fan_in` the entries of
+    `tensor[0]`: the variance of Kaiming's initial weights under a mask of that density.
     Raises `ValueError` for a tensor of fewer than two dimensions and a density outside (0, 1],
     `TypeError` for anything but a floating-point tensor.
     Source: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?"

@@ -89,23 +89,21 @@ def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tens
 def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = False) -> Model:
     """Puts the masks of a file on a model, in place.
 
-    A plain model gets masks that do not learn, a bool per entry. The masked tensors of a wrapped
-    one must be those of the file; their scores move as by `masktorch.set_masks`, so that learning
-    can go on (a frozen mask stays frozen). A tensor that had several names where the masks were
-    saved (tied weights) is masked under all of them. Weights other than those the masks were saved
-    over are accepted with `any_weights=True`.
-    Raises `ValueError` where the file is damaged, is none of `save_masks` or of a newer format,
-    and where its tensors, their shapes, `rescale` or fingerprints are not those of the model;
-    `TypeError` for a file of text. The model is then unchanged.
+    A plain model gets masks that do not learn. The masked tensors of a wrapped one must be those
+    of the file; their scores move as by `masktorch.set_masks`, so that learning can go on. A tensor
+    that had several names where the masks were saved (tied weights) is masked under all of them.
+    Weights other than those the masks were saved over are accepted with `any_weights=True`. On an
+    error nothing changes. Raises `ValueError` where the file is damaged, is none of `save_masks` or
+    of a newer format, and where its tensors, their shapes, `rescale` or fingerprints are not those
+    of the model; `TypeError` for a file of text.
 
     Examples:
         >>> import io
         >>> from masktorch import wrap
         >>> layer = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
         >>> save_masks(layer, file := io.BytesIO())
-        >>> plain = nn.Linear(2, 1)
-        >>> _ = plain.load_state_dict(layer.state_dict(), strict=False), file.seek(0)
-        >>> load_masks(plain, file).parametrizations.weight.mode()
+        >>> _ = file.seek(0)
+        >>> load_masks(nn.Linear(2, 1), file, any_weights=True).parametrizations.weight.mode()
         tensor([[ True, False]])
     """
     wrapped = bool(find_masks(model, "load_masks"))

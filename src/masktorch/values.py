@@ -39,12 +39,10 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     """Makes the deterministic masks exactly those given: bool, by name, as `masks` returns them.
 
-    A wrapped model's scores move, but for those on their side of the threshold already. A plain
-    model gets masks that do not learn, on the tensors named; masks that were given are replaced,
-    which costs little more than a copy. Warns where a mask keeps nothing of its tensor.
-    Raises `ValueError` for a missing or unknown name, a wrong shape, a mask that the estimator
-    cannot express, and within `using`; `TypeError` for anything but a bool tensor. The model is
-    then unchanged.
+    Of a wrapped model those scores move that must. A plain model gets masks that do not learn, on
+    the tensors named; given masks are replaced. Warns where a mask keeps nothing of its tensor. On
+    an error nothing changes. Raises `ValueError` for a missing or unknown name, a wrong shape, a
+    mask that the estimator can't express, and within `using`; `TypeError` for other than bools.
 
     Examples:
         >>> from masktorch import wrap
@@ -72,14 +70,11 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
 
 @contextlib.contextmanager
 def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
-    """Within it a model computes with these masks in every mode, in place of its own; `None` is
-    no masks at all.
+    """Within it a model computes with these masks in every mode; `None` is no masks at all.
 
-    `masks(model)`, `report` and `save_masks` see them too; scores do not move, get no gradient,
-    and nothing is drawn. On leaving, also by an exception, everything is as before. It nests. Call
-    `backward` within it too where activations are checkpointed: they are computed again then.
-    Raises as `set_masks`, `ValueError` where nothing is masked, and `RuntimeError` in code that is
-    being compiled.
+    `masks`, `report` and `save_masks` see them too, scores get no gradient, and nothing is drawn.
+    On leaving everything is as before. It nests. Call `backward` within it too where activations
+    are checkpointed. Raises as `set_masks`, and `RuntimeError` in code that is being compiled.
 
     Examples:
         >>> from masktorch import wrap
@@ -97,19 +92,22 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
     if masks is None:
         masks = {p.name: torch.ones_like(m.scores, dtype=torch.bool) for m, (p, *_) in found}
     _check_mapping("using", masks)
-    with contextlib.ExitStack() as on_leaving:
-        for mask, _, used in _checked("using", found, masks):
-            on_leaving.callback(setattr, mask, "used", mask.used)
+    wanted, before = _checked("using", found, masks), [mask.used for mask, _ in found]
+    try:
+        for mask, _, used in wanted:
             mask.used = used
         yield model
+    finally:
+        for (mask, _), its_own in zip(found, before, strict=True):
+            mask.used = its_own
 
 
 def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """A draw of each mask as training would make it, by tensor name: bool, on their device.
 
-    Masks that are not drawn, frozen or given are the deterministic ones. A relaxed mask
-    (`HardConcrete`) is kept where it is positive. A generator is drawn from in place of PyTorch's
-    own random stream, which is left alone. Raises `ValueError` if nothing is masked.
+    Masks that are not drawn, frozen or given are the deterministic ones; a relaxed mask
+    (`HardConcrete`) is kept where it is positive. With a generator PyTorch's own random stream is
+    left alone. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import Bernoulli, wrap
@@ -149,10 +147,11 @@ def _checked(
     masks = by_name(caller, "mask for each masked tensor", found, masks)
     checked = []
     for mask, (place, *_) in found:
-        wanted = checked_mask(caller, place.name, masks[place.name], mask.scores.shape)
-        wanted = wanted.to(mask.scores.device)
-        wanted = wanted if is_sharded(wanted) else parted(wanted, mask.scores)
-        checked.append((mask, place.name, wanted))
+        name, scores = place.name, mask.scores
+        wanted = checked_mask(caller, name, masks[name], scores.shape).to(scores.device)
+        if is_sharded(scores) and not is_sharded(wanted):
+            wanted = parted(wanted, scores)
+        checked.append((mask, name, wanted))
     return checked
 
 
