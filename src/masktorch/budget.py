@@ -79,7 +79,7 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         >>> overall(model, 0.3)
         {'0.weight': 0.125, '1.weight': 1.0}
     """
-    found, total = _budget(model, density, "budget.overall")
+    found, sizes, total = _budget(model, density, "budget.overall")
     magnitudes = [getattr(mask.estimator, "absolute", True) for mask in found.values()]
     ranked = [gathered(mask.scores.detach()) for mask in found.values()]
     if not (absolute := all(magnitudes)):
@@ -89,7 +89,8 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         kept, masks = left, largest_of(ranked, left, absolute=absolute)
         counts = [int(torch.count_nonzero(mask)) for mask in masks]
         left = total - counts.count(0)
-    return _densities(found, [max(1, count) for count in counts])
+    # of n entries the density c / n keeps exactly c: its rounding is far below 1/2
+    return {name: max(1, c) / n for name, c, n in zip(found, counts, sizes, strict=True)}
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:
@@ -106,9 +107,8 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
         >>> erk(model, 0.5)
         {'0.weight': 0.45, '1.weight': 1.0}
     """
-    found, total = _budget(model, density, "budget.erk")
-    shapes = [mask.scores.shape for mask in found.values()]
-    sums, sizes = [sum(shape) for shape in shapes], [shape.numel() for shape in shapes]
+    found, sizes, total = _budget(model, density, "budget.erk")
+    sums = [sum(mask.scores.shape) for mask in found.values()]
     left, shares = total, sum(sums)
     for part, size in sorted(zip(sums, sizes, strict=True), key=lambda t: -t[0] / t[1]):
         if left * part <= size * shares:
@@ -120,7 +120,7 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
         step = 1 if missing > 0 else -1
         free = [i for i, size in enumerate(sizes) if 1 <= counts[i] + step <= size]
         counts[max(free, key=lambda i: step * (wanted[i] - counts[i]))] += step
-    return _densities(found, counts)
+    return {name: c / n for name, c, n in zip(found, counts, sizes, strict=True)}
 
 
 def cubic(start: float, end: float, progress: float) -> float:
@@ -161,8 +161,10 @@ def _check_schedule(caller: str, start: float, end: float, progress: float) -> N
         )
 
 
-def _budget(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Mask], int]:
-    """The masks that have a density, by name; how many entries to keep of all of them."""
+def _budget(
+    model: nn.Module, density: float, caller: str
+) -> tuple[dict[str, Mask], list[int], int]:
+    """The masks that have a density, by name; their entries; how many of these to keep in all."""
     masked = masked_tensors(model, caller)
     found = {place.name: mask for mask, (place, *_) in masked if has_density(mask)}
     if not found:
@@ -178,18 +180,12 @@ def _budget(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Ma
                 "blocks. Give each tensor its density by hand."
             )
     check_density(density, f"{caller}()")
-    entries = sum(mask.scores.numel() for mask in found.values())
-    total = count(density, entries)
+    sizes = [mask.scores.numel() for mask in found.values()]
+    entries, total = sum(sizes), count(density, sum(sizes))
     if total < len(found):
         raise ValueError(
             f"{caller}() expected a density that leaves none of {len(found)} tensors empty, found "
             f"{density!r}, which keeps {total} of {entries} entries. Take at least "
             f"{len(found) / entries:.2g}."
         )
-    return found, total
-
-
-def _densities(found: Mapping[str, Mask], counts: list[int]) -> dict[str, float]:
-    """At `c / n` of `n` entries exactly `c` are kept: the rounding of `c / n` is far below 1/2."""
-    sizes = [mask.scores.numel() for mask in found.values()]
-    return {name: c / n for name, c, n in zip(found, counts, sizes, strict=True)}
+    return found, sizes, total
