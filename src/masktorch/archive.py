@@ -23,10 +23,10 @@ Buffer = bytes | memoryview  # `bytes` is a field of `Row`
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
 _FORMAT, _VERSION = "masktorch masks", 2
-_ARRAYS = ("header.npy", "masks.npy", "digest.npy")
-_SMALL = 2**16  # bytes of an array up to which it is written deflated
-_INFLATED = 2**20  # bytes that an array may gain by being inflated; a header has no more in all
-_SPARE = 2**24  # bytes of a file beyond those of its masks
+_ENTRIES = ["header.npy", "masks.npy", "digest.npy"]
+_SMALL = 2**16  # bytes of an array up to which it is deflated
+_INFLATED = 2**20  # bytes that an array may have beyond those of its file
+_SPARE = 2**24  # bytes that a file may have beyond those of its masks
 _SIZES = range(2**63)
 
 
@@ -43,14 +43,6 @@ class Row(NamedTuple):
     bytes: int  # of its coded mask
     fingerprint: str  # of the tensor under the mask
     code: Buffer = b""  # not in the header
-
-    @property
-    def names(self) -> list[str]:
-        return [self.name, *self.tied]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
 
     @property
     def mask(self) -> tuple[object, ...]:
@@ -71,16 +63,9 @@ class Row(NamedTuple):
 _KINDS = [str, list, list, int, bool, str, str, int, str]
 
 
-class MaskFile(NamedTuple):
-    """A file that was read."""
-
-    called: str  # what errors call it
-    version: int
-    rows: list[Row]
-
-
-def read(source: PathOrFile, caller: str, most: int) -> MaskFile:
-    """The file, no longer than masks of `most` entries take; `ValueError` if not as written."""
+def read(source: PathOrFile, caller: str, most: int) -> tuple[str, int, dict[str, Row]]:
+    """What errors call the file, its version, its rows by every name; `ValueError` if it is not as
+    written, or longer than masks of `most` entries take."""
     if isinstance(source, str | os.PathLike):
         with open(os.fsdecode(source), "rb") as file:
             return read(file, caller, most)
@@ -103,7 +88,7 @@ def read(source: PathOrFile, caller: str, most: int) -> MaskFile:
         if version <= _VERSION:
             if digest != hashlib.sha256(bytes(header) + masks).digest():
                 raise ValueError("a digest that is not that of its contents")
-            return MaskFile(called, version, _rows(described, version, masks))
+            return called, version, _rows(described, version, masks)
     except Exception as error:  # whatever the readers of zip, npy and JSON raise
         found = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
         raise unreadable(caller, called, found) from error
@@ -126,58 +111,53 @@ def some(names: list[str]) -> str:
     return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
 
 
-def _rows(described: dict[str, Any], version: int, masks: memoryview) -> list[Row]:
-    since: dict[str, Any] = {"tied": [], "coding": "gaps"} if version == 1 else {}
-    try:
-        rows = [Row(**since, **row) for row in described["tensors"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a header of other fields: {error}") from error
-    end = 0
-    for i, row in enumerate(rows):
-        if not row.is_valid():
-            raise ValueError(f"a field of the wrong kind in its header for tensor {i}")
-        rows[i] = row._replace(code=masks[end : end + row.bytes])
-        end += row.bytes
-    names = [name for row in rows for name in row.names]
-    if len(set(names)) != len(names):
-        raise ValueError("two tensors of one name in its header")
-    if end != len(masks):
-        raise ValueError(f"{len(masks)} bytes of masks, not the {end} of its header")
-    return rows
-
-
 def _arrays(content: bytearray) -> list[memoryview]:
     """The three arrays of a file. What a damaged one claims to hold is not allocated."""
     if not content:
         raise ValueError("nothing (a stream is read on from where it stands: seek(0) first)")
     if not zipfile.is_zipfile(file := io.BytesIO(content)):
-        early = content.startswith(b"PK\x03\x04")
-        raise ValueError(f"one that ends early, after {len(content)} bytes" if early else
-                         "no .npz file")  # fmt: skip
-    with zipfile.ZipFile(file) as archive:
-        if sorted(names := archive.namelist()) != sorted(_ARRAYS):
-            raise ValueError(f"the entries {some(names)} in place of {some([*_ARRAYS])}")
-        first = min(entry.header_offset for entry in archive.infolist())
-        if first or archive.comment or content[-22:-18] != b"PK\x05\x06":
-            raise ValueError("other bytes before or after it, another file perhaps")
-        arrays = []
-        for name in _ARRAYS:
-            entry = archive.getinfo(name)
-            stored = entry.compress_type == zipfile.ZIP_STORED
-            if not stored and entry.compress_type != zipfile.ZIP_DEFLATED:
-                raise ValueError(f"an entry {name!r} that is neither stored nor deflated")
-            grows = stored or name == "masks.npy"
-            if entry.file_size > _INFLATED + (len(content) if grows else 0):
-                raise ValueError(f"an entry {name!r} that is too large")
-            with archive.open(entry) as inflating:
-                array = inflating.read(entry.file_size)  # of what it inflates to no more than this
-            text = io.BytesIO(array)
-            np.lib.format.read_magic(text)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(text)
-            arrays.append(memoryview(array)[text.tell() :])
-            if dtype != np.uint8 or shape != (len(arrays[-1]),):
-                raise ValueError(f"an entry {name!r} of {dtype} and shape {shape}")
+        early = f"one that ends early, after {len(content)} bytes"
+        raise ValueError(early if content.startswith(b"PK\x03\x04") else "no .npz file")
+    archive, arrays = zipfile.ZipFile(file), []
+    if sorted(names := archive.namelist()) != sorted(_ENTRIES):
+        raise ValueError(f"the entries {some(names)} in place of {some(_ENTRIES)}")
+    if archive.infolist()[0].header_offset or content[-22:-18] != b"PK\x05\x06":
+        raise ValueError("other bytes before or after it, another file perhaps")
+    for name in _ENTRIES:
+        entry = archive.getinfo(name)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"an entry {name!r} that is neither stored nor deflated")
+        if entry.file_size > _INFLATED + len(content):
+            raise ValueError(f"an entry {name!r} that is too large")
+        npy = io.BytesIO(archive.open(entry).read(entry.file_size))  # inflates no more than that
+        np.lib.format.read_magic(npy)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(npy)
+        arrays.append(npy.getbuffer()[npy.tell() :])
+        if dtype != np.uint8 or shape != (len(arrays[-1]),):
+            raise ValueError(f"an entry {name!r} of {dtype} and shape {shape}")
     return arrays
+
+
+def _rows(described: dict[str, Any], version: int, masks: memoryview) -> dict[str, Row]:
+    since: dict[str, Any] = {"tied": [], "coding": "gaps"} if version == 1 else {}
+    try:
+        rows = [Row(**since, **row) for row in described["tensors"]]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a header of other fields: {error}") from error
+    named: dict[str, Row] = {}
+    end = 0
+    for i, row in enumerate(rows):
+        if not row.is_valid():
+            raise ValueError(f"a field of the wrong kind in its header for tensor {i}")
+        coded = row._replace(code=masks[end : end + row.bytes])
+        end += row.bytes
+        for name in (row.name, *row.tied):
+            if name in named:
+                raise ValueError("two tensors of one name in its header")
+            named[name] = coded
+    if end != len(masks):
+        raise ValueError(f"{len(masks)} bytes of masks, not the {end} of its header")
+    return named
 
 
 def _checked(file: BinaryIO, caller: str, mode: str) -> str:
@@ -194,40 +174,36 @@ def _checked(file: BinaryIO, caller: str, mode: str) -> str:
 
 def write(target: PathOrFile, rows: list[Row]) -> None:
     """All of the file, or at its path the one that was there."""
-    described = {"format": _FORMAT, "version": _VERSION}
-    described |= {"masktorch": sys.modules["masktorch"].__version__}
-    described |= {"tensors": [dict(zip(Row._fields[:-1], row, strict=False)) for row in rows]}
-    header = json.dumps(described, separators=(",", ":")).encode()
-    masks = b"".join(row.code for row in rows)
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:
-        for name, array in zip(_ARRAYS, (header, masks, hashlib.sha256(header + masks).digest()),
-                               strict=True):  # fmt: skip
-            np.lib.format.write_array(text := io.BytesIO(), np.frombuffer(array, np.uint8))
-            method = zipfile.ZIP_DEFLATED if len(array) <= _SMALL else zipfile.ZIP_STORED
+    described = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "masktorch": sys.modules["masktorch"].__version__,
+        "tensors": [dict(zip(Row._fields[:-1], row, strict=False)) for row in rows],
+    }
+    text = json.dumps(described, separators=(",", ":")).encode()
+    code = b"".join(row.code for row in rows)
+    parts = text, code, hashlib.sha256(text + code).digest()
+    with zipfile.ZipFile(file := io.BytesIO(), "w") as archive:
+        for name, part in zip(_ENTRIES, parts, strict=True):
+            np.save(array := io.BytesIO(), np.frombuffer(part, np.uint8))
+            method = zipfile.ZIP_DEFLATED if len(part) <= _SMALL else zipfile.ZIP_STORED
             # of a set date: equal masks give equal files
-            archive.writestr(zipfile.ZipInfo(name), text.getbuffer(), method)
-    if not isinstance(target, str | os.PathLike):
+            archive.writestr(zipfile.ZipInfo(name), array.getbuffer(), method)
+    if isinstance(target, str | os.PathLike):
+        _replace(os.path.realpath(os.fsdecode(target)), file.getvalue())
+    else:
         _checked(target, "save_masks", "wb")
-        return _send(target, content.getvalue())
-    path = os.path.realpath(os.fsdecode(target))
-    try:
-        _replace(path, content.getvalue())
-    except OSError as error:
-        hint = " Make its folder first." if error.errno == errno.ENOENT else ""
-        message = f"save_masks() can't write this file ({error.strerror or error}).{hint}"
-        raise OSError(error.errno, message, path) from error
+        _send(target, file.getvalue())
 
 
 def _replace(path: str, content: bytes) -> None:
     """Writes beside a path and renames, or straight into what is no file (a pipe, a device)."""
     is_there = os.path.exists(path)
-    if is_there and not os.path.isfile(path):
-        with open(path, "wb") as pipe:
-            pipe.write(content)
-        return
     beside = os.path.join(os.path.dirname(path), f".masktorch-{secrets.token_hex(8)}.tmp")
     try:
+        if is_there and not os.path.isfile(path):
+            with open(path, "wb") as pipe:
+                return _send(pipe, content)
         with open(beside, "xb") as file:
             if is_there:
                 shutil.copymode(path, beside)  # before there is anything to read
@@ -235,6 +211,10 @@ def _replace(path: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
+    except OSError as error:
+        hint = " Make its folder first." if error.errno == errno.ENOENT else ""
+        message = f"save_masks() can't write this file ({error.strerror or error}).{hint}"
+        raise OSError(error.errno, message, path) from error
     finally:
         with contextlib.suppress(OSError):
             os.remove(beside)

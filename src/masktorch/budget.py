@@ -19,17 +19,13 @@ def keep_largest(
 ) -> dict[str, Tensor]:
     """The masks that keep the largest scores: bool, shaped as the scores, by the same names.
 
-    A number is the share of all entries of all tensors together: one cut for all keeps
-    `k = max(1, floor(density * n + 1/2))` of their `n` entries. A mapping gives each tensor its own
-    density and cut. Among equal scores the earlier tensor stays, then the lower row-major index;
-    one that is not a number counts as the largest.
-
-    The scores are floating point, of any shapes and dtypes; give magnitudes where these count.
-    Raises `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for anything
-    but floating-point tensors (none of one byte) and numbers.
+    With a number one cut for all keeps `k = max(1, floor(density * n + 1/2))` of their `n` entries;
+    a mapping gives each tensor its own. Among equal scores the earlier tensor stays, then the lower
+    row-major index; what is no number counts as the largest. Give magnitudes where these count.
+    Raises `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for other
+    than numbers and floating-point tensors (none of one byte).
 
     Examples:
-        >>> import torch
         >>> scores = {"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])}
         >>> keep_largest(scores, 0.5)
         {'a': tensor([ True, False]), 'b': tensor([False,  True])}
@@ -37,28 +33,27 @@ def keep_largest(
         {'a': tensor([True, True]), 'b': tensor([False,  True])}
     """
     if not isinstance(scores, Mapping):
+        kind = type(scores).__name__
         raise TypeError(
-            "keep_largest() expected a dict from tensor names to scores, found "
-            f"{type(scores).__name__}."
+            f"keep_largest() expected a dict from tensor names to scores, found {kind}."
         )
     for name, tensor in scores.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.itemsize < 2:
-            found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            kind = getattr(tensor, "dtype", type(tensor).__name__)
             raise TypeError(
-                f"keep_largest() expected floating-point scores for {name!r}, found {found}."
+                f"keep_largest() expected floating-point scores for {name!r}, found {kind}."
             )
     if not isinstance(density, Mapping):
         check_density(density, "keep_largest()")
         tensors = [gathered(tensor) for tensor in scores.values()]
-        k = count(density, sum(tensor.numel() for tensor in tensors))
-        masks = largest_of(tensors, k)
+        masks = largest_of(tensors, count(density, sum(tensor.numel() for tensor in tensors)))
         return {name: parted(m, scores[name]) for name, m in zip(scores, masks, strict=True)}
     missing, unknown = scores.keys() - density.keys(), density.keys() - scores.keys()
     if missing or unknown:
         raise ValueError(
             "keep_largest() expected one density for each tensor, by name."
-            + (f" Missing: {', '.join(sorted(missing))}." if missing else "")
-            + (f" Without scores: {', '.join(sorted(unknown))}." if unknown else "")
+            + f" Missing: {', '.join(sorted(missing))}." * bool(missing)
+            + f" Without scores: {', '.join(sorted(unknown))}." * bool(unknown)
         )
     for name, number in density.items():
         check_density(number, f"keep_largest() for {name!r}")
@@ -72,10 +67,8 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
     """The densities of the tensors under one cut for all of them, by name.
 
     Of all `N` entries under masks whose estimator has a density, `floor(density * N + 1/2)` have
-    the largest scores (magnitudes, unless the estimator says `absolute=False`); each tensor gets
-    the share of its own that are among them, and at least its largest. The counts of
-    `masktorch.TopK` at these densities add up to exactly that number.
-
+    the largest scores (magnitudes, unless it says `absolute=False`), and these the tensors keep, at
+    least one each: the counts at these densities add up to exactly that number.
     Raises `ValueError` for a density outside (0, 1] or too small for that many tensors, where no
     mask has a density, and for an estimator that keeps blocks.
 
@@ -86,28 +79,26 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         >>> overall(model, 0.3)
         {'0.weight': 0.125, '1.weight': 1.0}
     """
-    found, total = _budget(model, density, "budget.overall")
+    found, sizes, total = _budget(model, density, "budget.overall")
     magnitudes = [getattr(mask.estimator, "absolute", True) for mask in found.values()]
     ranked = [gathered(mask.scores.detach()) for mask in found.values()]
-    if mixed := len(set(magnitudes)) > 1:
+    if not (absolute := all(magnitudes)):
         ranked = [s.abs() if size else s for s, size in zip(ranked, magnitudes, strict=True)]
-    kept = total
-    while True:  # each tensor that has none of the largest takes one place of the others
-        masks = largest_of(ranked, kept, absolute=magnitudes[0] and not mixed)
+    kept, left = 0, total
+    while kept != left:  # each tensor that has none of the largest takes one place of the others
+        kept, masks = left, largest_of(ranked, left, absolute=absolute)
         counts = [int(torch.count_nonzero(mask)) for mask in masks]
-        if kept + counts.count(0) == total:
-            return _densities(found, [max(1, count) for count in counts])
-        kept = total - counts.count(0)
+        left = total - counts.count(0)
+    # of n entries the density c / n keeps exactly c: its rounding is far below 1/2
+    return {name: max(1, c) / n for name, c, n in zip(found, counts, sizes, strict=True)}
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:
     """The densities of the Erdos-Renyi-kernel allocation, by name: small tensors denser.
 
-    A tensor's density is in proportion to `sum(shape) / prod(shape)`, kernel sizes included, and at
-    most 1; where it would be more the tensor is dense and the others share the rest. The counts of
-    `masktorch.TopK` at these densities, rounded by the largest remainder, add up to exactly
-    `floor(density * N + 1/2)` of all `N` entries under masks whose estimator has a density, and no
-    tensor is empty. Raises as `overall`.
+    A tensor's density is in proportion to `sum(shape) / prod(shape)`, kernel sizes included; where
+    that is more than 1 the tensor is dense and the others share the rest. The counts, rounded by
+    the largest remainder and at least 1, add up as those of `overall`. Raises as `overall`.
     Source: Evci et al., "Rigging the Lottery" (arXiv 1911.11134).
 
     Examples:
@@ -116,38 +107,20 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
         >>> erk(model, 0.5)
         {'0.weight': 0.45, '1.weight': 1.0}
     """
-    found, total = _budget(model, density, "budget.erk")
-    shapes = [mask.scores.shape for mask in found.values()]
-    sizes = [shape.numel() for shape in shapes]
-    raw = [sum(shape) / size for shape, size in zip(shapes, sizes, strict=True)]
-    shares: list[float] = [0.0] * len(sizes)
-    dense = [False] * len(sizes)
-    while not all(dense):
-        free = total - sum(size for size, full in zip(sizes, dense, strict=True) if full)
-        rest = [i for i, full in enumerate(dense) if not full]
-        scale = free / sum(raw[i] * sizes[i] for i in rest)
-        most = max(raw[i] for i in rest)
-        if scale * most <= 1:
-            shares = [scale * r for r in raw]
+    found, sizes, total = _budget(model, density, "budget.erk")
+    sums = [sum(mask.scores.shape) for mask in found.values()]
+    left, shares = total, sum(sums)
+    for part, size in sorted(zip(sums, sizes, strict=True), key=lambda t: -t[0] / t[1]):
+        if left * part <= size * shares:
             break
-        dense = [full or r == most for full, r in zip(dense, raw, strict=True)]
-    wanted = [n if full else s * n for n, full, s in zip(sizes, dense, shares, strict=True)]
-    return _densities(found, _rounded(wanted, sizes, total))
-
-
-def _rounded(wanted: list[float], sizes: list[int], total: int) -> list[int]:
-    """Whole numbers near those wanted, at least 1 and at most their size, that add up to `total`:
-    the largest remainders are rounded up."""
-    counts = [min(max(1, math.floor(w)), size) for w, size in zip(wanted, sizes, strict=True)]
-
-    def short(i: int) -> float:
-        return wanted[i] - counts[i]
-
-    while (missing := total - sum(counts)) > 0:
-        counts[max((i for i, n in enumerate(sizes) if counts[i] < n), key=short)] += 1
-    for _ in range(-missing):
-        counts[min((i for i, c in enumerate(counts) if c > 1), key=short)] -= 1
-    return counts
+        left, shares = left - size, shares - part  # it is dense
+    wanted = [min(n, left / max(shares, 1) * s) for n, s in zip(sizes, sums, strict=True)]
+    counts = [max(1, math.floor(number)) for number in wanted]
+    while missing := total - sum(counts):
+        step = 1 if missing > 0 else -1
+        free = [i for i, size in enumerate(sizes) if 1 <= counts[i] + step <= size]
+        counts[max(free, key=lambda i: step * (wanted[i] - counts[i]))] += step
+    return {name: c / n for name, c, n in zip(found, counts, sizes, strict=True)}
 
 
 def cubic(start: float, end: float, progress: float) -> float:
@@ -169,7 +142,7 @@ def geometric(start: float, end: float, progress: float) -> float:
     `start^(1 - progress) * end^progress`.
 
     Raises as `cubic`. Source: the rounds of Frankle and Carbin, "The Lottery Ticket Hypothesis"
-    (arXiv 1803.03635), which keep 0.8 each time.
+    (arXiv 1803.03635).
 
     Examples:
         >>> [geometric(1.0, 0.25, t) for t in (0, 0.5, 1)]
@@ -180,19 +153,20 @@ def geometric(start: float, end: float, progress: float) -> float:
 
 
 def _check_schedule(caller: str, start: float, end: float, progress: float) -> None:
-    for density in (start, end):
-        check_density(density, caller)
+    check_density(start, caller)
+    check_density(end, caller)
     if not isinstance(progress, numbers.Real) or not 0 <= progress <= 1:
         raise ValueError(
             f"{caller} expected progress in [0, 1], found {progress!r}. Give step / steps."
         )
 
 
-def _budget(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Mask], int]:
-    """The masks that have a density, by name; how many entries to keep of all of them."""
-    found = {
-        places[0].name: mask for mask, places in masked_tensors(model, caller) if has_density(mask)
-    }
+def _budget(
+    model: nn.Module, density: float, caller: str
+) -> tuple[dict[str, Mask], list[int], int]:
+    """The masks that have a density, by name; their entries; how many of these to keep in all."""
+    masked = masked_tensors(model, caller)
+    found = {place.name: mask for mask, (place, *_) in masked if has_density(mask)}
     if not found:
         raise ValueError(
             f"{caller}() found no mask whose estimator has a density: wrap with masktorch.TopK()."
@@ -206,18 +180,12 @@ def _budget(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Ma
                 "blocks. Give each tensor its density by hand."
             )
     check_density(density, f"{caller}()")
-    entries = sum(mask.scores.numel() for mask in found.values())
-    total = count(density, entries)
+    sizes = [mask.scores.numel() for mask in found.values()]
+    entries, total = sum(sizes), count(density, sum(sizes))
     if total < len(found):
         raise ValueError(
             f"{caller}() expected a density that leaves none of {len(found)} tensors empty, found "
             f"{density!r}, which keeps {total} of {entries} entries. Take at least "
             f"{len(found) / entries:.2g}."
         )
-    return found, total
-
-
-def _densities(found: Mapping[str, Mask], counts: list[int]) -> dict[str, float]:
-    """At `c / n` of `n` entries exactly `c` are kept: the rounding of `c / n` is far below 1/2."""
-    sizes = [mask.scores.numel() for mask in found.values()]
-    return {name: c / n for name, c, n in zip(found, counts, sizes, strict=True)}
+    return found, sizes, total

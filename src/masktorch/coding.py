@@ -16,9 +16,7 @@ _PASS = 255  # the byte that stands for 255 entries and none of the rarer kind
 _PIECE = 2**18  # gaps decoded at a time: their positions take eight times the memory of their bytes
 _SAMPLE = 2**13  # bytes by which one way to deflate is chosen
 _STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY)
-# A share of the rarer kind below which gaps are shorter (measured: alike from 7 to 10 %, and from
-# there on bits are ten times as fast).
-_RARE = 0.08
+_RARE = 0.08  # share of the rarer kind below which gaps are shorter (alike from 7 to 10 %)
 
 
 def encode(mask: Bools) -> tuple[str, bytes]:
@@ -32,14 +30,11 @@ def encode(mask: Bools) -> tuple[str, bytes]:
 
 
 def decode(coding: str, code: bytes | memoryview, kept: int, size: int) -> Bools:
-    """The flat mask of `size` entries, `kept` of them True.
-
-    Raises `ValueError` or `zlib.error` where the code is not that of such a mask, with no more work
-    than such a mask would take.
-    """
-    wrong = f"a code that is not of a mask with {kept} of {size} entries kept"
+    """The flat mask of `size` entries, `kept` of them True; `ValueError` or `zlib.error` where the
+    code is not that of such a mask, with no more work than it would take."""
+    wrong = ValueError(f"a code that is not of a mask with {kept} of {size} entries kept")
     if not 0 <= kept <= size:
-        raise ValueError(wrong)
+        raise wrong
     if coding == "gaps":
         rare_is_kept = 2 * kept <= size
         mask = np.full(size, not rare_is_kept)
@@ -50,18 +45,18 @@ def decode(coding: str, code: bytes | memoryview, kept: int, size: int) -> Bools
             ends = last + np.cumsum(piece + (piece != _PASS), dtype=np.int64)
             last, rare = int(ends[-1]), ends[piece != _PASS]
             if rare.size and rare[-1] >= size:
-                raise ValueError(wrong)
+                raise wrong
             mask[rare] = rare_is_kept
     elif coding in ("bits", "deflated bits"):
         length = -(-size // 8)
         bits = code if coding == "bits" else _inflated(code, length, wrong)
         if len(bits) != length:
-            raise ValueError(wrong)
+            raise wrong
         mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).view(np.bool_)
     else:
         raise ValueError(f"the unknown coding {coding!r}")
     if np.count_nonzero(mask) != kept:
-        raise ValueError(wrong)
+        raise wrong
     return mask
 
 
@@ -83,10 +78,10 @@ def _deflated(content: bytes) -> bytes:
     return deflated(content, min(_STRATEGIES, key=lambda s: len(deflated(content[:_SAMPLE], s))))
 
 
-def _inflated(code: bytes | memoryview, most: int, wrong: str) -> bytes:
+def _inflated(code: bytes | memoryview, most: int, wrong: ValueError) -> bytes:
     """A whole deflate stream of at most `most` bytes, inflated no further than that."""
     inflate = zlib.decompressobj(wbits=-15)
     content = inflate.decompress(code, most + 1)
     if len(content) > most or not inflate.eof or inflate.unused_data:
-        raise ValueError(wrong)
+        raise wrong
     return content

@@ -11,14 +11,10 @@ from masktorch.ranks import check_density
 def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
     """Leaves of each weight its sign, times one number for all: in place, returns the tensor.
 
-    `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`: the variance of Kaiming's
-    initial weights under a mask that keeps the share `density`.
-
-    `fan_in` is that of PyTorch's initialisers, the entries of `tensor[0]`: of a Linear or a
-    convolution what an output sees. (Of a transposed convolution, whose first dimension is the
-    input, it is therefore the output channels of its group times the kernel.)
-    `tensor` is floating point, of two dimensions or more. Raises `ValueError` for a tensor of fewer
-    dimensions and a density outside (0, 1], `TypeError` for anything but such a tensor.
+    `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`, `fan_in` the entries of
+    `tensor[0]`: the variance of Kaiming's initial weights under a mask of that density.
+    Raises `ValueError` for a tensor of fewer than two dimensions and a density outside (0, 1],
+    `TypeError` for anything but a floating-point tensor.
     Source: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?"
     (arXiv 1911.13299), and Zhou et al. (1905.01067).
 
@@ -28,13 +24,12 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
                 [ 1., -1.]])
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        found = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"signed_constant_() expected a floating-point tensor, found {found}.")
+        kind = getattr(tensor, "dtype", type(tensor).__name__)
+        raise TypeError(f"signed_constant_() expected a floating-point tensor, found {kind}.")
     if tensor.grad_fn is not None:
         raise ValueError(
             "signed_constant_() expected a parameter, found a computed tensor, where its values "
-            "would be lost. Call it before masktorch.wrap, or on "
-            "layer.parametrizations.weight.original."
+            "are lost. Call it before wrap, or on layer.parametrizations.weight.original."
         )
     if tensor.dim() < 2:
         raise ValueError(

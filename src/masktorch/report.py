@@ -26,65 +26,35 @@ class Report:
         trains: bool  # whether the mask learns: it is not frozen, its scores require a gradient
 
     rows: tuple[Row, ...]
+    size: int  # as in a row, of all masked tensors
+    kept: int
+    masked: int
+    density: float
+    masked_fraction: float
     parameters: int  # entries of all parameters of the model, scores left out
-
-    @property
-    def size(self) -> int:
-        """Entries of all masked tensors."""
-        return sum(row.size for row in self.rows)
-
-    @property
-    def kept(self) -> int:
-        """Entries kept in all tensors."""
-        return sum(row.kept for row in self.rows)
-
-    @property
-    def masked(self) -> int:
-        """Entries masked in all tensors."""
-        return sum(row.masked for row in self.rows)
-
-    @property
-    def density(self) -> float:
-        """`kept / size`."""
-        return _fraction(self.kept, self.size)
-
-    @property
-    def masked_fraction(self) -> float:
-        """`masked / size`."""
-        return _fraction(self.masked, self.size)
-
-    @property
-    def share(self) -> float:
-        """Of the model's parameters, the share that is under masks."""
-        return _fraction(self.size, self.parameters)
+    share: float  # of these, the share that is under masks
 
     def __str__(self) -> str:
-        cells: list[tuple[str, ...]] = [
-            ("tensor", "shape", "size", "kept", "density", "masked", "fraction", "mask")
-        ]
+        table = [("tensor", "shape", "size", "kept", "density", "masked", "fraction", "mask")]
         for row in self.rows:
             shape, state = "x".join(map(str, row.shape)), "trains" if row.trains else "frozen"
-            cells.append((row.name, shape, *_numbers(row), state))
-        cells.append(("total", "", *_numbers(self), ""))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        aligned = "<<>>>>><"
-        lines = [
-            "  ".join(
-                f"{cell:{a}{w}}" for cell, a, w in zip(line, aligned, widths, strict=True)
-            ).rstrip()
-            for line in cells
-        ]
+            table.append((row.name, shape, *_numbers(row), state))
+        table.append(("total", "", *_numbers(self), ""))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = []
+        for cells in table:
+            aligned = zip(cells, "<<>>>>><", widths, strict=True)
+            lines.append("  ".join(f"{cell:{side}{width}}" for cell, side, width in aligned))
         lines.append(
             f"under masks: {self.size:,} of {self.parameters:,} parameters ({self.share:.1%})"
         )
         if not self.masked:
             lines.append("nothing is masked yet: every entry is kept")
-        return "\n".join(lines)
+        return "\n".join(map(str.rstrip, lines))
 
 
 def report(model: nn.Module) -> Report:
     """Counts what the deterministic masks of a wrapped model mask.
-
     Raises `ValueError` if nothing is masked.
 
     Examples:
@@ -98,37 +68,23 @@ def report(model: nn.Module) -> Report:
         total             6     4   0.6667       2    0.3333
         under masks: 6 of 9 parameters (66.7%)
     """
-    rows = []
-    found = masked_tensors(model, "report")
-    scores = {id(mask.scores) for mask, _ in found}
+    found, rows = masked_tensors(model, "report"), []
     for mask, (place, *_) in found:
-        mode = mask.mode()
-        size, kept = mode.numel(), total(mode)
-        rows.append(
-            Report.Row(
-                name=place.name,
-                shape=tuple(mode.shape),
-                size=size,
-                kept=kept,
-                masked=size - kept,
-                density=_fraction(kept, size),
-                masked_fraction=_fraction(size - kept, size),
-                trains=mask.learning and mask.scores.requires_grad,
-            )
-        )
+        mode, trains = mask.mode(), mask.learning and mask.scores.requires_grad
+        counts = _counts(mode.numel(), total(mode))
+        rows.append(Report.Row(place.name, tuple(mode.shape), *counts, trains))
+    counts = _counts(sum(row.size for row in rows), sum(row.kept for row in rows))
+    scores = {id(mask.scores) for mask, _ in found}
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in scores)
-    return Report(tuple(rows), parameters)
+    return Report(tuple(rows), *counts, parameters, counts[0] / max(parameters, 1))
 
 
-def _numbers(counted: Report.Row | Report) -> tuple[str, ...]:
-    return (
-        f"{counted.size:,}",
-        f"{counted.kept:,}",
-        f"{counted.density:.4f}",
-        f"{counted.masked:,}",
-        f"{counted.masked_fraction:.4f}",
-    )
+def _counts(size: int, kept: int) -> tuple[int, int, int, float, float]:
+    """`size`, `kept`, `masked`, `density` and `masked_fraction`."""
+    masked = size - kept
+    return size, kept, masked, kept / max(size, 1), masked / max(size, 1)
 
 
-def _fraction(part: int, size: int) -> float:
-    return part / size if size else 0.0
+def _numbers(counted: Report.Row | Report) -> tuple[str, str, str, str, str]:
+    kept, masked = f"{counted.density:.4f}", f"{counted.masked_fraction:.4f}"
+    return f"{counted.size:,}", f"{counted.kept:,}", kept, f"{counted.masked:,}", masked

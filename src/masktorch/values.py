@@ -1,9 +1,8 @@
 """Masks as values: read from a model by tensor name, set, drawn, used for a while."""
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,12 @@ from masktorch.model import (
     masked_tensors,
     warn_if_empty,
 )
+from masktorch.selection import parted
 from masktorch.wrapping import give_masks
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The deterministic masks by tensor name: bool, shaped like their tensors, on their device.
-
     Raises `ValueError` if nothing is masked.
 
     Examples:
@@ -32,25 +31,18 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         {'weight': tensor([[True, True]])}
     """
     return {
-        places[0].name: mask.mode() if mask.learns and mask.used is None else mask.mode().clone()
-        for mask, places in masked_tensors(model, "masks")
+        place.name: mask.mode() if mask.learns and mask.used is None else mask.mode().clone()
+        for mask, (place, *_) in masked_tensors(model, "masks")
     }
 
 
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
-    """Makes the deterministic masks exactly those given.
+    """Makes the deterministic masks exactly those given: bool, by name, as `masks` returns them.
 
-    A wrapped model's scores move: those on their side of the threshold already stay where they
-    are. A plain model gets masks that do not learn, on the tensors named; on a model whose masks
-    were given, by this or by `load_masks`, they are replaced, which costs little more than a copy.
-    Warns where a mask keeps nothing of its tensor.
-
-    Args:
-        model: a wrapped or a plain model. Nothing in it changes if an error is raised.
-        masks: for every masked tensor its mask, bool, by name, as `masks` returns them.
-
-    Raises `ValueError` for a missing or unknown name, a wrong shape, a mask that the estimator
-    cannot express, and within `using`; `TypeError` for anything but a bool tensor.
+    Of a wrapped model those scores move that must. A plain model gets masks that do not learn, on
+    the tensors named; given masks are replaced. Warns where a mask keeps nothing of its tensor. On
+    an error nothing changes. Raises `ValueError` for a missing or unknown name, a wrong shape, a
+    mask that the estimator can't express, and within `using`; `TypeError` for other than bools.
 
     Examples:
         >>> from masktorch import wrap
@@ -66,31 +58,23 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     if any(mask.used is not None for mask, _ in found):
         raise ValueError("set_masks() within masktorch.using would not be seen: leave it first.")
     moved = [
-        _scores_for(place.name, mask, given) if mask.learns else given
-        for (mask, (place, *_)), given in zip(found, wanted, strict=True)
+        _scores_for(name, mask, given) if mask.learns else given for mask, name, given in wanted
     ]
     with torch.no_grad():
-        for (mask, _), scores in zip(found, moved, strict=True):
+        for (mask, *_), scores in zip(wanted, moved, strict=True):
             mask.scores.copy_(scores)
-    for (_, (place, *_)), given in zip(found, wanted, strict=True):
-        warn_if_empty(place.name, given)
+    for _, name, given in wanted:
+        warn_if_empty(name, given)
     return model
 
 
 @contextlib.contextmanager
 def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
-    """Within it a model computes with these masks in every mode, in place of its own.
+    """Within it a model computes with these masks in every mode; `None` is no masks at all.
 
-    `masks(model)`, `report` and `save_masks` see them too; scores do not move, get no gradient,
-    and nothing is drawn. On leaving, also by an exception, everything is as before. It nests. Call
-    `backward` within it too where activations are checkpointed: they are computed again then.
-
-    Args:
-        model: a wrapped model, or one whose masks were given.
-        masks: for every masked tensor its mask, bool, by name; `None` for no masks at all.
-
-    Raises as `set_masks`, `ValueError` where nothing is masked, and `RuntimeError` in code that is
-    being compiled; nothing has changed then.
+    `masks`, `report` and `save_masks` see them too, scores get no gradient, and nothing is drawn.
+    On leaving everything is as before. It nests. Call `backward` within it too where activations
+    are checkpointed. Raises as `set_masks`, and `RuntimeError` in code that is being compiled.
 
     Examples:
         >>> from masktorch import wrap
@@ -106,13 +90,11 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
         )
     found = masked_tensors(model, "using")
     if masks is None:
-        wanted = [torch.ones_like(mask.scores, dtype=torch.bool) for mask, _ in found]
-    else:
-        _check_mapping("using", masks)
-        wanted = _checked("using", found, masks)
-    before = [mask.used for mask, _ in found]
+        masks = {p.name: torch.ones_like(m.scores, dtype=torch.bool) for m, (p, *_) in found}
+    _check_mapping("using", masks)
+    wanted, before = _checked("using", found, masks), [mask.used for mask, _ in found]
     try:
-        for (mask, _), used in zip(found, wanted, strict=True):
+        for mask, _, used in wanted:
             mask.used = used
         yield model
     finally:
@@ -123,14 +105,9 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
 def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> dict[str, Tensor]:
     """A draw of each mask as training would make it, by tensor name: bool, on their device.
 
-    Masks that are not drawn, frozen or given are the deterministic ones. A relaxed mask
-    (`HardConcrete`) is kept where it is positive.
-
-    Args:
-        model: a wrapped model, or one whose masks were given.
-        generator: draws from it in place of PyTorch's own random stream, which it leaves alone.
-
-    Raises `ValueError` if nothing is masked.
+    Masks that are not drawn, frozen or given are the deterministic ones; a relaxed mask
+    (`HardConcrete`) is kept where it is positive. With a generator PyTorch's own random stream is
+    left alone. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import Bernoulli, wrap
@@ -148,11 +125,11 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
             devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
             stack.enter_context(torch.random.fork_rng(devices))
             seed = torch.empty((), dtype=torch.int64, device=generator.device)
-            number = int(seed.random_(generator=generator))
-            torch.default_generator.manual_seed(number)  # of no device beside those that are forked
-            for device in devices:
-                torch.cuda.default_generators[device.index].manual_seed(number)
-        return {places[0].name: mask.sample() for mask, places in found}
+            seed.random_(generator=generator)
+            cuda = [torch.cuda.default_generators[device.index] for device in devices]
+            for stream in (torch.default_generator, *cuda):  # of no device that is not forked
+                stream.manual_seed(int(seed))
+        return {place.name: mask.sample() for mask, (place, *_) in found}
 
 
 def _check_mapping(caller: str, masks: Mapping[str, Tensor]) -> None:
@@ -163,18 +140,18 @@ def _check_mapping(caller: str, masks: Mapping[str, Tensor]) -> None:
         )
 
 
-def _checked(caller: str, found: Masked, masks: Mapping[str, Tensor]) -> list[Tensor]:
-    """The masks in the order of the model, on the devices and in the shards of its scores."""
+def _checked(
+    caller: str, found: Masked, masks: Mapping[str, Tensor]
+) -> list[tuple[Mask, str, Tensor]]:
+    """What each mask, of the tensor of that name, is to be: on its device and in its shards."""
     masks = by_name(caller, "mask for each masked tensor", found, masks)
     checked = []
     for mask, (place, *_) in found:
-        scores: Any = mask.scores
-        wanted = checked_mask(caller, place.name, masks[place.name], scores.shape)
-        wanted = wanted.to(scores.device)
+        name, scores = place.name, mask.scores
+        wanted = checked_mask(caller, name, masks[name], scores.shape).to(scores.device)
         if is_sharded(scores) and not is_sharded(wanted):
-            tensors = sys.modules["torch.distributed.tensor"]
-            wanted = tensors.distribute_tensor(wanted, scores.device_mesh, scores.placements)
-        checked.append(wanted)
+            wanted = parted(wanted, scores)
+        checked.append((mask, name, wanted))
     return checked
 
 
