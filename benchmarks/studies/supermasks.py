@@ -51,7 +51,7 @@ def runs(results: Results) -> Iterator[Configuration]:
             yield replace(changed, seed=seed)
     images = replace(base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True)
     for network in ("conv-2", "conv-4", "conv-6"):
-        yield replace(images, network=network)  # type: ignore[arg-type]
+        yield replace(images, network=network)
 
 
 STUDY = Study("supermasks", "Does a mask alone reach the published supermasks?", runs)
