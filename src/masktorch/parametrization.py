@@ -10,7 +10,9 @@ The mask itself is the module `module.parametrizations.weight`, where
 `remove_parametrizations` takes it off (baked, in the mode the module is in).
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -32,30 +34,22 @@ def attached(module: nn.Module) -> dict[str, Mask]:
 
 def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
     """Puts masks on parameters of `module`, by their names."""
-    home = cast(Any, module._modules.setdefault("parametrizations", nn.ModuleDict()))
-    home.__class__, home.tensors = Masks, module._parameters
-    home.update(masks)
-    _set_class(module)
+    home: Any = module._modules.get("parametrizations") or {}
+    module._modules["parametrizations"] = Masks({**dict(home.items()), **masks}, module._parameters)
+    made = masked_class(original_class(module), frozenset(attached(module)))
+    object.__setattr__(module, "__class__", made)  # past a __setattr__ of the module's own
     _hold(module, None)
 
 
 def detach(module: nn.Module) -> None:
     """Takes the masks off a module and gives its original class back."""
-    home = cast(Any, module._modules["parametrizations"])
-    for name in attached(module):
-        del home[name]
-    home.__class__ = nn.ModuleDict
-    del home.tensors
-    if not home:
-        del module._modules["parametrizations"]
+    home = cast(Masks, module._modules.pop("parametrizations"))
+    others = {name: other for name, other in home.items() if not isinstance(other, Mask)}
+    home.clear()
+    if others:
+        module._modules["parametrizations"] = nn.ModuleDict(others)
     module.__dict__.pop("_held", None)
-    _set_class(module)
-
-
-def _set_class(module: nn.Module) -> None:
-    original, names = original_class(module), frozenset(attached(module))
-    # past a __setattr__ of the module's own
-    object.__setattr__(module, "__class__", masked_class(original, names) if names else original)
+    object.__setattr__(module, "__class__", original_class(module))
 
 
 def original_class(module: nn.Module) -> Any:
@@ -97,6 +91,17 @@ def _hold(module: nn.Module, tensors: dict[str, Tensor] | None) -> None:
     object.__setattr__(module, "_held", tensors)
 
 
+@contextlib.contextmanager
+def _holding(module: Any, names: Any) -> Iterator[None]:
+    """Within it these names read as the parameters themselves."""
+    before = module._held
+    _hold(module, {name: module._parameters[name] for name in names})
+    try:
+        yield
+    finally:
+        _hold(module, before)
+
+
 _computed = WeakIdKeyDictionary()
 """From what a masked module has computed, while somebody keeps it, to the mask and the tensor."""
 
@@ -134,12 +139,11 @@ def _assigned(name: str, mask: Mask, parameter: Tensor, value: Any) -> Any:
             f"{name!r} expected values or an nn.Parameter, found a tensor that requires a "
             "gradient, which would be cut off. For its values, assign tensor.detach()."
         )
-    if mask.rescale and not any(map(is_sharded, (parameter, value))):
+    tensors = mask.scores, parameter, value
+    if mask.rescale and not any(tensor.is_meta or is_sharded(tensor) for tensor in tensors):
         masked = ~mask.mode()
-        if not (masked.is_meta or value.is_meta or parameter.is_meta) and (
-            parameter[masked.to(parameter.device)].any()
-            and not value[masked.to(value.device)].any()
-        ):
+        before, after = (tensor.to(masked.device)[masked] for tensor in (parameter, value))
+        if before.any() and not after.any():
             raise ValueError(
                 f"{name!r} expected the tensor under its mask, found one that is 0 wherever the "
                 "mask masks: what a masked layer computes, which rescale=True would scale once "
@@ -199,12 +203,8 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                 return
             # nn.Module first asks hasattr(self, name): let it find the parameter, not draw a
             # mask, nor compute one while FSDP2 swaps weight and scores one after the other.
-            before = self._held
-            _hold(self, {name: parameter})
-            try:
+            with _holding(self, [name]):
                 original.__setattr__(self, name, value)
-            finally:
-                _hold(self, before)
 
         def __delattr__(self, name: str) -> None:
             """torch's register_parametrization begins so, and would go on to change this class."""
@@ -223,12 +223,8 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                     "__reduce__ of its own. masktorch.unwrap(model) first."
                 )
             # An RNN reads its weights into its state: let it find the parameters themselves.
-            before = self._held
-            _hold(self, {name: self._parameters[name] for name in attached(self)})
-            try:
+            with _holding(self, attached(self)):
                 state: Any = object.__reduce_ex__(self, 2)[2]
-            finally:
-                _hold(self, before)
             return _empty, (original, names), {**state, "_held": None}
 
         def __copy__(self) -> Any:
@@ -241,8 +237,6 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             made.__setstate__(state)
             for shared in ("_parameters", "_modules"):
                 made.__dict__[shared] = made.__dict__[shared].copy()
-            home: Any = self._modules["parametrizations"]
-            made._modules["parametrizations"] = nn.ModuleDict(home._modules)
             attach(made, attached(self))
             return made
 
