@@ -121,8 +121,8 @@ class Mask(nn.Module):
         return [
             (home, name)
             for home in self.homes
-            for name, mask in home.items()
-            if getattr(mask, "homes", None) is self.homes
+            for name, mask in home.own().items()
+            if mask.homes is self.homes
         ]
 
     def originals(self) -> list[Tensor]:
@@ -201,16 +201,17 @@ class Masks(nn.ModuleDict):
     def __init__(self, modules: Mapping[str, nn.Module], tensors: dict[str, Any]):
         super().__init__(modules)
         self.tensors = tensors  # the parameters of the module
-        self._at_home()
+        for mask in self.own().values():
+            mask.homes[self] = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._at_home()
+        for mask in self.own().values():
+            mask.homes[self] = None
 
-    def _at_home(self) -> None:
-        for mask in self.values():
-            if isinstance(mask, Mask):
-                mask.homes[self] = None
+    def own(self) -> dict[str, Mask]:
+        """The masks among what computes the parameters of the module."""
+        return {name: mask for name, mask in self.items() if isinstance(mask, Mask)}
 
     def __getitem__(self, name: str) -> nn.Module:
         return cast(nn.Module, getattr(self, name))
@@ -228,9 +229,7 @@ class Masks(nn.ModuleDict):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """Compares what a checkpoint knows of each mask, once where weights are tied."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        for name, mask in self.items():
-            if not isinstance(mask, Mask):
-                continue
+        for name, mask in self.own().items():
             key, extra = f"{prefix}{name}.scores", f"{prefix}{name}._extra_state"
             scores = state_dict.get(key)
             known = state_dict.setdefault(extra, None)  # a checkpoint of 0.1.0 knows nothing

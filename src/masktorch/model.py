@@ -2,7 +2,7 @@
 
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 import torch
@@ -16,6 +16,7 @@ from masktorch.targets import Place, describe, join, plain_name
 
 Model = TypeVar("Model", bound=nn.Module)
 Masked = list[tuple[Mask, list[Place]]]
+Found = list[tuple[Any, list[Place]]]
 
 
 def masked_tensors(model: nn.Module, caller: str) -> Masked:
@@ -49,12 +50,7 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
 
 
 def by_name(
-    caller: str,
-    what: str,
-    found: Sequence[tuple[Any, list[Place]]],
-    values: Any,
-    *,
-    others: str = "Not masked in this model",
+    caller: str, what: str, found: Found, values: Any, *, others: str = "Not masked in this model"
 ) -> dict[str, Any]:
     """The values of tensors by their first names: one for all, or from a mapping, if there is one
     for each, under any of its names; `others` says what other names are."""
@@ -91,10 +87,8 @@ def _same(one: object, other: object) -> bool:
 def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
     """Raises where an estimator is none, or can't be used on these scores."""
     if isinstance(estimator, type | nn.Module) or not isinstance(estimator, Estimator):
-        hint = ""
-        if isinstance(estimator, type):
-            hint = f" Write {estimator.__name__}(), a value."
-        elif isinstance(estimator, float):
+        hint = f" Write {estimator.__name__}(), a value." if isinstance(estimator, type) else ""
+        if isinstance(estimator, float):
             hint = f" For that density write masktorch.TopK({estimator!r})."
         raise TypeError(
             f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "

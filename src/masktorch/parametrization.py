@@ -26,10 +26,8 @@ from masktorch.mask import Mask, Masks, is_sharded
 
 def attached(module: nn.Module) -> dict[str, Mask]:
     """The masks on the parameters of `module` itself, by parameter name."""
-    masks = module._modules.get("parametrizations")
-    if not isinstance(masks, nn.ModuleDict):
-        return {}
-    return {name: mask for name, mask in masks.items() if isinstance(mask, Mask)}
+    home = module._modules.get("parametrizations")
+    return home.own() if isinstance(home, Masks) else {}
 
 
 def attach(module: nn.Module, masks: dict[str, Mask]) -> None:

@@ -17,6 +17,7 @@ Targets = Callable[[str, nn.Module], Iterable[str]] | Iterable[str]
 
 _CONV = nn.Conv1d, nn.Conv2d, nn.Conv3d
 _CONV_TRANSPOSE = nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d
+_CONTAINERS = nn.Sequential, nn.ModuleList, nn.ModuleDict
 
 
 def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
@@ -170,8 +171,7 @@ def _named(
 def _check(place: Place) -> None:
     """Raises where a parameter can't have a mask."""
     name, module, attribute, parameter = place
-    kind = type(module).__name__
-    classes = [base for base in type(module).__mro__ if "_original_class" not in vars(base)]
+    kind, original = type(module).__name__, vars(type(module)).get("_original_class", type(module))
     if not parameter.is_floating_point():
         raise TypeError(
             f"wrap() expected floating-point tensors, found {name!r} of {parameter.dtype}. "
@@ -188,20 +188,16 @@ def _check(place: Place) -> None:
     elif parameter.element_size() < 2:
         error = TypeError
         why = (
-            f"PyTorch does not compute in {parameter.dtype}. Mask the tensor in another precision "
-            "before it is quantized, or leave it out of targets."
+            f"PyTorch does not compute in {parameter.dtype}. Mask the tensor in another precision."
         )
     elif _overlaps(parameter):
         why = "several of its entries share one place in memory (expanded). Use its .clone()."
     elif isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
         error = TypeError
         why = f"its module is a {kind}, whose code is fixed. Wrap before it is scripted or traced."
-    elif any(attribute in vars(base) for base in classes):
-        why = (
-            f"the class {kind} has a {attribute!r} of its own (a property, say), which says what "
-            "reading it gives. Rename the parameter or the property."
-        )
-    elif isinstance(module, nn.Sequential | nn.ModuleList | nn.ModuleDict) and not isinstance(
+    elif any(attribute in vars(base) for base in original.__mro__):
+        why = f"the class {kind} has a {attribute!r} of its own (a property, say). Rename one."
+    elif isinstance(module, _CONTAINERS) and not isinstance(
         module, parametrize.ParametrizationList
     ):
         error = TypeError
