@@ -62,8 +62,7 @@ class Mask(nn.Module):
         if not self.learning:
             return self.mode().to(torch.get_default_dtype())
         expected = getattr(self.estimator, "expected", self.estimator)
-        # in half precision 1 - p would be 0
-        wide = torch.promote_types(self.scores.dtype, torch.float32)
+        wide = torch.promote_types(self.scores.dtype, torch.float32)  # in half, 1 - p would be 0
         return cast(Tensor, expected(self.scores.to(wide)))
 
     def sample(self) -> Tensor:
@@ -135,18 +134,16 @@ class Mask(nn.Module):
         seen = getattr(self, "_seen", None)
         return self.originals()[0] if seen is None else seen
 
-    def known(self) -> dict[str, Any]:
-        """What a checkpoint knows of the mask beside its scores."""
-        return {
+    def get_extra_state(self) -> Tensor:
+        """What a checkpoint knows of the mask beside its scores, as JSON in bytes: of one size, as
+        loading in place asks for."""
+        known = {
             "rescale": self.rescale,
             "mask_frozen": self.frozen,
             "weights_frozen": not any(tensor.requires_grad for tensor in self.originals()),
             "estimator": described(self.estimator),
         }
-
-    def get_extra_state(self) -> Tensor:
-        """That, as JSON in bytes: of one size, as loading in place asks for."""
-        code = json.dumps(self.known()).encode().ljust(512)
+        code = json.dumps(known).encode().ljust(512)
         return torch.tensor(list(code), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
@@ -154,10 +151,9 @@ class Mask(nn.Module):
 
     def compare(self, name: str, state: Tensor) -> None:
         """Warns where a checkpoint of the tensor `name` knows something else of its mask."""
-        present = self.known()
         try:
-            loaded = json.loads(bytes(state.tolist()))
-            saved = {key: loaded[key] for key in present if loaded[key] != present[key]}
+            here, there = (json.loads(bytes(s.tolist())) for s in (self.get_extra_state(), state))
+            saved = {key: there[key] for key in here if there[key] != here[key]}
         except (KeyError, TypeError, ValueError):
             warnings.warn(
                 f"load_state_dict() can't read what the checkpoint knows of the mask of {name!r}: "
@@ -170,14 +166,13 @@ class Mask(nn.Module):
             warnings.warn(
                 f"load_state_dict() of {name!r}: its mask was saved with "
                 f"{', '.join(f'{key}={value}' for key, value in saved.items())}; here it has "
-                f"{', '.join(f'{key}={present[key]}' for key in saved)}. To make them agree: "
+                f"{', '.join(f'{key}={here[key]}' for key in saved)}. To make them agree: "
                 f"{', '.join(_CALLS[key].format(value) for key, value in saved.items())}.",
                 stacklevel=2,
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle has the mask's own: what is used within masktorch.using ends there,
-        and its places are those of the copy."""
+        """A copy has places of its own, and what masktorch.using put in place of it ends there."""
         return {**self.__dict__, "used": None, "homes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -230,23 +225,19 @@ class Masks(nn.ModuleDict):
         """Compares what a checkpoint knows of each mask, once where weights are tied."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         for name, mask in self.own().items():
-            key, extra = f"{prefix}{name}.scores", f"{prefix}{name}._extra_state"
+            key = f"{prefix}{name}.scores"
             scores = state_dict.get(key)
-            known = state_dict.setdefault(extra, None)  # a checkpoint of 0.1.0 knows nothing
-            if not isinstance(scores, Tensor):
-                continue
-            if (scores.dtype is torch.bool) == mask.learns:
-                expected, found = ("scores", "a mask") if mask.learns else ("a mask", "scores")
+            known = state_dict.setdefault(f"{prefix}{name}._extra_state")  # 0.1.0 knew nothing
+            first = mask.places()[0] == (self, name)
+            if isinstance(scores, Tensor) and (scores.dtype is torch.bool) == mask.learns:
+                what = "scores, found a mask" if mask.learns else "a mask, found scores"
                 arguments[-1].append(
-                    f"{key!r}: expected {expected}, found {found} ({scores.dtype}). Masks that "
-                    "learn have scores, those that load_masks put on a plain model have none: "
-                    "leave the 'scores' keys out, and move masks with masktorch.load_masks or "
-                    "set_masks."
+                    f"{key!r}: expected {what} ({scores.dtype}). Masks that learn have scores, "
+                    "those that load_masks put on a plain model have none: leave the 'scores' keys "
+                    "out, and move masks with masktorch.load_masks or set_masks."
                 )
                 state_dict[key] = mask.scores  # they stay
-            elif (
-                isinstance(known, Tensor) and not known.is_meta and mask.places()[0] == (self, name)
-            ):
+            elif first and key in state_dict and isinstance(known, Tensor) and not known.is_meta:
                 mask.compare(plain_name(prefix.removesuffix("parametrizations.") + name), known)
 
 

@@ -59,7 +59,7 @@ def _masked_tensor(name: str) -> property:
     def read(module: Any) -> Any:
         if name not in module._parameters:
             raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
-        weight = module._parameters[name]
+        weight, training = module._parameters[name], module.training
         masks = module._modules.get("parametrizations")
         mask = None if masks is None else masks._modules.get(name)
         if mask is None:  # a new module of this class, or torch's remove_parametrizations was here
@@ -72,14 +72,13 @@ def _masked_tensor(name: str) -> property:
         key: Any = name
         if parametrize._cache_enabled:  # the user holds what is read for longer than a forward
             held = parametrize._cache
-            estimator = id(mask.estimator), mask.frozen
-            key = (mask, weight, mask.scores, mask.used, module.training, *estimator)
+            key = mask, weight, mask.scores, mask.used, mask.frozen, id(mask.estimator), training
             if key in held:
                 return held[key]
-        elif held is None or not mask.draws(module.training):
-            return _apply(mask, weight, module.training)
+        elif held is None or not mask.draws(training):
+            return _apply(mask, weight, training)
         with torch.enable_grad():  # a later read may want the gradient that the first does not
-            held[key] = _apply(mask, weight, module.training)
+            held[key] = _apply(mask, weight, training)
         return held[key]
 
     return property(read)
@@ -151,19 +150,15 @@ def _assigned(name: str, mask: Mask, parameter: Tensor, value: Any) -> Any:
 
 
 def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
-    """The subclass of `original` whose parameters `names` are read under their masks.
-
-    One class serves every module of that type, so a compiled block is compiled once for all. No
-    more than any subclass does it keep `original` alive.
-    """
+    """The subclass of `original` whose parameters `names` are read under their masks: one for all
+    modules of that type, so that a compiled block is compiled once for all."""
     for made in type.__subclasses__(original):
         if made.__dict__.get("_original_class") is original and made._masked_names == names:
             return made
 
     class Shared(type(original)):  # type: ignore[misc]
         def __delattr__(cls, name: str) -> None:
-            """torch's remove_parametrizations deletes the property of the module it leaves; the
-            other modules of this class still need it."""
+            """torch's remove_parametrizations deletes the property, which other modules need."""
 
     class Masked(original, metaclass=Shared):  # type: ignore[misc]
         _original_class, _masked_names = original, names
@@ -226,8 +221,7 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             return _empty, (original, names), {**state, "_held": None}
 
         def __copy__(self) -> Any:
-            """A module of its own, with the same tensors under the same masks, as of tied weights:
-            what happens to the masks of the one does not happen to the other."""
+            """A module of its own, with the same tensors under the same masks."""
             if hasattr(original, "__copy__"):
                 return original.__copy__(self)
             make, arguments, state = self.__reduce_ex__(2)

@@ -55,9 +55,7 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
 
 
 def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The scores of all masks, for an optimiser.
-
-    Raises `ValueError` if nothing is masked.
+    """The scores of all masks, for an optimiser. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import wrap
@@ -69,9 +67,7 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The scores of all masks, each with the name of its tensor in the unwrapped model.
-
-    Raises `ValueError` if nothing is masked.
+    """The same, each with the name of its tensor in the unwrapped model.
 
     Examples:
         >>> from masktorch import wrap

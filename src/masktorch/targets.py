@@ -12,6 +12,7 @@ import torch.fx
 from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
 
 Targets = Callable[[str, nn.Module], Iterable[str]] | Iterable[str]
 
@@ -184,42 +185,35 @@ def _check(place: Place) -> None:
         )
     error: type[Exception] = ValueError
     if is_lazy(parameter):
-        why = "it has no shape yet (a lazy module). Run one batch through the model, then wrap it."
+        why = "it has no shape yet (a lazy module). Run one batch through the model, then wrap it"
     elif parameter.element_size() < 2:
         error = TypeError
-        why = (
-            f"PyTorch does not compute in {parameter.dtype}. Mask the tensor in another precision."
-        )
+        why = f"PyTorch does not compute in {parameter.dtype}. Mask the tensor in another precision"
     elif _overlaps(parameter):
-        why = "several of its entries share one place in memory (expanded). Use its .clone()."
+        why = "several of its entries share one place in memory (expanded). Use its .clone()"
     elif isinstance(module, torch.jit.ScriptModule | torch.fx.GraphModule):
         error = TypeError
-        why = f"its module is a {kind}, whose code is fixed. Wrap before it is scripted or traced."
+        why = f"its module is a {kind}, whose code is fixed. Wrap before it is scripted or traced"
     elif any(attribute in vars(base) for base in original.__mro__):
-        why = f"the class {kind} has a {attribute!r} of its own (a property, say). Rename one."
-    elif isinstance(module, _CONTAINERS) and not isinstance(
-        module, parametrize.ParametrizationList
-    ):
-        error = TypeError
-        why = f"its {kind} would take the mask for a layer. Move it into a module of its own."
+        why = f"the class {kind} has a {attribute!r} of its own (a property, say). Rename one"
+    elif isinstance(module, _CONTAINERS) and not isinstance(module, ParametrizationList):
+        why = f"its {kind} would take the mask for a layer. Move it into a module of its own"
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-        why = f"sparse gradients do not pass a mask. Make the {kind} with sparse=False."
+        why = f"sparse gradients do not pass a mask. Make the {kind} with sparse=False"
     elif not isinstance(getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict):
-        why = "its module has a 'parametrizations' of its own, where masks belong. Rename it."
+        why = "its module has a 'parametrizations' of its own, where masks belong. Rename it"
     elif hasattr(nn.ModuleDict, attribute):
-        why = "torch.nn.ModuleDict, which holds the masks, has a method of that name. Rename it."
+        why = "torch.nn.ModuleDict, which holds the masks, has a method of that name. Rename it"
     else:
         return
-    raise error(f"wrap() can't mask {name!r}: {why}")
+    raise error(f"wrap() can't mask {name!r}: {why}.")
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:
     """Whether entries surely share memory: expanded, or more entries than places in its span."""
-    extents = [
-        (n, stride) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1
-    ]
-    span = 1 + sum((n - 1) * stride for n, stride in extents)
-    return any(stride == 0 for _, stride in extents) or span < tensor.numel()
+    steps = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+    span = 1 + sum((n - 1) * step for n, step in steps)
+    return any(step == 0 for _, step in steps) or span < tensor.numel()
 
 
 def describe(model: nn.Module) -> str:
