@@ -3,7 +3,7 @@
 import sys
 import warnings
 from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from masktorch.estimators import Estimator
 from masktorch.mask import Mask, deterministic, total
 from masktorch.parametrization import attached
-from masktorch.targets import Place, describe, join, plain_name
+from masktorch.targets import Place, describe, places_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Masked = list[tuple[Mask, list[Place]]]
@@ -38,13 +38,8 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
         if not isinstance(module, DistributedDataParallel):
             module.reshard()  # what FSDP2 has gathered is a copy: changes to it would be lost
     found: dict[Mask, list[Place]] = {}
-    for module_name, module in model.named_modules():
-        for attribute, mask in attached(module).items():
-            name, parameter = (
-                join(plain_name(module_name), attribute),
-                module._parameters[attribute],
-            )
-            place = Place(name, module, attribute, cast(nn.Parameter, parameter))
+    for place in places_of(model):
+        if mask := attached(place.module).get(place.attribute):
             found.setdefault(mask, []).append(place)
     return list(found.items())
 

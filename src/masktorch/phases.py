@@ -67,7 +67,9 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The same, each with the name of its tensor in the unwrapped model.
+    """The scores of all masks, each with the name of its tensor in the unwrapped model.
+
+    Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import wrap

@@ -4,7 +4,7 @@ import difflib
 import inspect
 import reprlib
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -65,38 +65,41 @@ class Place(NamedTuple):
     parameter: nn.Parameter
 
 
-Planned = list[tuple[nn.Parameter, list[Place]]]
-"""Parameters with every place that holds them (several where weights are tied)."""
+def places_of(model: nn.Module) -> Iterator[Place]:
+    """All parameters of a model, in its order, as often as they live in it (tied weights)."""
+    for module_name, module in model.named_modules():
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None:
+                name = join(plain_name(module_name), attribute)
+                yield Place(name, module, attribute, parameter)
 
 
-def plan(model: nn.Module, targets: Targets, *, bias: bool) -> Planned:
-    """The parameters to mask, in the order of the model; raises where one of them can't be."""
+def plan(
+    model: nn.Module, targets: Targets, *, bias: bool, caller: str
+) -> list[tuple[nn.Parameter, list[Place]]]:
+    """The parameters to mask, in the order of the model, with every place that holds them; raises
+    where one of them can't be masked."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"wrap() expected a torch.nn.Module, found {type(model).__name__}.")
+        raise TypeError(f"{caller}() expected a torch.nn.Module, found {type(model).__name__}.")
     modules = {plain_name(name): module for name, module in model.named_modules()}
     chosen = _chosen(modules, targets)
     if not chosen:
         default = targets is conv_and_linear
         hint = "it has no Linear or Conv layer" if default else "targets is empty"
         raise ValueError(
-            f"wrap() found nothing to mask in {describe(model)}: {hint}. "
+            f"{caller}() found nothing to mask in {describe(model)}: {hint}. "
             "Name tensors with targets=[...]."
         )
-    homes: dict[nn.Parameter, list[Place]] = {}
-    for module_name, module in modules.items():
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                place = Place(join(module_name, attribute), module, attribute, parameter)
-                homes.setdefault(parameter, []).append(place)
-    parameters = {place.name: p for p, places in homes.items() for place in places}
+    parameters = {place.name: place.parameter for place in places_of(model)}
     if bias:
         chosen += parameters.keys() & {join(name.rpartition(".")[0], "bias") for name in chosen}
-    wanted = {_named(name, modules, parameters) for name in chosen}
-    planned = [(p, places) for p, places in homes.items() if p in wanted]
-    for _, places in planned:
-        for place in places:  # a tied tensor is masked wherever it lives
-            _check(place)
-    return planned
+    wanted = {_named(caller, name, modules, parameters) for name in chosen}
+    planned: dict[nn.Parameter, list[Place]] = {}
+    for place in places_of(model):
+        if place.parameter in wanted:  # a tied tensor is masked wherever it lives
+            _check(caller, place)
+            planned.setdefault(place.parameter, []).append(place)
+    return list(planned.items())
 
 
 def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
@@ -147,7 +150,7 @@ def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
 
 
 def _named(
-    name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter]
+    caller: str, name: str, modules: dict[str, nn.Module], parameters: dict[str, nn.Parameter]
 ) -> nn.Parameter:
     """The parameter of that name; raises where there is none."""
     if name in parameters:
@@ -155,32 +158,32 @@ def _named(
     owner, _, attribute = name.rpartition(".")
     module = modules.get(owner, nn.Module())
     if attribute in module._parameters:
-        raise ValueError(f"wrap() can't mask {name!r}: it is None in this model. Leave it out.")
+        raise ValueError(f"{caller}() can't mask {name!r}: it is None in this model. Leave it out.")
     if parametrize.is_parametrized(module, attribute):
         inside = join(owner, f"parametrizations.{attribute}.original")
         raise ValueError(
-            f"wrap() can't mask {name!r}: another parametrization computes it. Mask what it is "
+            f"{caller}() can't mask {name!r}: another parametrization computes it. Mask what it is "
             f"computed from, targets={[known for known in parameters if known.startswith(inside)]},"
             " or remove that parametrization first."
         )
     near = difflib.get_close_matches(name, parameters, n=3)
     some = ", ".join([*parameters][:5] + ["..."] * (len(parameters) > 5))
     hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else f"It has {some}."
-    raise ValueError(f"wrap() found no parameter {name!r} in the model. {hint}")
+    raise ValueError(f"{caller}() found no parameter {name!r} in the model. {hint}")
 
 
-def _check(place: Place) -> None:
+def _check(caller: str, place: Place) -> None:
     """Raises where a parameter can't have a mask."""
     name, module, attribute, parameter = place
     kind, original = type(module).__name__, vars(type(module)).get("_original_class", type(module))
     if not parameter.is_floating_point():
         raise TypeError(
-            f"wrap() expected floating-point tensors, found {name!r} of {parameter.dtype}. "
+            f"{caller}() expected floating-point tensors, found {name!r} of {parameter.dtype}. "
             "Leave it out of targets."
         )
     if parametrize.is_parametrized(module, attribute):
         raise ValueError(
-            f"wrap() found a mask on {name!r} already. Call masktorch.unwrap(model) first, or "
+            f"{caller}() found a mask on {name!r} already. Call masktorch.unwrap(model) first, or "
             "leave the tensor out of targets."
         )
     error: type[Exception] = ValueError
@@ -206,7 +209,7 @@ def _check(place: Place) -> None:
         why = "torch.nn.ModuleDict, which holds the masks, has a method of that name. Rename it"
     else:
         return
-    raise error(f"wrap() can't mask {name!r}: {why}.")
+    raise error(f"{caller}() can't mask {name!r}: {why}.")
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

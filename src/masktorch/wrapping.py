@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from masktorch.estimators import Estimator, Given, Threshold
 from masktorch.mask import Mask
 from masktorch.model import (
+    Masked,
     Model,
     by_name,
     check_estimator,
@@ -21,7 +22,7 @@ from masktorch.model import (
     warn_if_empty,
 )
 from masktorch.parametrization import attach, attached, detach, masked_class, original_class
-from masktorch.targets import Planned, Targets, conv_and_linear, plan
+from masktorch.targets import Targets, conv_and_linear, plan
 
 Init = float | Callable[[Tensor], Tensor]
 
@@ -57,7 +58,6 @@ def wrap(
     where one is not floating point or an argument is of the wrong kind.
 
     Examples:
-        >>> from torch import nn
         >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
         >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
         ['0.bias', '0.parametrizations.weight.scores']
@@ -72,16 +72,16 @@ def wrap(
                 "are the targets. Leave them out, and name biases in the mapping."
             )
         targets = estimator.keys()
-    planned = plan(model, targets, bias=bias)
+    planned = plan(model, targets, bias=bias, caller="wrap")
     chosen = by_name("wrap", "estimator", planned, estimator)
-    masks = []
-    for weight, (place, *_) in planned:
-        its = chosen[place.name]
-        check_estimator("wrap", place.name, its, weight.detach())
-        start = getattr(its, "init", 1.0) if init is None else init
-        scores = _starting_scores(place.name, weight, start)
-        masks.append(Mask(its, scores, rescale=rescale, trained=weight.requires_grad))
-    _attach(planned, masks)
+    masked = []
+    for weight, places in planned:
+        name, its = places[0].name, chosen[places[0].name]
+        check_estimator("wrap", name, its, weight.detach())
+        scores = _scores(name, weight, getattr(its, "init", 1.0) if init is None else init)
+        mask = Mask(its, scores, rescale=rescale, trained=weight.requires_grad)
+        masked.append((mask, places))
+    _attach("wrap", masked)
     for weight, _ in planned:
         set_trains(weight, False)
     return model
@@ -98,7 +98,6 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     Raises `ValueError` if nothing is masked.
 
     Examples:
-        >>> from torch import nn
         >>> from masktorch import set_masks
         >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
         >>> unwrap(model).weight[0, 1].item()
@@ -136,53 +135,48 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
 def give_masks(
     model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[str, bool], caller: str
 ) -> Model:
-    """Puts masks that do not learn, a bool per entry, on the tensors named.
-
-    Everything keeps training or not as before. A tensor of several names (tied weights) may be
-    named by any of them.
-    """
+    """Puts masks that do not learn, a bool per entry, on the tensors named, by any of their names
+    where weights are tied. Everything keeps training or not as before."""
     check_not_distributed(model, caller, "First set the masks, then DDP or fully_shard.")
-    try:
-        planned = plan(model, masks.keys(), bias=False)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("wrap()", f"{caller}()", 1)) from error
+    planned = plan(model, masks.keys(), bias=False, caller=caller)
     wanted = by_name(caller, "mask", planned, masks)
     rescaled = by_name(caller, "rescale", planned, rescale)
-    given = []
-    for weight, (place, *_) in planned:
-        mask = checked_mask(caller, place.name, wanted[place.name], weight.shape)
+    masked = []
+    for weight, places in planned:
+        name = places[0].name
+        given = checked_mask(caller, name, wanted[name], weight.shape)
         with torch.inference_mode(False):
-            own = mask.to(weight.device, copy=True)
-        trained, scaled = weight.requires_grad, rescaled[place.name]
-        given.append(Mask(Given(), own, rescale=scaled, trained=trained))
-    _attach(planned, given)
-    for (_, (place, *_)), put in zip(planned, given, strict=True):
-        warn_if_empty(place.name, put.scores)
+            own = given.to(weight.device, copy=True)
+        mask = Mask(Given(), own, rescale=rescaled[name], trained=weight.requires_grad)
+        masked.append((mask, places))
+    _attach(caller, masked)
+    for mask, (place, *_) in masked:
+        warn_if_empty(place.name, mask.scores)
     return model
 
 
-def _attach(planned: Planned, masks: list[Mask]) -> None:
+def _attach(caller: str, masked: Masked) -> None:
     """Puts each mask on all places of its tensor, once all their classes are known to bear it."""
     homes: dict[nn.Module, dict[str, Mask]] = {}
-    for (_, places), mask in zip(planned, masks, strict=True):
+    for mask, places in masked:
         for place in places:
             homes.setdefault(place.module, {})[place.attribute] = mask
     try:
-        for place in (place for _, places in planned for place in places):
+        for place in (place for _, places in masked for place in places):
             names = frozenset({*attached(place.module), *homes[place.module]})
             masked_class(original_class(place.module), names)
     except Exception as error:  # whatever a metaclass or __init_subclass__ raises
         raise TypeError(
-            f"wrap() can't mask {place.name!r}: the class {type(place.module).__name__} can't be "
-            f"subclassed ({error})."
+            f"{caller}() can't mask {place.name!r}: the class {type(place.module).__name__} can't "
+            f"be subclassed ({error})."
         ) from error
     for module, put in homes.items():
         attach(module, put)
 
 
 @torch.inference_mode(False)
-def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:
-    """Also within torch.inference_mode, whose tensors never learn."""
+def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
+    """The scores to start from; also within torch.inference_mode, whose tensors never learn."""
     if isinstance(init, numbers.Real) and not isinstance(init, bool) and not math.isnan(init):
         return torch.full_like(weight, float(init), requires_grad=False)
     if not callable(init):
