@@ -34,19 +34,14 @@ class Mask(nn.Module):
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
     __slots__ = ("_seen",)  # the tensor under a mask seen from one of its places
 
-    # For transformers' save_pretrained, which writes a tensor under one of its names only and wants
-    # to be told the others, as a pattern that it puts after this mask's own name: the scores of
-    # tied weights have a name in every place.
+    # For transformers' save_pretrained: the other names of the scores of tied weights, as a pattern
+    # that it puts after this mask's own name.
     _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
     def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
         super().__init__()
         self.frozen = scores.dtype is torch.bool
-        self.scores: Tensor
-        if self.frozen:
-            self.register_buffer("scores", scores)
-        else:
-            self.scores = nn.Parameter(scores)
+        self.scores: Tensor = nn.Buffer(scores) if self.frozen else nn.Parameter(scores)
         self.estimator = estimator
         self.rescale = bool(rescale)
         self.trained = trained  # requires_grad of the tensor when it was wrapped

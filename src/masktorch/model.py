@@ -82,12 +82,10 @@ def _same(one: object, other: object) -> bool:
 def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
     """Raises where an estimator is none, or can't be used on these scores."""
     if isinstance(estimator, type | nn.Module) or not isinstance(estimator, Estimator):
-        hint = f" Write {estimator.__name__}(), a value." if isinstance(estimator, type) else ""
-        if isinstance(estimator, float):
-            hint = f" For that density write masktorch.TopK({estimator!r})."
         raise TypeError(
             f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "
-            f"__call__(scores) and mode(scores). Found {estimator!r}.{hint}"
+            f"__call__(scores) and mode(scores). Found {estimator!r}. Call a class, Threshold(); "
+            "for a density write masktorch.TopK(density)."
         )
     try:
         deterministic(estimator, scores)

@@ -5,9 +5,9 @@ The invariant: a masked parameter stays where it was, under its own name, the sa
 `weight` is a property that returns the parameter under its mask. Optimisers, `state_dict` keys
 of the weights, hooks and initialisers that go through `named_parameters` see what they saw.
 
-The mask itself is the module `module.parametrizations.weight`, where
-`torch.nn.utils.parametrize` looks: `is_parametrized` and `cached` of torch work on it, and
-`remove_parametrizations` takes it off (baked, in the mode the module is in).
+The mask itself is `module.parametrizations.weight`, where `torch.nn.utils.parametrize` looks: its
+`is_parametrized` and `cached` work on it, and `remove_parametrizations` takes it off (baked, in the
+mode the module is in).
 """
 
 import contextlib
@@ -227,8 +227,8 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             make, arguments, state = self.__reduce_ex__(2)
             made = make(*arguments)
             made.__setstate__(state)
-            for shared in ("_parameters", "_modules"):
-                made.__dict__[shared] = made.__dict__[shared].copy()
+            own = {shared: state[shared].copy() for shared in ("_parameters", "_modules")}
+            made.__dict__.update(own)
             attach(made, attached(self))
             return made
 

@@ -39,11 +39,8 @@ def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
 
 
 def _without_adapters(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """The modules that were there before peft added what it trains: LoRA's factors and kin.
-
-    A layer of peft's says in `adapter_layer_names` what it adds to the layer inside, whose weight
-    is the one to mask; what a PeftModel learns to put before the input is its `prompt_encoder`.
-    """
+    """The modules that were there before peft. Its layers say in `adapter_layer_names` what they
+    add to the layer inside; what a PeftModel puts before the input is its `prompt_encoder`."""
     added = []
     for name, module in modules.items():
         added += [join(name, added) + "." for added in getattr(module, "adapter_layer_names", ())]

@@ -103,12 +103,10 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         >>> unwrap(model).weight[0, 1].item()
         0.0
     """
-    check_not_distributed(
-        model,
-        "unwrap",
-        "Under DDP unwrap its .module; with FSDP2 gather the state dict into a plain wrapped model "
-        "(see docs/distributed.md).",
+    instead = (
+        "Under DDP unwrap its .module; with FSDP2 unwrap a gathered copy, docs/distributed.md."
     )
+    check_not_distributed(model, "unwrap", instead)
     check_flag("unwrap", "bake", bake)
     found = masked_tensors(model, "unwrap")
     modules = {place.module for _, places in found for place in places}
