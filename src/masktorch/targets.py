@@ -65,10 +65,10 @@ class Place(NamedTuple):
 def places_of(model: nn.Module) -> Iterator[Place]:
     """All parameters of a model, in its order, as often as they live in it (tied weights)."""
     for module_name, module in model.named_modules():
+        owner = plain_name(module_name)
         for attribute, parameter in module._parameters.items():
             if parameter is not None:
-                name = join(plain_name(module_name), attribute)
-                yield Place(name, module, attribute, parameter)
+                yield Place(join(owner, attribute), module, attribute, parameter)
 
 
 def plan(
