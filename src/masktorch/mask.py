@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -13,8 +14,14 @@ from masktorch.estimators import Estimator
 from masktorch.selection import select
 from masktorch.targets import plain_name
 
-_SIZE = 512
-"""Bytes of what a checkpoint knows of a mask: one size, as loading in place asks for."""
+_CALLS = {
+    "rescale": "masktorch.wrap(..., rescale={})",
+    "mask_frozen": "masktorch.freeze_mask(model, {})",
+    "weights_frozen": "masktorch.freeze_weights(model, {})",
+    "estimator": "masktorch.set_estimator(model, {}). "
+    "Where tensors differ in it, give a mapping by name",
+}
+"""What a checkpoint knows of a mask, and the calls that make a model agree."""
 
 
 class Mask(nn.Module):
@@ -25,50 +32,40 @@ class Mask(nn.Module):
     """
 
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
-    __slots__ = ("_place",)  # of a mask seen from one of its places
+    __slots__ = ("_seen",)  # the tensor under a mask seen from one of its places
 
-    # For transformers' save_pretrained, which writes a tensor under one of its names only and wants
-    # to be told the others, as a pattern that it puts after this mask's own name: the scores of
-    # tied weights have a name in every place.
+    # For transformers' save_pretrained: the other names of the scores of tied weights, as a pattern
+    # that it puts after this mask's own name.
     _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
     def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
         super().__init__()
-        self.scores: Tensor
-        if scores.dtype is torch.bool:
-            self.register_buffer("scores", scores)
-        else:
-            self.scores = nn.Parameter(scores)
+        self.frozen = scores.dtype is torch.bool
+        self.scores: Tensor = nn.Buffer(scores) if self.frozen else nn.Parameter(scores)
         self.estimator = estimator
         self.rescale = bool(rescale)
         self.trained = trained  # requires_grad of the tensor when it was wrapped
-        self.frozen = scores.dtype is torch.bool
         self.homes = weakref.WeakKeyDictionary[Masks, None]()
         self.used: Tensor | None = None  # within masktorch.using, the mask in place of its own
 
     def mode(self) -> Tensor:
         """The deterministic mask, bool."""
-        if self.used is not None:
-            return self.used
-        return deterministic(self.estimator, self.scores)
+        return deterministic(self.estimator, self.scores) if self.used is None else self.used
 
     def expected(self) -> Tensor:
         """The probability that each entry is kept, differentiable while the mask learns."""
-        if self.frozen or self.used is not None:
+        if not self.learning:
             return self.mode().to(torch.get_default_dtype())
         expected = getattr(self.estimator, "expected", self.estimator)
-        # in half precision 1 - p would be 0
-        wide = torch.promote_types(self.scores.dtype, torch.float32)
+        wide = torch.promote_types(self.scores.dtype, torch.float32)  # in half, 1 - p would be 0
         return cast(Tensor, expected(self.scores.to(wide)))
 
     def sample(self) -> Tensor:
         """A mask as training would draw it, bool."""
         if not self.draws(training=True):
             return self.mode().clone()
-        sample = getattr(self.estimator, "sample", None)
-        return cast(
-            Tensor, self.estimator(self.scores) > 0 if sample is None else sample(self.scores)
-        )
+        sample = getattr(self.estimator, "sample", lambda scores: self.estimator(scores) > 0)
+        return cast(Tensor, sample(self.scores))
 
     def draws(self, training: bool) -> bool:
         """Whether two reads of the tensor may see two masks."""
@@ -79,6 +76,11 @@ class Mask(nn.Module):
         """Whether training sees the estimator's own forward: not frozen, nothing used instead."""
         return not self.frozen and self.used is None
 
+    @property
+    def learns(self) -> bool:
+        """Whether there are scores to train: not where the mask was given."""
+        return isinstance(self.scores, nn.Parameter)
+
     def forward(self, weight: Tensor, training: bool) -> Tensor:
         """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
         learning = training and self.learning
@@ -88,15 +90,14 @@ class Mask(nn.Module):
                 return cast(Tensor, product(self.scores, weight))
         if learning:
             mask = self.estimator(self.scores)
-            if not mask.is_floating_point() or mask.shape != self.scores.shape:
+            learns = torch.is_grad_enabled() and self.scores.requires_grad
+            fits = mask.is_floating_point() and mask.shape == self.scores.shape
+            if not fits or (learns and not mask.requires_grad):
                 raise TypeError(
                     f"{self.estimator!r} expected to return a floating-point mask of shape "
-                    f"{tuple(self.scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
-                )
-            if torch.is_grad_enabled() and self.scores.requires_grad and not mask.requires_grad:
-                raise TypeError(
-                    f"{self.estimator!r} expected to return a mask that depends on the scores "
-                    "differentiably, found one without a gradient. mode() may be so, __call__ not."
+                    f"{tuple(self.scores.shape)} that depends on the scores differentiably, found "
+                    f"{mask.dtype} of shape {tuple(mask.shape)}, "
+                    f"requires_grad={mask.requires_grad}."
                 )
             masked = weight * mask
         else:
@@ -109,49 +110,35 @@ class Mask(nn.Module):
             masked = (masked.to(factor.dtype) * factor).to(weight.dtype)
         return masked
 
-    @property
-    def learns(self) -> bool:
-        """Whether there are scores to train: not where the mask was given."""
-        return isinstance(self.scores, nn.Parameter)
-
     def places(self) -> "list[tuple[Masks, str]]":
         """Where the mask is: the masks of a module, the name of the parameter."""
         return [
             (home, name)
             for home in self.homes
-            for name, mask in home.items()
-            if isinstance(mask, Mask) and mask.homes is self.homes
+            for name, mask in home.own().items()
+            if mask.homes is self.homes
         ]
 
-    def seen_from(self, home: "Masks", name: str) -> "Mask":
-        """The mask; where its places hold several tensors, as one whose `original` is that one."""
-        if torch.compiler.is_compiling() or len({id(h.tensors[n]) for h, n in self.places()}) < 2:
-            return self
-        seen = Mask.__new__(Mask)
-        object.__setattr__(seen, "__dict__", self.__dict__)
-        object.__setattr__(seen, "_place", (home, name))
-        return seen
+    def originals(self) -> list[Tensor]:
+        """The tensor under the mask; several if something has untied what was tied."""
+        return list(dict.fromkeys(home.tensors[name] for home, name in self.places()))
 
     @property
     def original(self) -> Tensor:
         """The tensor under the mask; torch's remove_parametrizations asks for it."""
-        home, name = getattr(self, "_place", None) or self.places()[0]
-        return cast(Tensor, home.tensors[name])
-
-    def known(self) -> dict[str, Any]:
-        """What a checkpoint knows of the mask beside its scores."""
-        return {
-            "estimator": described(self.estimator),
-            "rescale": self.rescale,
-            "mask_frozen": self.frozen,
-            "weights_frozen": not any(
-                cast(Tensor, home.tensors[name]).requires_grad for home, name in self.places()
-            ),
-        }
+        seen = getattr(self, "_seen", None)
+        return self.originals()[0] if seen is None else seen
 
     def get_extra_state(self) -> Tensor:
-        """That, as JSON in bytes."""
-        code = json.dumps(self.known()).encode().ljust(_SIZE)
+        """What a checkpoint knows of the mask beside its scores, as JSON in bytes: of one size, as
+        loading in place asks for."""
+        known = {
+            "rescale": self.rescale,
+            "mask_frozen": self.frozen,
+            "weights_frozen": not any(tensor.requires_grad for tensor in self.originals()),
+            "estimator": described(self.estimator),
+        }
+        code = json.dumps(known).encode().ljust(512)
         return torch.tensor(list(code), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
@@ -159,10 +146,9 @@ class Mask(nn.Module):
 
     def compare(self, name: str, state: Tensor) -> None:
         """Warns where a checkpoint of the tensor `name` knows something else of its mask."""
-        present = self.known()
         try:
-            loaded = json.loads(bytes(state.tolist()))
-            saved = {key: loaded[key] for key in present}
+            here, there = (json.loads(bytes(s.tolist())) for s in (self.get_extra_state(), state))
+            saved = {key: there[key] for key in here if there[key] != here[key]}
         except (KeyError, TypeError, ValueError):
             warnings.warn(
                 f"load_state_dict() can't read what the checkpoint knows of the mask of {name!r}: "
@@ -171,43 +157,17 @@ class Mask(nn.Module):
                 stacklevel=2,
             )
             return
-        other = [key for key in present if saved[key] != present[key]]
-        if other:
-            calls = {
-                "estimator": f"masktorch.set_estimator(model, {saved['estimator']})",
-                "rescale": f"masktorch.wrap(..., rescale={saved['rescale']})",
-                "mask_frozen": f"masktorch.freeze_mask(model, {saved['mask_frozen']})",
-                "weights_frozen": f"masktorch.freeze_weights(model, {saved['weights_frozen']})",
-            }
+        if saved:
             warnings.warn(
                 f"load_state_dict() of {name!r}: its mask was saved with "
-                f"{', '.join(f'{key}={saved[key]}' for key in other)}; here it has "
-                f"{', '.join(f'{key}={present[key]}' for key in other)}. To make them agree: "
-                f"{', '.join(calls[key] for key in other)}."
-                + " Where tensors differ in it, give a mapping by name."
-                * ("estimator" in other),
+                f"{', '.join(f'{key}={value}' for key, value in saved.items())}; here it has "
+                f"{', '.join(f'{key}={here[key]}' for key in saved)}. To make them agree: "
+                f"{', '.join(_CALLS[key].format(value) for key, value in saved.items())}.",
                 stacklevel=2,
             )
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Scores are no mask: copied into one, all but zeros would be kept."""
-        found, name = state_dict.get(prefix + "scores"), prefix + "scores"
-        *_, missing, _, errors = arguments
-        if isinstance(found, Tensor) and (found.dtype is torch.bool) == self.learns:
-            expected, other = ("scores", "a mask") if self.learns else ("a mask", "scores")
-            errors.append(
-                f"{name!r}: expected {expected}, found {other} ({found.dtype}). Masks that learn "
-                "have scores, those that load_masks put on a plain model have none: leave the "
-                "'scores' keys out, and move masks with masktorch.load_masks or set_masks."
-            )
-        else:
-            super()._load_from_state_dict(state_dict, prefix, *arguments)
-            if prefix + "_extra_state" in missing:  # a checkpoint of 0.1.0 knows nothing
-                missing.remove(prefix + "_extra_state")
-
     def __getstate__(self) -> dict[str, Any]:
-        """A copy or a pickle has the mask's own: what is used within masktorch.using ends there,
-        and its places are those of the copy."""
+        """A copy has places of its own, and what masktorch.using put in place of it ends there."""
         return {**self.__dict__, "used": None, "homes": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -228,43 +188,51 @@ class Mask(nn.Module):
 class Masks(nn.ModuleDict):
     """The masks of one module by the names of its parameters: its `parametrizations`."""
 
-    tensors: dict[str, Tensor | None]  # the parameters of the module
-
-    def __setitem__(self, name: str, module: nn.Module) -> None:
-        super().__setitem__(name, module)
-        self._at_home()
+    def __init__(self, modules: Mapping[str, nn.Module], tensors: dict[str, Any]):
+        super().__init__(modules)
+        self.tensors = tensors  # the parameters of the module
+        for mask in self.own().values():
+            mask.homes[self] = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._at_home()
+        for mask in self.own().values():
+            mask.homes[self] = None
 
-    def _at_home(self) -> None:
-        for mask in self.values():
-            if isinstance(mask, Mask):
-                mask.homes[self] = None
+    def own(self) -> dict[str, Mask]:
+        """The masks among what computes the parameters of the module."""
+        return {name: mask for name, mask in self.items() if isinstance(mask, Mask)}
 
     def __getitem__(self, name: str) -> nn.Module:
         return cast(nn.Module, getattr(self, name))
 
     def __getattr__(self, name: str) -> Any:
-        found = super().__getattr__(name)
-        return found.seen_from(self, name) if isinstance(found, Mask) else found
+        """A mask; where its places hold several tensors, as one whose `original` is that here."""
+        mask = super().__getattr__(name)
+        if torch.compiler.is_compiling() or not isinstance(mask, Mask) or len(mask.originals()) < 2:
+            return mask
+        seen = Mask.__new__(Mask)
+        object.__setattr__(seen, "__dict__", mask.__dict__)
+        object.__setattr__(seen, "_seen", self.tensors[name])
+        return seen
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
-        """Compares what a checkpoint knows of each mask, once where weights are tied, if its scores
-        are loaded too."""
+        """Compares what a checkpoint knows of each mask, once where weights are tied."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        for name, mask in self.items():
-            scores = state_dict.get(f"{prefix}{name}.scores")
-            known = state_dict.get(f"{prefix}{name}._extra_state")
-            if (
-                isinstance(mask, Mask)
-                and isinstance(scores, Tensor)
-                and isinstance(known, Tensor)
-                and mask.learns == (scores.dtype is not torch.bool)
-                and mask.places()[0] == (self, name)
-                and not known.is_meta
-            ):
+        for name, mask in self.own().items():
+            key = f"{prefix}{name}.scores"
+            scores = state_dict.get(key)
+            known = state_dict.setdefault(f"{prefix}{name}._extra_state")  # 0.1.0 knew nothing
+            first = mask.places()[0] == (self, name)
+            if isinstance(scores, Tensor) and (scores.dtype is torch.bool) == mask.learns:
+                what = "scores, found a mask" if mask.learns else "a mask, found scores"
+                arguments[-1].append(
+                    f"{key!r}: expected {what} ({scores.dtype}). Masks that learn have scores, "
+                    "those that load_masks put on a plain model have none: leave the 'scores' keys "
+                    "out, and move masks with masktorch.load_masks or set_masks."
+                )
+                state_dict[key] = mask.scores  # they stay
+            elif first and key in state_dict and isinstance(known, Tensor) and not known.is_meta:
                 mask.compare(plain_name(prefix.removesuffix("parametrizations.") + name), known)
 
 

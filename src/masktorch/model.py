@@ -12,11 +12,11 @@ from torch.nn.parallel import DistributedDataParallel
 from masktorch.estimators import Estimator
 from masktorch.mask import Mask, deterministic, total
 from masktorch.parametrization import attached
-from masktorch.targets import Place, describe, join, plain_name
+from masktorch.targets import Place, describe, places_of
 
 Model = TypeVar("Model", bound=nn.Module)
-T = TypeVar("T")
 Masked = list[tuple[Mask, list[Place]]]
+Found = list[tuple[Any, list[Place]]]
 
 
 def masked_tensors(model: nn.Module, caller: str) -> Masked:
@@ -38,37 +38,31 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
         if not isinstance(module, DistributedDataParallel):
             module.reshard()  # what FSDP2 has gathered is a copy: changes to it would be lost
     found: dict[Mask, list[Place]] = {}
-    for module_name, module in model.named_modules():
-        for attribute, mask in attached(module).items():
-            place = Place(join(plain_name(module_name), attribute), module, attribute)
+    for place in places_of(model):
+        if mask := attached(place.module).get(place.attribute):
             found.setdefault(mask, []).append(place)
     return list(found.items())
 
 
 def by_name(
-    caller: str,
-    what: str,
-    found: Masked,
-    values: Mapping[str, T],
-    *,
-    others: str = "Not masked in this model",
-) -> dict[str, T]:
-    """The values of the masks by their first names, if there is one for each, under any of the
-    names of its tensor; `others` says what other names are."""
-    chosen, unknown, missing = {}, dict.fromkeys(values), []
+    caller: str, what: str, found: Found, values: Any, *, others: str = "Not masked in this model"
+) -> dict[str, Any]:
+    """The values of tensors by their first names: one for all, or from a mapping, if there is one
+    for each, under any of its names; `others` says what other names are."""
+    if not isinstance(values, Mapping):
+        return {places[0].name: values for _, places in found}
+    chosen: dict[str, Any] = {}
+    unknown = dict.fromkeys(values)
     for _, places in found:
-        names = [place.name for place in places if place.name in values]
-        for name in names:
+        first = places[0].name
+        for name in (place.name for place in places if place.name in values):
             unknown.pop(name, None)
-        if not names:
-            missing.append(places[0].name)
-        elif any(not _same(values[name], values[names[0]]) for name in names):
-            raise ValueError(
-                f"{caller}() expected one {what}, found two for {names[0]!r}, which is the same "
-                f"tensor as {names[1]!r} (tied weights)."
-            )
-        else:
-            chosen[places[0].name] = values[names[0]]
+            if not _same(chosen.setdefault(first, values[name]), values[name]):
+                raise ValueError(
+                    f"{caller}() expected one {what.split()[0]} for {first!r}, found two for "
+                    f"{first!r}, which is the same tensor as {name!r} (tied weights)."
+                )
+    missing = [places[0].name for _, places in found if places[0].name not in chosen]
     if missing or unknown:
         raise ValueError(
             f"{caller}() expected one {what}, by name. "
@@ -81,21 +75,17 @@ def by_name(
 
 def _same(one: object, other: object) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return torch.equal(one, other)
+        return one is other or torch.equal(one, other)
     return one is other or one == other
 
 
 def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
     """Raises where an estimator is none, or can't be used on these scores."""
     if isinstance(estimator, type | nn.Module) or not isinstance(estimator, Estimator):
-        hint = ""
-        if isinstance(estimator, type):
-            hint = f" Write {estimator.__name__}(), a value."
-        elif isinstance(estimator, float):
-            hint = f" For that density write masktorch.TopK({estimator!r})."
         raise TypeError(
             f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "
-            f"__call__(scores) and mode(scores). Found {estimator!r}.{hint}"
+            f"__call__(scores) and mode(scores). Found {estimator!r}. Call a class, Threshold(); "
+            "for a density write masktorch.TopK(density)."
         )
     try:
         deterministic(estimator, scores)
@@ -106,9 +96,9 @@ def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor
 def checked_mask(caller: str, name: str, mask: object, shape: torch.Size) -> Tensor:
     """The mask, if it is a bool tensor of that shape."""
     if not isinstance(mask, Tensor) or (mask.dtype, mask.layout) != (torch.bool, torch.strided):
-        found = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
-        if isinstance(mask, Tensor) and mask.layout is not torch.strided:
-            found = str(mask.layout)
+        found: object = type(mask).__name__
+        if isinstance(mask, Tensor):
+            found = mask.layout if mask.dtype is torch.bool else mask.dtype
         raise TypeError(f"{caller}() expected a bool tensor for {name!r}, found {found}.")
     if mask.shape != shape:
         raise ValueError(
@@ -135,11 +125,6 @@ def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
             f"{caller}() can't change a model that is distributed already: it found a "
             f"{type(taken[0]).__name__}, which has fixed what the parameters are. {instead}"
         )
-
-
-def parameters(places: list[Place]) -> list[nn.Parameter]:
-    """The masked parameter, once; several if something has untied what was tied."""
-    return list(dict.fromkeys(place.parameter for place in places))
 
 
 def set_trains(parameter: Tensor, trains: bool) -> None:

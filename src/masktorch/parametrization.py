@@ -5,12 +5,14 @@ The invariant: a masked parameter stays where it was, under its own name, the sa
 `weight` is a property that returns the parameter under its mask. Optimisers, `state_dict` keys
 of the weights, hooks and initialisers that go through `named_parameters` see what they saw.
 
-The mask itself is the module `module.parametrizations.weight`, where
-`torch.nn.utils.parametrize` looks: `is_parametrized` and `cached` of torch work on it, and
-`remove_parametrizations` takes it off (baked, in the mode the module is in).
+The mask itself is `module.parametrizations.weight`, where `torch.nn.utils.parametrize` looks: its
+`is_parametrized` and `cached` work on it, and `remove_parametrizations` takes it off (baked, in the
+mode the module is in).
 """
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -24,38 +26,28 @@ from masktorch.mask import Mask, Masks, is_sharded
 
 def attached(module: nn.Module) -> dict[str, Mask]:
     """The masks on the parameters of `module` itself, by parameter name."""
-    masks = module._modules.get("parametrizations")
-    if not isinstance(masks, nn.ModuleDict):
-        return {}
-    return {name: mask for name, mask in masks.items() if isinstance(mask, Mask)}
+    home = module._modules.get("parametrizations")
+    return home.own() if isinstance(home, Masks) else {}
 
 
 def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
     """Puts masks on parameters of `module`, by their names."""
-    home = cast(Any, module._modules.setdefault("parametrizations", nn.ModuleDict()))
-    home.__class__, home.tensors = Masks, module._parameters
-    home.update(masks)
-    _set_class(module)
+    home: Any = module._modules.get("parametrizations") or {}
+    module._modules["parametrizations"] = Masks({**dict(home.items()), **masks}, module._parameters)
+    made = masked_class(original_class(module), frozenset(attached(module)))
+    object.__setattr__(module, "__class__", made)  # past a __setattr__ of the module's own
     _hold(module, None)
 
 
 def detach(module: nn.Module) -> None:
     """Takes the masks off a module and gives its original class back."""
-    home = cast(Any, module._modules["parametrizations"])
-    for name in attached(module):
-        del home[name]
-    home.__class__ = nn.ModuleDict
-    del home.tensors
-    if not home:
-        del module._modules["parametrizations"]
+    home = cast(Masks, module._modules.pop("parametrizations"))
+    others = {name: other for name, other in home.items() if not isinstance(other, Mask)}
+    home.clear()
+    if others:
+        module._modules["parametrizations"] = nn.ModuleDict(others)
     module.__dict__.pop("_held", None)
-    _set_class(module)
-
-
-def _set_class(module: nn.Module) -> None:
-    original, names = original_class(module), frozenset(attached(module))
-    # past a __setattr__ of the module's own
-    object.__setattr__(module, "__class__", masked_class(original, names) if names else original)
+    object.__setattr__(module, "__class__", original_class(module))
 
 
 def original_class(module: nn.Module) -> Any:
@@ -67,7 +59,7 @@ def _masked_tensor(name: str) -> property:
     def read(module: Any) -> Any:
         if name not in module._parameters:
             raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
-        weight = module._parameters[name]
+        weight, training = module._parameters[name], module.training
         masks = module._modules.get("parametrizations")
         mask = None if masks is None else masks._modules.get(name)
         if mask is None:  # a new module of this class, or torch's remove_parametrizations was here
@@ -80,14 +72,13 @@ def _masked_tensor(name: str) -> property:
         key: Any = name
         if parametrize._cache_enabled:  # the user holds what is read for longer than a forward
             held = parametrize._cache
-            estimator = id(mask.estimator), mask.frozen
-            key = (mask, weight, mask.scores, mask.used, module.training, *estimator)
+            key = mask, weight, mask.scores, mask.used, mask.frozen, id(mask.estimator), training
             if key in held:
                 return held[key]
-        elif held is None or not mask.draws(module.training):
-            return _apply(mask, weight, module.training)
+        elif held is None or not mask.draws(training):
+            return _apply(mask, weight, training)
         with torch.enable_grad():  # a later read may want the gradient that the first does not
-            held[key] = _apply(mask, weight, module.training)
+            held[key] = _apply(mask, weight, training)
         return held[key]
 
     return property(read)
@@ -95,6 +86,17 @@ def _masked_tensor(name: str) -> property:
 
 def _hold(module: nn.Module, tensors: dict[str, Tensor] | None) -> None:
     object.__setattr__(module, "_held", tensors)
+
+
+@contextlib.contextmanager
+def _holding(module: Any, names: Any) -> Iterator[None]:
+    """Within it these names read as the parameters themselves."""
+    before = module._held
+    _hold(module, {name: module._parameters[name] for name in names})
+    try:
+        yield
+    finally:
+        _hold(module, before)
 
 
 _computed = WeakIdKeyDictionary()
@@ -134,12 +136,11 @@ def _assigned(name: str, mask: Mask, parameter: Tensor, value: Any) -> Any:
             f"{name!r} expected values or an nn.Parameter, found a tensor that requires a "
             "gradient, which would be cut off. For its values, assign tensor.detach()."
         )
-    if mask.rescale and not any(map(is_sharded, (parameter, value))):
+    tensors = mask.scores, parameter, value
+    if mask.rescale and not any(tensor.is_meta or is_sharded(tensor) for tensor in tensors):
         masked = ~mask.mode()
-        if not (masked.is_meta or value.is_meta or parameter.is_meta) and (
-            parameter[masked.to(parameter.device)].any()
-            and not value[masked.to(value.device)].any()
-        ):
+        before, after = (tensor.to(masked.device)[masked] for tensor in (parameter, value))
+        if before.any() and not after.any():
             raise ValueError(
                 f"{name!r} expected the tensor under its mask, found one that is 0 wherever the "
                 "mask masks: what a masked layer computes, which rescale=True would scale once "
@@ -149,19 +150,15 @@ def _assigned(name: str, mask: Mask, parameter: Tensor, value: Any) -> Any:
 
 
 def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
-    """The subclass of `original` whose parameters `names` are read under their masks.
-
-    One class serves every module of that type, so a compiled block is compiled once for all. No
-    more than any subclass does it keep `original` alive.
-    """
+    """The subclass of `original` whose parameters `names` are read under their masks: one for all
+    modules of that type, so that a compiled block is compiled once for all."""
     for made in type.__subclasses__(original):
         if made.__dict__.get("_original_class") is original and made._masked_names == names:
             return made
 
     class Shared(type(original)):  # type: ignore[misc]
         def __delattr__(cls, name: str) -> None:
-            """torch's remove_parametrizations deletes the property of the module it leaves; the
-            other modules of this class still need it."""
+            """torch's remove_parametrizations deletes the property, which other modules need."""
 
     class Masked(original, metaclass=Shared):  # type: ignore[misc]
         _original_class, _masked_names = original, names
@@ -199,12 +196,8 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                 return
             # nn.Module first asks hasattr(self, name): let it find the parameter, not draw a
             # mask, nor compute one while FSDP2 swaps weight and scores one after the other.
-            before = self._held
-            _hold(self, {name: parameter})
-            try:
+            with _holding(self, [name]):
                 original.__setattr__(self, name, value)
-            finally:
-                _hold(self, before)
 
         def __delattr__(self, name: str) -> None:
             """torch's register_parametrization begins so, and would go on to change this class."""
@@ -223,26 +216,19 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                     "__reduce__ of its own. masktorch.unwrap(model) first."
                 )
             # An RNN reads its weights into its state: let it find the parameters themselves.
-            before = self._held
-            _hold(self, {name: self._parameters[name] for name in attached(self)})
-            try:
+            with _holding(self, attached(self)):
                 state: Any = object.__reduce_ex__(self, 2)[2]
-            finally:
-                _hold(self, before)
             return _empty, (original, names), {**state, "_held": None}
 
         def __copy__(self) -> Any:
-            """A module of its own, with the same tensors under the same masks, as of tied weights:
-            what happens to the masks of the one does not happen to the other."""
+            """A module of its own, with the same tensors under the same masks."""
             if hasattr(original, "__copy__"):
                 return original.__copy__(self)
             make, arguments, state = self.__reduce_ex__(2)
             made = make(*arguments)
             made.__setstate__(state)
-            for shared in ("_parameters", "_modules"):
-                made.__dict__[shared] = made.__dict__[shared].copy()
-            home: Any = self._modules["parametrizations"]
-            made._modules["parametrizations"] = nn.ModuleDict(home._modules)
+            own = {shared: state[shared].copy() for shared in ("_parameters", "_modules")}
+            made.__dict__.update(own)
             attach(made, attached(self))
             return made
 

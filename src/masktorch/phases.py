@@ -1,11 +1,10 @@
 """What learns: the masks, the weights under them, or neither."""
 
 from collections.abc import Iterator
-from typing import cast
 
 from torch import nn
 
-from masktorch.model import Model, check_flag, masked_tensors, parameters, set_trains, warn_if_empty
+from masktorch.model import Model, check_flag, masked_tensors, set_trains, warn_if_empty
 
 
 def freeze_mask(model: Model, frozen: bool = True) -> Model:
@@ -50,22 +49,21 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
     """
     check_flag("freeze_weights", "frozen", frozen)
     for _, places in masked_tensors(model, "freeze_weights"):
-        for parameter in parameters(places):
-            set_trains(parameter, not frozen)
+        for place in places:
+            set_trains(place.parameter, not frozen)
     return model
 
 
 def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The scores of all masks, for an optimiser.
-
-    Raises `ValueError` if nothing is masked.
+    """The scores of all masks, for an optimiser. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import wrap
         >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
         12
     """
-    return iter([scores for _, scores in _scores(model, "mask_parameters")])
+    found = masked_tensors(model, "mask_parameters")
+    return (mask.scores for mask, _ in found if isinstance(mask.scores, nn.Parameter))
 
 
 def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -78,12 +76,6 @@ def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]
         >>> [name for name, _ in named_mask_parameters(wrap(nn.Sequential(nn.Linear(4, 3))))]
         ['0.weight']
     """
-    return iter(_scores(model, "named_mask_parameters"))
-
-
-def _scores(model: nn.Module, caller: str) -> list[tuple[str, nn.Parameter]]:
-    return [
-        (places[0].name, cast(nn.Parameter, mask.scores))
-        for mask, places in masked_tensors(model, caller)
-        if mask.learns
-    ]
+    found = masked_tensors(model, "named_mask_parameters")
+    scores = ((places[0].name, mask.scores) for mask, places in found)
+    return ((name, s) for name, s in scores if isinstance(s, nn.Parameter))

@@ -12,17 +12,17 @@ from masktorch.mask import Mask
 from masktorch.model import (
     Masked,
     Model,
+    by_name,
     check_estimator,
     check_flag,
     check_not_distributed,
     checked_mask,
     masked_tensors,
-    parameters,
     set_trains,
     warn_if_empty,
 )
 from masktorch.parametrization import attach, attached, detach, masked_class, original_class
-from masktorch.targets import Place, Target, Targets, conv_and_linear, plan
+from masktorch.targets import Targets, conv_and_linear, plan
 
 Init = float | Callable[[Tensor], Tensor]
 
@@ -54,12 +54,10 @@ def wrap(
         rescale: use `W * m * numel / sum(m)`, with the gradient through `sum(m)` (dynamic
             weight rescaling, Zhou et al., arXiv 1905.01067).
 
-    Raises `ValueError` where there is nothing to mask, a name is unknown, a tensor is masked
-    already, computed by another parametrization or not yet shaped; `TypeError` where a tensor is
-    not floating point or an argument is of the wrong kind.
+    Raises `ValueError` where there is nothing to mask or a tensor can't be masked, `TypeError`
+    where one is not floating point or an argument is of the wrong kind.
 
     Examples:
-        >>> from torch import nn
         >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
         >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
         ['0.bias', '0.parametrizations.weight.scores']
@@ -74,15 +72,16 @@ def wrap(
                 "are the targets. Leave them out, and name biases in the mapping."
             )
         targets = estimator.keys()
-    planned = plan(model, targets, bias=bias)
-    masks = []
+    planned = plan(model, targets, bias=bias, caller="wrap")
+    chosen = by_name("wrap", "estimator", planned, estimator)
+    masked = []
     for weight, places in planned:
-        name, chosen = places[0].name, _chosen(estimator, places)
-        check_estimator("wrap", name, chosen, weight.detach())
-        start = getattr(chosen, "init", 1.0) if init is None else init
-        scores = _starting_scores(name, weight, start)
-        masks.append(Mask(chosen, scores, rescale=rescale, trained=weight.requires_grad))
-    _attach(planned, masks)
+        name, its = places[0].name, chosen[places[0].name]
+        check_estimator("wrap", name, its, weight.detach())
+        scores = _scores(name, weight, getattr(its, "init", 1.0) if init is None else init)
+        mask = Mask(its, scores, rescale=rescale, trained=weight.requires_grad)
+        masked.append((mask, places))
+    _attach("wrap", masked)
     for weight, _ in planned:
         set_trains(weight, False)
     return model
@@ -99,25 +98,29 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     Raises `ValueError` if nothing is masked.
 
     Examples:
-        >>> from torch import nn
         >>> from masktorch import set_masks
         >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
         >>> unwrap(model).weight[0, 1].item()
         0.0
     """
-    check_not_distributed(
-        model,
-        "unwrap",
-        "Under DDP unwrap its .module; with FSDP2 gather the state dict into a plain wrapped model "
-        "(see docs/distributed.md).",
+    instead = (
+        "Under DDP unwrap its .module; with FSDP2 unwrap a gathered copy, docs/distributed.md."
     )
+    check_not_distributed(model, "unwrap", instead)
     check_flag("unwrap", "bake", bake)
     found = masked_tensors(model, "unwrap")
     modules = {place.module for _, places in found for place in places}
-    if bake:
-        _check_alone(found, modules)
+    inside = {module._modules["parametrizations"] for module in modules}
     for mask, places in found:
-        for parameter in parameters(places):
+        outside = {home.tensors[name] for home, name in mask.places() if home not in inside}
+        if bake and mask.rescale and any(place.parameter in outside for place in places):
+            raise ValueError(
+                f"unwrap() can't bake {places[0].name!r} here: a module outside this model "
+                "holds the same tensor under the same mask (tied weights, copy.copy), and "
+                "would rescale it once more. Unwrap the model that holds both, or bake=False."
+            )
+    for mask, places in found:
+        for parameter in {place.parameter for place in places}:
             if bake:
                 with torch.no_grad():
                     parameter.copy_(mask(parameter, training=False))
@@ -127,99 +130,51 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     return model
 
 
-def _check_alone(found: Masked, modules: set[nn.Module]) -> None:
-    """Raises where what is baked with its rescaling would be scaled again at another place."""
-    for mask, places in found:
-        if not mask.rescale:
-            continue
-        inside = [module._modules["parametrizations"] for module in modules]
-        tensors = {id(parameter) for parameter in parameters(places)}
-        for home, name in mask.places():
-            if home not in inside and id(home.tensors[name]) in tensors:
-                raise ValueError(
-                    f"unwrap() can't bake {places[0].name!r} here: a module outside this model "
-                    "holds the same tensor under the same mask (tied weights, copy.copy), and "
-                    "would rescale it once more. Unwrap the model that holds both, or bake=False."
-                )
-
-
 def give_masks(
     model: Model, masks: Mapping[str, Tensor], *, rescale: Mapping[str, bool], caller: str
 ) -> Model:
-    """Puts masks that do not learn, a bool per entry, on the tensors named.
-
-    Everything keeps training or not as before. A tensor of several names (tied weights) may be
-    named by any of them.
-    """
+    """Puts masks that do not learn, a bool per entry, on the tensors named, by any of their names
+    where weights are tied. Everything keeps training or not as before."""
     check_not_distributed(model, caller, "First set the masks, then DDP or fully_shard.")
-    try:
-        planned = plan(model, masks.keys(), bias=False)
-    except (TypeError, ValueError) as error:
-        raise type(error)(str(error).replace("wrap()", f"{caller}()", 1)) from error
-    given = []
+    planned = plan(model, masks.keys(), bias=False, caller=caller)
+    wanted = by_name(caller, "mask", planned, masks)
+    rescaled = by_name(caller, "rescale", planned, rescale)
+    masked = []
     for weight, places in planned:
-        name, *others = [place.name for place in places if place.name in masks]
-        mask = checked_mask(caller, name, masks[name], weight.shape)
-        if any(not torch.equal(masks[other], mask) for other in others):
-            raise ValueError(
-                f"{caller}() expected one mask for {name!r}, which is the same tensor as "
-                f"{others[0]!r} (tied weights), found two."
-            )
+        name = places[0].name
+        given = checked_mask(caller, name, wanted[name], weight.shape)
         with torch.inference_mode(False):
-            own = mask.to(weight.device, copy=True)
-        given.append(Mask(Given(), own, rescale=rescale[name], trained=weight.requires_grad))
-    _attach(planned, given)
-    for (_, (place, *_)), put in zip(planned, given, strict=True):
-        warn_if_empty(place.name, put.scores)
+            own = given.to(weight.device, copy=True)
+        mask = Mask(Given(), own, rescale=rescaled[name], trained=weight.requires_grad)
+        masked.append((mask, places))
+    _attach(caller, masked)
+    for mask, (place, *_) in masked:
+        warn_if_empty(place.name, mask.scores)
     return model
 
 
-def _attach(planned: list[Target], masks: list[Mask]) -> None:
+def _attach(caller: str, masked: Masked) -> None:
     """Puts each mask on all places of its tensor, once all their classes are known to bear it."""
     homes: dict[nn.Module, dict[str, Mask]] = {}
-    for (_, places), mask in zip(planned, masks, strict=True):
+    for mask, places in masked:
         for place in places:
-            home = homes.setdefault(place.module, {})
-            home[place.attribute] = mask
-    for place in (place for _, places in planned for place in places):
-        _check_class(place, frozenset({*attached(place.module), *homes[place.module]}))
+            homes.setdefault(place.module, {})[place.attribute] = mask
+    try:
+        for place in (place for _, places in masked for place in places):
+            names = frozenset({*attached(place.module), *homes[place.module]})
+            masked_class(original_class(place.module), names)
+    except Exception as error:  # whatever a metaclass or __init_subclass__ raises
+        raise TypeError(
+            f"{caller}() can't mask {place.name!r}: the class {type(place.module).__name__} can't "
+            f"be subclassed ({error})."
+        ) from error
     for module, put in homes.items():
         attach(module, put)
 
 
-def _chosen(estimator: Estimator | Mapping[str, Estimator], places: list[Place]) -> Estimator:
-    """The estimator of one tensor, which may have several names."""
-    if not isinstance(estimator, Mapping):
-        return estimator
-    chosen = [estimator[place.name] for place in places if place.name in estimator]
-    if any(other != chosen[0] for other in chosen):
-        raise ValueError(
-            f"wrap() expected one estimator for {places[0].name!r}, a tensor of several names "
-            f"(tied weights), found {chosen[0]!r} and others. Name it once."
-        )
-    return chosen[0]
-
-
-def _check_class(place: Place, names: frozenset[str]) -> None:
-    original = original_class(place.module)
-    if any(place.attribute in vars(base) for base in original.__mro__):
-        raise ValueError(
-            f"wrap() can't mask {place.name!r}: the class {original.__name__} has a "
-            f"{place.attribute!r} of its own (a property, say), which says what reading it gives. "
-            "Rename the parameter or the property."
-        )
-    try:
-        masked_class(original, names)
-    except Exception as error:  # whatever a metaclass or __init_subclass__ raises
-        raise TypeError(
-            f"wrap() can't mask {place.name!r}: the class {type(place.module).__name__} can't be "
-            f"subclassed ({error})."
-        ) from error
-
-
 @torch.inference_mode(False)
-def _starting_scores(name: str, weight: Tensor, init: Init) -> Tensor:
-    """Also within torch.inference_mode, whose tensors never learn."""
+def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
+    """The scores to start from; also within torch.inference_mode, whose tensors never learn."""
     if isinstance(init, numbers.Real) and not isinstance(init, bool) and not math.isnan(init):
         return torch.full_like(weight, float(init), requires_grad=False)
     if not callable(init):
