@@ -28,10 +28,7 @@ def set_estimator(model: Model, estimator: Estimator | Mapping[str, Estimator]) 
         tensor(2)
     """
     found = masked_tensors(model, "set_estimator")
-    if isinstance(estimator, Mapping):
-        chosen = by_name("set_estimator", "estimator for each masked tensor", found, estimator)
-    else:
-        chosen = {place.name: estimator for _, (place, *_) in found}
+    chosen = by_name("set_estimator", "estimator for each masked tensor", found, estimator)
     _put(found, chosen, "set_estimator")
     return model
 
@@ -59,11 +56,8 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
             "masktorch.TopK(d, absolute=False)) keeps the share d of the highest scores of any "
             "mask that learns."
         )
-    if isinstance(density, Mapping):
-        what = "density for each tensor whose estimator has one"
-        chosen = by_name("set_density", what, found, density, others="Not among them")
-    else:
-        chosen = {place.name: density for _, (place, *_) in found}
+    what = "density for each tensor whose estimator has one"
+    chosen = by_name("set_density", what, found, density, others="Not among them")
     estimators = {}
     for mask, (place, *_) in found:
         estimator: Any = mask.estimator
