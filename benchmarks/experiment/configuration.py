@@ -1,7 +1,7 @@
 """Everything that decides the numbers of one arm run, and the arms there are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -101,32 +101,32 @@ class Configuration:
         }  # fmt: skip
         for name, least in at_least.items():
             if (found := getattr(self, name)) is not None and found < least:
-                raise BenchmarkError(f"{_option(name)} must be at least {least}; found {found}.")
+                raise BenchmarkError(f"{option(name)} must be at least {least}; found {found}.")
         if self.faithful_scaling and self.dataset != "mnist":
             raise BenchmarkError(
                 f"--faithful-scaling is about MNIST alone; found --dataset {self.dataset}. Leave "
                 f"it out."
             )
-        if self.arm in LEARNED and self.estimator != "topk":
-            for name in ("density", "budget", "schedule_density"):
-                if getattr(self, name) not in (None, "none"):
-                    raise BenchmarkError(
-                        f"{_option(name)} is about --estimator topk; found --estimator "
-                        f"{self.estimator}, whose density follows from its scores. Leave it out."
-                    )
+        for name in ("density", "budget", "schedule_density"):
+            given = getattr(self, name) not in (None, "none")
+            if given and self.arm in LEARNED and self.estimator != "topk":
+                raise BenchmarkError(
+                    f"{option(name)} is about --estimator topk; found --estimator "
+                    f"{self.estimator}, whose density follows from its scores. Leave it out."
+                )
         if self.arm in PRUNED and self.density is None:
             raise BenchmarkError(f"The arm {self.arm} expects a --density, found none.")
 
     def for_arm(self, arm: str) -> "Configuration":
-        learned, pruned, wrn = arm in LEARNED, arm in PRUNED, self.network == "wrn"
+        learned, masked, wrn = arm in LEARNED, arm in MASKED, self.network == "wrn"
         return replace(
             self,
             arm=arm,
             depth=self.depth if wrn else None,
             width=self.width if wrn else None,
             estimator=self.estimator if learned else None,
-            density=self.density if learned or pruned else None,
-            budget=self.budget if learned or pruned else "none",
+            density=self.density if masked else None,
+            budget=self.budget if masked else "none",
             schedule_density=self.schedule_density if learned else "none",
             init=self.init if learned else None,
             rescale=self.rescale and learned,
@@ -140,13 +140,26 @@ class Configuration:
         return self.for_arm(STARTS_FROM[self.arm]) if self.arm in STARTS_FROM else None
 
     @property
+    def blogs(self) -> "Configuration":
+        """This arm on this data set as the blog has it."""
+        return Configuration(self.dataset).for_arm(self.arm)
+
+    def changes(self, other: "Configuration", *but: str) -> dict[str, tuple[Any, Any]]:
+        """The fields, `but` for these, that differ: what each is here and in the other."""
+        here, there = asdict(self), asdict(other)
+        return {
+            name: (here[name], there[name])
+            for name in here
+            if here[name] != there[name] and name not in but
+        }
+
+    @property
     def first_lr(self) -> float:
         """Where this arm's learning rate starts."""
         return self.lr if self.mix_lr is None else self.mix_lr
 
     @property
     def first_score_lr(self) -> float:
-        """Where the scores' learning rate starts."""
         return self.first_lr if self.score_lr is None else self.score_lr
 
     @property
@@ -156,30 +169,23 @@ class Configuration:
     @property
     def name(self) -> str:
         """The stem of this run's files: all that is not the blog's."""
-        blog = Configuration(self.dataset).for_arm(self.arm)
-        named = ("dataset", "arm", "network", "depth", "width", "estimator", "seed")
-        changes = [
-            f"{field.name}={getattr(self, field.name)}"
-            for field in fields(self)
-            if field.name not in named and getattr(self, field.name) != getattr(blog, field.name)
-        ]
+        named = ("network", "depth", "width", "estimator", "seed")
+        changes = [f"{name}={here}" for name, (here, _) in self.changes(self.blogs, *named).items()]
         parts = [self.dataset, self.network_name, self.arm, self.estimator, *changes]
         return "-".join([*(part for part in parts if part), f"seed{self.seed}"])
 
     def check_same(self, found: "Configuration", path: Path) -> None:
         """Raise where `path` belongs to another configuration than this one."""
-        differences = [
-            f"{field.name} is {getattr(found, field.name)!r} there and "
-            f"{getattr(self, field.name)!r} here"
-            for field in fields(self)
-            if getattr(found, field.name) != getattr(self, field.name)
-        ]
-        if differences:
+        if changes := self.changes(found):
+            differences = [
+                f"{k} is {there!r} there and {here!r} here" for k, (here, there) in changes.items()
+            ]
             raise BenchmarkError(
                 f"{path} comes from a run with another configuration: {'; '.join(differences)}. "
                 f"Give this run another --output folder, or delete that file."
             )
 
 
-def _option(field: str) -> str:
+def option(field: str) -> str:
+    """As the command line has it."""
     return f"--{field.replace('_', '-')}"

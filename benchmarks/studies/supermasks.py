@@ -6,24 +6,21 @@ from dataclasses import replace
 from statistics import mean
 
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.results import Result
 from benchmarks.studies import which_estimator
 from benchmarks.studies.study import Results, Study
-
-SEEDS = range(3)
 
 
 def best(results: Results) -> Configuration | None:
     """The setting of the most accurate mask of `which-estimator`, once all its runs are done."""
-    done = {result.configuration: result for result in results(which_estimator.NAME)}
+    done = {r.configuration: r.last.test_accuracy for r in results(which_estimator.NAME)}
     wanted = list(which_estimator.runs(results))
     if not done or any(configuration not in done for configuration in wanted):
         return None
-    groups: dict[Configuration, list[Result]] = {}
+    groups: dict[Configuration, list[float]] = {}
     for configuration in wanted:
         if configuration.held_out is None:
             groups.setdefault(replace(configuration, seed=0), []).append(done[configuration])
-    return max(groups, key=lambda group: mean(run.last.test_accuracy for run in groups[group]))
+    return max(groups, key=lambda setting: mean(groups[setting]))
 
 
 def ablations(base: Configuration) -> Iterator[Configuration]:
@@ -46,12 +43,11 @@ def runs(results: Results) -> Iterator[Configuration]:
     base = best(results)
     if base is None:
         return
-    for seed in SEEDS:
-        for changed in ablations(base):
-            yield replace(changed, seed=seed)
+    for seed in range(3):
+        yield from (replace(changed, seed=seed) for changed in ablations(base))
     images = replace(base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True)
     for network in ("conv-2", "conv-4", "conv-6"):
-        yield replace(images, network=network)  # type: ignore[arg-type]
+        yield replace(images, network=network)
 
 
 STUDY = Study("supermasks", "Does a mask alone reach the published supermasks?", runs)

@@ -13,33 +13,25 @@ from benchmarks.experiment.results import Result
 from benchmarks.studies.study import Results, Study
 
 NAME = "which-estimator"
-METHODS: tuple[dict[str, object], ...] = (
-    {"estimator": "threshold"},
-    {"estimator": "bernoulli"},
-    {"estimator": "intermediate"},
-    {"estimator": "topk", "density": 0.5},
-    {"estimator": "topk", "density": 0.3},
-    {"estimator": "topk", "density": 0.1},
-    {"estimator": "piggyback"},
-    {"estimator": "hard-concrete"},
-    {"estimator": "concrete"},
-)
+METHODS = (  # with a density or none
+    ("threshold", None), ("bernoulli", None), ("intermediate", None), ("topk", 0.5), ("topk", 0.3),
+    ("topk", 0.1), ("piggyback", None), ("hard-concrete", None), ("concrete", None),
+)  # fmt: skip
 WEIGHTS = ("signed-kaiming", "glorot")
 LRS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 STARTS = (None, "normal")
 LENET = Configuration("mnist", network="lenet-300-100", schedule="cosine", augmentation=False)
-TRIAL = replace(LENET, epochs=4, held_out=10_000)
 
 
 def methods() -> Iterator[Configuration]:
-    for weights, method in product(WEIGHTS, METHODS):
-        yield replace(LENET, weights=weights, **method).for_arm("mask")  # type: ignore[arg-type]
+    for weights, (estimator, density) in product(WEIGHTS, METHODS):
+        changed = {"weights": weights, "estimator": estimator, "density": density}
+        yield replace(LENET, **changed).for_arm("mask")  # type: ignore[arg-type]
 
 
 def trials(method: Configuration) -> Iterator[Configuration]:
-    base = replace(method, epochs=TRIAL.epochs, held_out=TRIAL.held_out)
     for init, lr in product(STARTS, LRS):
-        yield replace(base, init=init, lr=lr)  # type: ignore[arg-type]
+        yield replace(method, epochs=4, held_out=10_000, init=init, lr=lr)  # type: ignore[arg-type]
 
 
 def chosen(method: Configuration, done: Sequence[Result]) -> Configuration | None:
@@ -54,10 +46,10 @@ def chosen(method: Configuration, done: Sequence[Result]) -> Configuration | Non
 def runs(results: Results) -> Iterator[Configuration]:
     for method in methods():
         yield from trials(method)
+    done = results(NAME)
+    best = [found for method in methods() if (found := chosen(method, done))]
     for seed in range(3):
-        for method in methods():
-            if best := chosen(method, results(NAME)):
-                yield replace(best, seed=seed)
+        yield from (replace(found, seed=seed) for found in best)
 
 
 STUDY = Study(NAME, "Which estimator learns the best mask?", runs)
