@@ -11,7 +11,7 @@ from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import parallel
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.download import download
-from benchmarks.experiment.results import RESULTS, read_results
+from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import demo as demo_page
 from benchmarks.pages import reproduction as reproduction_page
 from benchmarks.pages import speed as speed_page
@@ -42,8 +42,7 @@ def demo(output: Path = RUNS) -> str:
     # A network this small gains little from a second thread, and on a busy machine waits for it.
     torch.set_num_threads(1)
     list(studies.run(catalogue.DEMO, DATA, output, "cpu"))
-    folder = output / catalogue.DEMO.name
-    return demo_page.show(read_results(folder), folder)
+    return demo_page.show(output / catalogue.DEMO.name)
 
 
 @app.command

@@ -51,7 +51,7 @@ def run(
         )
     # before training: the checkout may move on meanwhile
     origin = environment(device) | {"processes": parallel.size()}
-    data = images(options, data_dir).to(device)
+    data = images(options, data_dir, device)
     paths = []
     epochs = len(configurations) * options.epochs
     with progress_bar(total=epochs, desc="whole run", unit="epoch") as whole_run:

@@ -95,13 +95,13 @@ class Configuration:
 
     def check(self) -> None:
         """Raise for what no run can be made of."""
-        at_least = {
-            "width": 1, "epochs": 1, "batch_size": 1, "image_size": 1, "seed": 0,
-            "lr": 0, "score_lr": 0, "mix_lr": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if (found := getattr(self, name)) is not None and found < least:
-                raise BenchmarkError(f"{option(name)} must be at least {least}; found {found}.")
+        for least, names in {
+            0: ("seed", "lr", "score_lr", "mix_lr"),
+            1: ("width", "epochs", "batch_size", "image_size"),
+        }.items():
+            for name in names:
+                if (found := getattr(self, name)) is not None and found < least:
+                    raise BenchmarkError(f"{option(name)} must be at least {least}; found {found}.")
         if self.faithful_scaling and self.dataset != "mnist":
             raise BenchmarkError(
                 f"--faithful-scaling is about MNIST alone; found --dataset {self.dataset}. Leave "

@@ -5,7 +5,6 @@ import hashlib
 import pickle
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,12 +40,8 @@ class Split(NamedTuple):
     images: Tensor
     labels: Tensor
 
-    def to(self, device: torch.device) -> "Split":
-        return Split(self.images.to(device), self.labels.to(device))
 
-
-@dataclass(frozen=True)
-class Dataset:
+class Dataset(NamedTuple):
     train: Split
     test: Split
 
@@ -55,24 +50,16 @@ class Dataset:
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
-    def to(self, device: torch.device) -> "Dataset":
-        return Dataset(self.train.to(device), self.test.to(device))
 
-
-def images(configuration: Configuration, data_dir: Path) -> Dataset:
+def images(configuration: Configuration, data_dir: Path, device: torch.device) -> Dataset:
     """What a run trains and is measured on: of its size, and as its test set, where it holds any
     out, the last training images."""
     name, side = configuration.dataset, configuration.image_size
     data = READERS[name](data_dir)
-    if side is not None:
-        if side > min(data.image_shape[1:]):
-            raise BenchmarkError(
-                f"--image-size must be at most {min(data.image_shape[1:])}, that of {name}; "
-                f"found {side}."
-            )
-        data = Dataset(averaged(data.train, side), averaged(data.test, side))
-    pixels, labels = data.train
-    whole, held_out = len(labels), configuration.held_out or 0
+    if side is not None and side > (most := min(data.image_shape[1:])):
+        raise BenchmarkError(f"--image-size must be at most {most}, that of {name}; found {side}.")
+    train, test = data.train, data.test
+    whole, held_out = len(train.labels), configuration.held_out or 0
     kept = whole - held_out if configuration.train_images is None else configuration.train_images
     if not 1 <= kept <= whole - held_out or configuration.held_out == 0 or held_out < 0:
         raise BenchmarkError(
@@ -80,17 +67,20 @@ def images(configuration: Configuration, data_dir: Path) -> Dataset:
             f"size of {name}'s training set; found {configuration.train_images} and "
             f"{configuration.held_out}."
         )
-    test = Split(pixels[whole - held_out :], labels[whole - held_out :]) if held_out else data.test
-    return Dataset(Split(pixels[:kept], labels[:kept]), test)
+    if held_out:
+        test = Split(*(part[whole - held_out :] for part in train))
+    train = Split(*(part[:kept] for part in train))
+    return Dataset(*(_sized(split, side, device) for split in (train, test)))
 
 
-def averaged(split: Split, side: int) -> Split:
+def _sized(split: Split, side: int | None, device: torch.device) -> Split:
     """Each image as the means of its `side` x `side` cells, rounded to whole bytes."""
-    small = [
-        adaptive_avg_pool2d(images.float(), side).round().byte()
-        for images in torch.split(split.images, 10_000)
-    ]
-    return split._replace(images=torch.cat(small))
+    images = split.images
+    if side is not None:
+        parts = torch.split(images, 10_000)
+        means = [adaptive_avg_pool2d(part.float(), side).round().byte() for part in parts]
+        images = torch.cat(means)
+    return Split(images.to(device), split.labels.to(device))
 
 
 def read_digits(data_dir: Path) -> Dataset:
@@ -139,30 +129,24 @@ def _read(dataset: str, *folders: Path) -> list[bytearray]:
         f"folder that has it with --data-dir."
     )
     for folder in folders:
-        names = [f"{name}{end}" for name in MD5[dataset] for end in ("", ".gz")]
-        paths = {
-            name.removesuffix(".gz"): folder / name for name in names if (folder / name).is_file()
-        }
-        missing = [name for name in MD5[dataset] if name not in paths]
-        if paths and missing:
-            raise FileNotFoundError(
-                f"{folder} holds {dataset} only in part: {', '.join(missing)} not found. F{todo}"
+        places = ((name, folder / f"{name}{end}") for name in MD5[dataset] for end in ("", ".gz"))
+        if paths := {name: path for name, path in places if path.is_file()}:
+            break
+    if missing := [name for name in MD5[dataset] if name not in paths]:
+        raise FileNotFoundError(
+            f"The {dataset} files {', '.join(missing)} were not found; looked in "
+            f"{', '.join(map(str, folders))}. F{todo}"
+        )
+    contents = []
+    for name, path in paths.items():
+        content, md5 = unzipped(path)
+        if md5 != MD5[dataset][name]:
+            raise BenchmarkError(
+                f"{path}: expected the file that was published, with MD5 {MD5[dataset][name]}, "
+                f"found {md5}. Delete it and f{todo}"
             )
-        contents = []
-        for name, path in paths.items():
-            content, md5 = unzipped(path)
-            if md5 != MD5[dataset][name]:
-                raise BenchmarkError(
-                    f"{path}: expected the file that was published, with MD5 {MD5[dataset][name]}, "
-                    f"found {md5}. Delete it and f{todo}"
-                )
-            contents.append(content)
-        if contents:
-            return contents
-    raise FileNotFoundError(
-        f"No {dataset} files ({next(iter(MD5[dataset]))}, ...) in any of these folders: "
-        f"{', '.join(map(str, folders))}. F{todo}"
-    )
+        contents.append(content)
+    return contents
 
 
 def unzipped(path: Path) -> tuple[bytearray, str]:

@@ -1,7 +1,7 @@
 """The arms of one experiment side by side, and the difference of two of them, seed by seed."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -11,7 +11,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import ARMS, STARTS_FROM, Configuration
-from benchmarks.experiment.results import Layer, Result
+from benchmarks.experiment.results import Layer, Result, read_results
 from benchmarks.pages.render import DATASETS
 
 CONTROL = "weights-then-weights"
@@ -49,10 +49,7 @@ class Paired:
     @property
     def sign(self) -> int | None:
         """1 or -1 where the interval lies above or below 0, 0 where it holds 0."""
-        if self.interval is None:
-            return None
-        low, high = self.interval
-        return (low > 0) - (high < 0)
+        return (self.interval[0] > 0) - (self.interval[1] < 0) if self.interval else None
 
     def __str__(self) -> str:
         """In percentage points."""
@@ -98,13 +95,12 @@ class Comparison:
     @property
     def deviations(self) -> list[str]:
         """Every field of the configurations that is not the blog's."""
-        found: dict[str, tuple[Any, Any]] = {}
-        for ours in (result.configuration for result in self.results):
-            found |= ours.changes(ours.blogs, "seed")
-        return [
+        found = (
             f"`{name}` {here} ({'all' if there is None else there})"
-            for name, (here, there) in found.items()
-        ]
+            for of in (result.configuration for result in self.results)
+            for name, (here, there) in of.changes(of.blogs, "seed").items()
+        )
+        return list(dict.fromkeys(found))
 
     @property
     def software(self) -> list[str]:
@@ -130,8 +126,9 @@ class Comparison:
                 yield arm, other, paired
 
 
-def comparisons(study: str, results: Sequence[Result]) -> Iterator[Comparison]:
+def comparisons(study: str, *folders: Path) -> Iterator[Comparison]:
     """Of the blog's estimator, one per data set and learning rate of the arms that go on."""
+    results = [result for folder in folders for result in read_results(folder)]
     ours = [r for r in results if r.configuration.estimator in (None, "threshold")]
     for dataset in dict.fromkeys(r.configuration.dataset for r in ours):
         here = [r for r in ours if r.configuration.dataset == dataset]
@@ -139,16 +136,15 @@ def comparisons(study: str, results: Sequence[Result]) -> Iterator[Comparison]:
         for lr in lrs or (None,):
             arms: dict[str, list[Result]] = {}
             for result in sorted(here, key=lambda r: ARMS.index(r.configuration.arm)):
-                if result.configuration.mix_lr in (None, lr):
-                    runs = arms.setdefault(result.configuration.arm, [])
-                    runs.append(result)
-                    _check_seeds_alone_differ(runs[0].configuration, result.configuration)
+                this = result.configuration
+                if this.mix_lr not in (None, lr):
+                    continue
+                arms.setdefault(this.arm, []).append(result)
+                one = arms[this.arm][0].configuration
+                if one.changes(this, "seed"):
+                    raise BenchmarkError(
+                        f"{one.name}.json and {this.name}.json can't be shown as seeds of one run: "
+                        f"they differ in {', '.join(one.changes(this))}. Move one to another "
+                        f"folder."
+                    )
             yield Comparison(study, arms, first=not lrs or lr == lrs[0])
-
-
-def _check_seeds_alone_differ(one: Configuration, other: Configuration) -> None:
-    if one.changes(other, "seed"):
-        raise BenchmarkError(
-            f"{one.name}.json and {other.name}.json can't be shown as seeds of one run: they "
-            f"differ in {', '.join(one.changes(other))}. Move one to another folder."
-        )

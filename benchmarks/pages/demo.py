@@ -1,11 +1,10 @@
 """What a folder of results holds, for the terminal; of the demo's folder, the answer too."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from tyro.conf import Positional
 
-from benchmarks.experiment.results import Result, read_results
+from benchmarks.experiment.results import read_results
 from benchmarks.pages.comparison import CONTROL, comparisons
 from benchmarks.pages.figures import curves, save
 from benchmarks.pages.render import render
@@ -19,17 +18,17 @@ def overview(folder: Positional[Path] = Path("runs")) -> str:
     Args:
         folder: Folder with the result files (*.json).
     """
-    if not (results := read_results(folder)):
+    if not read_results(folder):
         raise FileNotFoundError(
             f"{folder} holds no result (*.json). Make some with `python -m benchmarks run "
             f"--output {folder}`, or name another folder."
         )
-    found = list(comparisons(folder.name, results))
+    found = list(comparisons(folder.name, folder))
     return render("show.txt", found=found, figure=save(curves(found), folder / "curves.png"))
 
 
-def show(results: Sequence[Result], output: Path) -> str:
-    (comparison,) = comparisons("demo", results)
+def show(folder: Path) -> str:
+    (comparison,) = comparisons("demo", folder)
     mask, without = (comparison.arms[arm][0].last.test_accuracy for arm in ("mix", CONTROL))
     noise = 1.96 * ((mask * (1 - mask) + without * (1 - without)) / IMAGES) ** 0.5
     figure = curves([comparison])
@@ -44,5 +43,5 @@ def show(results: Sequence[Result], output: Path) -> str:
         without=100 * without,
         noise=100 * noise,
         images=IMAGES,
-        figure=save(figure, output / "demo.png"),
+        figure=save(figure, folder / "demo.png"),
     )

@@ -10,14 +10,15 @@ import pandas as pd  # type: ignore[import-untyped]
 
 from benchmarks.atomic import write_text
 from benchmarks.experiment.configuration import STARTS_FROM
-from benchmarks.experiment.results import RESULTS, Layer, overall_masked_fraction, read_results
+from benchmarks.experiment.results import RESULTS, Layer, overall_masked_fraction
 from benchmarks.pages import methods
-from benchmarks.pages.comparison import CONTROL, PAIRS, Comparison, blog, comparisons
+from benchmarks.pages.comparison import CONTROL, PAIRS, blog, comparisons
 from benchmarks.pages.figures import curves, divergences, forest, save, utilisation
 from benchmarks.pages.render import DOCS, render, spread
 
-CURRENT = ("blog", "blog-small")  # the studies that answer the question
-# Those before them, with the folders of each; they answer it where there is no other.
+# The studies that answer the question, with the folders of each; and those before them, which
+# answer it where there is no other.
+CURRENT = {"blog": ("blog",), "blog-small": ("blog-small",)}
 EARLIER = {"reduced": ("reduced", "reduced-1e-3"), "wrn-28-1": ("wrn-28-1",)}
 KINDS = {
     "all layers": "", "stem": "stem", "3x3 in blocks": ".conv", "1x1 shortcuts": ".shortcut",
@@ -37,11 +38,9 @@ def context(results: Path, figures: Path) -> dict[str, Any]:
         [
             comparison
             for name, folders in studies.items()
-            for comparison in comparisons(
-                name, [r for folder in folders for r in read_results(results / folder)]
-            )
+            for comparison in comparisons(name, *(results / folder for folder in folders))
         ]
-        for studies in ({name: (name,) for name in CURRENT}, EARLIER)
+        for studies in (CURRENT, EARLIER)
     )
     main = current or earlier
     once = [comparison for comparison in main if comparison.first]
@@ -53,9 +52,16 @@ def context(results: Path, figures: Path) -> dict[str, Any]:
         "main": main,
         "once": once,
         "appendix": earlier if current else [],
-        "answers": {" - ".join(pair): answer(main, *pair) for pair in PAIRS},
+        "answers": {
+            pair: [
+                found
+                for c in main
+                for *names, found in c.pairs()
+                if found.interval and names == [*pair]
+            ]
+            for pair in PAIRS
+        },
         "control": CONTROL,
-        "pairs": PAIRS,
         "starts_from": STARTS_FROM,
         "blog": blog,
         "kinds": KINDS,
@@ -68,23 +74,6 @@ def context(results: Path, figures: Path) -> dict[str, Any]:
         },
         "toy": toy(results / "categorical" / "categorical.json", figures),
         **methods.context(results, figures),
-    }
-
-
-def answer(found: Sequence[Comparison], *pair: str) -> dict[str, Any] | None:
-    """In how many comparisons of several seeds the interval lies above, over or below zero."""
-    all_pairs = [paired for c in found for *names, paired in c.pairs() if names == list(pair)]
-    every = [paired for paired in all_pairs if paired.interval]
-    if not every:
-        return None
-    signs = [paired.sign for paired in every]
-    means = [100 * paired.mean for paired in every]
-    return {
-        "better": signs.count(1),
-        "level": signs.count(0),
-        "worse": signs.count(-1),
-        "of": len(signs),
-        "range": " to ".join(f"{end:+.1f}" for end in sorted({min(means), max(means)})),
     }
 
 
@@ -116,16 +105,15 @@ def toy(path: Path, figures: Path) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = json.loads(path.read_text())
     save(divergences(content["steps"], content["methods"]), figures / "categorical.png")
-    means: dict[tuple[str, float], dict[int | str, float]] = {}
-    for each in content["methods"]:
-        each["after"] = dict(
-            zip(content["steps"], zip(*each["divergence"], strict=True), strict=True)
+    means = {
+        (each["method"], each["step_size"]): pd.Series(
+            np.mean(each["divergence"], 0), content["steps"]
         )
-        found = np.mean(each["divergence"], axis=0)
-        after = dict(zip(content["steps"], found, strict=True))
-        means[each["method"], each["step_size"]] = {**after, "lowest": found.min()}
+        for each in content["methods"]
+    }
 
     def mean(method: str, step_size: float, step: int | str) -> str:
-        return f"{means[method, step_size][step]:.4f}"
+        found = means[method, step_size]
+        return f"{found.min() if step == 'lowest' else found[step]:.4f}"
 
     return {**content, "mean": mean}

@@ -14,7 +14,9 @@ from benchmarks.pages.figures import legend_below, panels, plain, save
 from benchmarks.pages.render import DOCS, render
 from benchmarks.speed.steps import KEEP_MEMORY, Case
 
-TARGETS: dict[str, Any] = json.loads(Path(__file__).with_name("targets.json").read_text())
+TARGETS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("targets.json").read_text()
+)
 FLOOR_FROM = 10**6
 OURS = ("threshold", "bernoulli", "intermediate")
 # Bytes an entry: plain training needs 16 (weights, gradients, two moments), a mask 24 (weights,
@@ -69,7 +71,8 @@ def measured(content: dict[str, Any]) -> str:
 PARTS: dict[str, tuple[str | None, str | None, dict[str, str]]] = {
     "steps": ("ratio", "plain", {"case": "{case}", "plain": "{ms[plain]:.3g} ms"}),
     "floor": ("multiple", "add", {
-        "mode": "{mode}", "entries": "{size:,}", "rate of the add": "{gigabytes_per_second:.1f} GB/s"
+        "mode": "{mode}", "entries": "{size:,}",
+        "rate of the add": "{gigabytes_per_second:.1f} GB/s",
     }),
     "memory": ("bytes_per_entry", None, {
         "case": "{network} at {batch}", "masked entries": "{masked:,}"
@@ -103,19 +106,18 @@ def _line(part: str, row: dict[str, Any], device: str) -> Line:
     return Line(labels, numbers, _targets(part, row) if device == "cpu" else {})
 
 
-def _targets(part: str, row: dict[str, Any]) -> Mapping[str, float]:
-    if part == "costs":
-        return TARGETS["costs"]
-    if part == "floor" and row["size"] >= FLOOR_FROM:
-        return dict.fromkeys(OURS, TARGETS["floor"][row["mode"]])
+def _targets(part: str, row: dict[str, Any]) -> dict[str, float]:
+    found = TARGETS.get(part, {})
+    if part == "floor":
+        return dict.fromkeys(OURS if row["size"] >= FLOOR_FROM else (), found[row["mode"]])
     if part == "memory":
         transient = TRANSIENT * row["largest_layer"] / row["masked"]
         return dict.fromkeys(OURS, row["bytes_per_entry"]["plain"] + MEMORY + transient)
-    if part == "steps" and row["precision"] == "float32" and not row["keeps_memory"]:
-        if row["mode"] == "inference":
-            return TARGETS["inference"]
-        return TARGETS["steps"].get(f"{row['network']}, {row['mode']}", {})
-    return {}
+    if part == "steps":
+        judged = row["precision"] == "float32" and not row["keeps_memory"]
+        found = found.get(row["mode"], {}) | found.get(f"{row['network']}, {row['mode']}", {})
+        return found if judged else {}
+    return found
 
 
 def case(row: Mapping[str, Any]) -> str:

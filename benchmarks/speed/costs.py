@@ -96,10 +96,6 @@ def network(size: int, device: torch.device) -> nn.Module:
     return model
 
 
-def densities(device: torch.device) -> tuple[float, ...]:
-    return DENSITIES
-
-
 def measure_file(density: float, device: torch.device) -> dict[str, Any]:
     """Medians of nanoseconds an entry, of a random mask of exactly this density."""
     torch.manual_seed(0)

@@ -17,9 +17,9 @@ from benchmarks.speed import costs, floor, memory, steps
 PARTS: dict[str, tuple[Callable[..., Sequence[Any]], Callable[..., dict[str, Any]]]] = {
     "steps": (steps.cases, steps.measure),
     "floor": (floor.cases, floor.measure),
-    "memory": (memory.cases, memory.measure),
+    "memory": (lambda device: memory.CASES, memory.measure),
     "costs": (costs.sizes, costs.measure),
-    "files": (costs.densities, costs.measure_file),
+    "files": (lambda device: costs.DENSITIES, costs.measure_file),
 }
 
 
@@ -34,10 +34,8 @@ def measure(only: Sequence[str], output: Path, command: str) -> tuple[dict[str, 
     torch.set_flush_denormal(True)  # before there is a second thread, which takes it over
     content: dict[str, Any] = {"command": command, "environment": environment(device)}
     todo = [(name, row) for name in only for row in PARTS[name][0](device)]
-    with progress_bar(total=len(todo), desc="speed", unit="row") as bar:
-        for name, row in todo:
-            bar.set_description(f"{name}: {row}")
-            content.setdefault(name, []).append(PARTS[name][1](row, device))
-            gc.collect()
-            bar.update()
+    for name, row in (bar := progress_bar(todo, unit="row")):
+        bar.set_description(f"{name}: {row}")
+        content.setdefault(name, []).append(PARTS[name][1](row, device))
+        gc.collect()
     return content, write_json(content, output / "speed.json")

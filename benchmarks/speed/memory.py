@@ -12,14 +12,11 @@ from benchmarks.experiment.networks import kernels
 from benchmarks.speed.steps import NETWORKS, Case, training_step
 from benchmarks.speed.timing import alone
 
+CASES = Case("MLP 4x2048", 128), Case("WRN-28-8", 4)
 CONTESTED = ("plain", "threshold", "bernoulli", "intermediate", "textbook")
 # Each tensor of more than 64 kB is a mapping of its own, given back when it is freed: what is
 # resident is what is alive.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_ARENA_MAX": "1"}
-
-
-def cases(device: torch.device) -> tuple[Case, ...]:
-    return Case("MLP 4x2048", 128), Case("WRN-28-8", 4)
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:

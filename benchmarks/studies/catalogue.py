@@ -1,12 +1,13 @@
-"""All studies, by name; here are those whose runs are known from the start."""
+"""All studies, by name, and the runs of each as data."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
+from statistics import mean
 
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration, Images
-from benchmarks.studies import supermasks, which_estimator
+from benchmarks.experiment.results import Result
 from benchmarks.studies.study import Results, Study
 
 SEEDS = range(3)
@@ -54,6 +55,86 @@ def blog_small(results: Results) -> Iterator[Configuration]:
         yield from each(replace(small, dataset=dataset, image_size=side, seed=seed, mix_lr=mix_lr))
 
 
+# For which-estimator: every method tries the same grid of learning rates and starts on held-out
+# images, with one seed and few epochs; its best by the last epoch's accuracy is then run in full.
+METHODS = (  # with a density or none
+    ("threshold", None), ("bernoulli", None), ("intermediate", None), ("topk", 0.5), ("topk", 0.3),
+    ("topk", 0.1), ("piggyback", None), ("hard-concrete", None), ("concrete", None),
+)  # fmt: skip
+MASK = Configuration("mnist", network="lenet-300-100", schedule="cosine", augmentation=False)
+LRS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+
+
+def methods() -> Iterator[Configuration]:
+    for weights, (estimator, density) in product(("signed-kaiming", "glorot"), METHODS):
+        changed = {"weights": weights, "estimator": estimator, "density": density}
+        yield replace(MASK, **changed).for_arm("mask")  # type: ignore[arg-type]
+
+
+def trials(method: Configuration) -> Iterator[Configuration]:
+    for init, lr in product((None, "normal"), LRS):
+        yield replace(method, epochs=4, held_out=10_000, init=init, lr=lr)  # type: ignore[arg-type]
+
+
+def chosen(method: Configuration, done: Sequence[Result]) -> Configuration | None:
+    """The method with the best of its settings; None while one is still to be tried."""
+    tried = {result.configuration: result.last.test_accuracy for result in done}
+    if any(trial not in tried for trial in trials(method)):
+        return None
+    best = max(trials(method), key=lambda trial: tried[trial])
+    return replace(method, init=best.init, lr=best.lr)
+
+
+def which_estimator(results: Results) -> Iterator[Configuration]:
+    for method in methods():
+        yield from trials(method)
+    done = results("which-estimator")
+    best = [found for method in methods() if (found := chosen(method, done))]
+    for seed in SEEDS:
+        yield from (replace(found, seed=seed) for found in best)
+
+
+def best_mask(results: Results) -> Configuration | None:
+    """The setting of the most accurate mask of `which-estimator`, once all its runs are done."""
+    done = {r.configuration: r.last.test_accuracy for r in results("which-estimator")}
+    wanted = list(which_estimator(results))
+    if not done or any(configuration not in done for configuration in wanted):
+        return None
+    groups: dict[Configuration, list[float]] = {}
+    for configuration in wanted:
+        if configuration.held_out is None:
+            groups.setdefault(replace(configuration, seed=0), []).append(done[configuration])
+    return max(groups, key=lambda setting: mean(groups[setting]))
+
+
+def ablations(base: Configuration) -> Iterator[Configuration]:
+    """One change each."""
+    yield base
+    yield replace(base, epochs=100)
+    yield replace(base, rescale=not base.rescale)
+    yield replace(base, batch_size=64)
+    yield replace(base, schedule="plateau")
+    yield replace(base, weights="glorot")
+    yield replace(base, weights="signed-constant")
+    if base.estimator == "topk":
+        for density in (0.7, 0.5, 0.3, 0.1):
+            yield replace(base, density=density)
+        yield replace(base, budget="overall")
+        yield replace(base, schedule_density="cubic")
+
+
+def supermasks(results: Results) -> Iterator[Configuration]:
+    """The published supermasks, with the best estimator; and what makes the difference."""
+    if base := best_mask(results):
+        for seed in SEEDS:
+            yield from (replace(changed, seed=seed) for changed in ablations(base))
+        images = replace(
+            base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True
+        )
+        for network in ("conv-2", "conv-4", "conv-6"):
+            yield replace(images, network=network)
+
+
 def tickets(results: Results) -> Iterator[Configuration]:
     """Each trained on, with a random mask of the same densities as control."""
     for base, seed in product((LENET, SMALL_CONV), SEEDS):
@@ -99,8 +180,8 @@ STUDIES = {
     study.name: study
     for study in (
         Study("blog-small", "Is a mask a better start than none, at the blog's steps?", blog_small),
-        which_estimator.STUDY,
-        supermasks.STUDY,
+        Study("which-estimator", "Which estimator learns the best mask?", which_estimator),
+        Study("supermasks", "Does a mask alone reach the published supermasks?", supermasks),
         Study("tickets", "Is a learned mask a ticket, or better than one?", tickets),
         Study("blog", "Is a mask a better start than none, as the blog has it?", blog),
         # What was run before there were small images: fewer images, fewer epochs.
