@@ -51,7 +51,9 @@ class Dataset(NamedTuple):
         return channels, height, width
 
 
-def images(configuration: Configuration, data_dir: Path, device: torch.device) -> Dataset:
+def images(
+    configuration: Configuration, data_dir: Path, device: torch.device | str = "cpu"
+) -> Dataset:
     """What a run trains and is measured on: of its size, and as its test set, where it holds any
     out, the last training images."""
     name, side = configuration.dataset, configuration.image_size
@@ -73,7 +75,7 @@ def images(configuration: Configuration, data_dir: Path, device: torch.device) -
     return Dataset(*(_sized(split, side, device) for split in (train, test)))
 
 
-def _sized(split: Split, side: int | None, device: torch.device) -> Split:
+def _sized(split: Split, side: int | None, device: torch.device | str) -> Split:
     """Each image as the means of its `side` x `side` cells, rounded to whole bytes."""
     images = split.images
     if side is not None:
