@@ -119,23 +119,21 @@ def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
             f"{path.name.removesuffix('.best.pt')}.json beside it and run again to train it anew."
         )
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if configuration.arm == "weights-then-weights":
+    if configuration.arm in ("mix", "weights-then-weights"):
         masks.load(model, state, configuration)
-        return
-    if configuration.arm == "mix":
-        masks.load(model, state, configuration)
-        masktorch.freeze_mask(model)
+        if configuration.arm == "mix":
+            masktorch.freeze_mask(model)
     else:  # at W0, under a mask that is given
-        donor = copy.deepcopy(model)
-        if first.arm in SCORED:
+        donor, learned = copy.deepcopy(model), first.arm in SCORED
+        if learned:
             masks.wrap(donor, first)
         masks.load(donor, state, first)
-        learned = first.arm in SCORED
         given = masktorch.masks(donor) if learned else masks.of_largest(donor, configuration)
         if configuration.arm.startswith("random-"):
             given = masks.shuffled(given, configuration.seed)
         masktorch.set_masks(model, given)
-    masktorch.freeze_weights(model, False)
+    if configuration.arm in MASKED:
+        masktorch.freeze_weights(model, False)
 
 
 def _device(name: str) -> torch.device:

@@ -29,12 +29,18 @@ SCORED = ("mask", "mix")  # their masks follow from scores
 LEARNED = (*SCORED, "random-mix")  # theirs from scores that an estimator trained
 PRUNED = ("ticket", "random-ticket")  # theirs from the largest trained weights
 MASKED = (*LEARNED, *PRUNED)
+# The arms that have a use for a field; in the others it is what UNUSED says, or else None.
+USED_BY = {
+    "estimator": LEARNED, "init": LEARNED, "rescale": LEARNED, "score_lr": LEARNED,
+    "schedule_density": LEARNED, "density": MASKED, "budget": MASKED, "mix_lr": tuple(STARTS_FROM),
+}  # fmt: skip
+UNUSED = {"budget": "none", "schedule_density": "none", "rescale": False}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One arm run; a field that the arm has no use for is None or its default. The defaults are the
-    blog's. The command line of `run` is made from these fields and their comments."""
+    """One arm run; the defaults are the blog's. The command line of `run` is made from these fields
+    and their comments."""
 
     dataset: Images
     """digits come with scikit-learn; for the others see `download`."""
@@ -118,21 +124,11 @@ class Configuration:
             raise BenchmarkError(f"The arm {self.arm} expects a --density, found none.")
 
     def for_arm(self, arm: str) -> "Configuration":
-        learned, masked, wrn = arm in LEARNED, arm in MASKED, self.network == "wrn"
-        return replace(
-            self,
-            arm=arm,
-            depth=self.depth if wrn else None,
-            width=self.width if wrn else None,
-            estimator=self.estimator if learned else None,
-            density=self.density if masked else None,
-            budget=self.budget if masked else "none",
-            schedule_density=self.schedule_density if learned else "none",
-            init=self.init if learned else None,
-            rescale=self.rescale and learned,
-            score_lr=self.score_lr if learned else None,
-            mix_lr=self.mix_lr if arm in STARTS_FROM else None,
-        )
+        unused = [name for name, arms in USED_BY.items() if arm not in arms]
+        if self.network != "wrn":
+            unused += ["depth", "width"]
+        empty: dict[str, Any] = {name: UNUSED.get(name) for name in unused}
+        return replace(self, arm=arm, **empty)
 
     @property
     def start(self) -> "Configuration | None":

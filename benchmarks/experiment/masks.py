@@ -70,8 +70,7 @@ def cut(model: nn.Module, configuration: Configuration, epoch: int) -> None:
 
 def load(model: nn.Module, state: Mapping[str, Tensor], configuration: Configuration) -> None:
     """A state of the last epochs, with the masks that it had; what it is, the run knows better."""
-    values = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
-    model.load_state_dict(values)
+    model.load_state_dict({k: v for k, v in state.items() if not k.endswith("_extra_state")})
     cut(model, configuration, configuration.epochs)
 
 
