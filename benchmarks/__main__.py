@@ -131,7 +131,7 @@ def speed(only: str = ",".join(measure.PARTS), output: Path = Path("runs/speed")
         output: Folder for speed.json.
     """
     content, path = measure.measure(only.split(","), output, command_line())
-    return f"{speed_page.measured(content)}\nWritten to {path}"
+    return f"{speed_page.measured(content)}Written to {path}"
 
 
 app.command(name="show")(demo_page.overview)
@@ -148,7 +148,7 @@ def main() -> None:
     except (ValueError, FileNotFoundError) as error:  # the benchmarks' own and masktorch's
         sys.exit(f"error: {error}")
     if result is not None:
-        print(f"Written to {result}" if isinstance(result, Path) else result)
+        print(f"Written to {result}" if isinstance(result, Path) else result.rstrip())
 
 
 if __name__ == "__main__":

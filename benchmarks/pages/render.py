@@ -17,7 +17,7 @@ DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
 def render(template: str, **context: Any) -> str:
     """Blank lines that a template's conditions leave behind are made one."""
     text = _environment.get_template(template).render(context)
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n") + "\n"
 
 
 def aligned(text: str, style: str = "pipe") -> str:
