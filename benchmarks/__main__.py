@@ -1,9 +1,7 @@
 """The command line: `python -m benchmarks --help`."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tyro.conf import OmitArgPrefixes, Positional
@@ -12,16 +10,15 @@ from tyro.extras import SubcommandApp
 from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import parallel
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.download import download as fetch
-from benchmarks.experiment.results import read_results
+from benchmarks.experiment.download import download
+from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import demo as demo_page
 from benchmarks.pages import reproduction as reproduction_page
 from benchmarks.pages import speed as speed_page
-from benchmarks.pages.render import DOCS, RESULTS, render
+from benchmarks.pages.render import render
 from benchmarks.provenance import command_line
-from benchmarks.speed import measure as side_by_side
+from benchmarks.speed import measure
 from benchmarks.studies import catalogue, categorical
-from benchmarks.studies import demo as small
 from benchmarks.studies import study as studies
 from benchmarks.studies.estimate import expected_seconds
 
@@ -35,18 +32,17 @@ RUNS, DATA = Path("runs"), Path("data")
 
 
 @app.command
-def demo(output: Path = RUNS) -> None:
+def demo(output: Path = RUNS) -> str:
     """The blog's arms, small, on scikit-learn's digits: train, then print and draw.
 
     Args:
         output: Folder of the folder demo.
     """
-    print(render("demo_start.txt", run=small.SMALL.for_arm("mix")))
+    print(render("demo_start.txt", run=catalogue.SMALL.for_arm("mix")))
     # A network this small gains little from a second thread, and on a busy machine waits for it.
     torch.set_num_threads(1)
-    list(studies.run(small.STUDY, DATA, output, "cpu"))
-    folder = output / small.STUDY.name
-    print(demo_page.show(studies.results_so_far(folder), folder))
+    list(studies.run(catalogue.DEMO, DATA, output, "cpu"))
+    return demo_page.show(output / catalogue.DEMO.name)
 
 
 @app.command
@@ -88,7 +84,7 @@ def study(
     gpus: float = 0,
     device: str = "auto",
     data_dir: Path = DATA,
-    output: Path = studies.RESULTS,
+    output: Path = RESULTS,
 ) -> None:
     """Run whatever of a study has no result yet, one run after the other.
 
@@ -104,67 +100,26 @@ def study(
         output: Folder of the study's folder.
     """
     chosen = catalogue.study(name)
-    if not dry_run:
-        if cluster:
-            from benchmarks.studies import cluster as engine  # asks for the extra `cluster`
-
-            paths = engine.run(chosen, data_dir, output, device, cpus, gpus)
-        else:
-            paths = studies.run(chosen, data_dir, output, device)
-        for path in paths:
-            print(path)
+    if dry_run:
+        minutes = []
+        for missing in chosen.missing(output):
+            minutes.append(expected_seconds(missing) / 60)
+            print(f"{minutes[-1]:6.1f} min  {studies.command(missing, output / chosen.name)}")
+        hours = sum(minutes) / 60
+        print(f"{hours:.1f} hours for {len(minutes)} runs; more may follow from theirs.")
         return
-    missing = chosen.missing(output)
-    minutes = [expected_seconds(configuration) / 60 for configuration in missing]
-    for configuration, expected in zip(missing, minutes, strict=True):
-        print(f"{expected:6.1f} min  {studies.command(configuration, output / chosen.name)}")
-    print(f"{sum(minutes) / 60:.1f} hours for {len(missing)} runs; more may follow from theirs.")
+    if cluster:
+        from benchmarks.studies import cluster as engine  # asks for the extra `cluster`
+
+        paths = engine.run(chosen, data_dir, output, device, cpus, gpus)
+    else:
+        paths = studies.run(chosen, data_dir, output, device)
+    for path in paths:
+        print(path)
 
 
 @app.command
-def show(folder: Positional[Path] = RUNS) -> None:
-    """Print the results of a folder as a table and draw their curves.
-
-    Args:
-        folder: Folder with the result files (*.json).
-    """
-    print(demo_page.overview(read_results(folder), folder))
-
-
-@app.command
-def download(
-    dataset: Positional[Literal["mnist", "cifar10"]],
-    data_dir: Path = DATA,
-    base_url: str | None = None,
-) -> None:
-    """Fetch MNIST (12 MB) or CIFAR-10 (170 MB) and check the published MD5s.
-
-    Args:
-        dataset: Which.
-        data_dir: Folder of the data sets.
-        base_url: A mirror, with its last slash. None: the canonical one.
-    """
-    print(f"{dataset} is in {fetch(dataset, data_dir, base_url)}")
-
-
-@app.command(name="categorical")
-def run_toy(output: Path = studies.RESULTS / "categorical") -> None:
-    """Recover a distribution from single draws: intermediate sampling against Gumbel-softmax.
-
-    Args:
-        output: Folder for categorical.json.
-    """
-    print(f"Written to {categorical.run(output, command_line())}")
-
-
-@app.command
-def reproduction() -> None:
-    """Write docs/reproduction.md and its figures from the results in benchmarks/results."""
-    print(f"Written to {reproduction_page.write(RESULTS, DOCS)}")
-
-
-@app.command
-def speed(only: str = ",".join(side_by_side.PARTS), output: Path = Path("runs/speed")) -> None:
+def speed(only: str = ",".join(measure.PARTS), output: Path = Path("runs/speed")) -> str:
     """Measure speed and memory beside plain training, on a GPU where there is one.
 
     About ten minutes on two idle cores.
@@ -175,26 +130,25 @@ def speed(only: str = ",".join(side_by_side.PARTS), output: Path = Path("runs/sp
             set_masks and so on. files: mask files of several densities.
         output: Folder for speed.json.
     """
-    path = side_by_side.measure(only.split(","), output, command_line())
-    print(speed_page.measured(json.loads(path.read_text())))
-    print(f"Written to {path}")
+    content, path = measure.measure(only.split(","), output, command_line())
+    return f"{speed_page.measured(content)}Written to {path}"
 
 
-@app.command(name="speed-page")
-def write_speed_page() -> None:
-    """Write docs/speed.md and its figure from the results in benchmarks/results/speed."""
-    print(f"Written to {speed_page.write(RESULTS / 'speed', DOCS)}")
+app.command(name="show")(demo_page.overview)
+app.command(download)
+app.command(name="categorical")(categorical.run)
+app.command(name="reproduction")(reproduction_page.write)
+app.command(name="speed-page")(speed_page.write)
 
 
 def main() -> None:
+    command = sys.argv[1:] or ["demo"]
     try:
-        app.cli(
-            prog="python -m benchmarks",
-            description=DESCRIPTION,
-            args=sys.argv[1:] or ["demo"],
-        )
+        result = app.cli(prog="python -m benchmarks", description=DESCRIPTION, args=command)
     except (ValueError, FileNotFoundError) as error:  # the benchmarks' own and masktorch's
         sys.exit(f"error: {error}")
+    if result is not None:
+        print(f"Written to {result}" if isinstance(result, Path) else result.rstrip())
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -16,3 +18,13 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> Path:
+    with replacing(path) as beside:
+        beside.write_text(text)
+    return path
+
+
+def write_json(content: Any, path: Path) -> Path:
+    return write_text(json.dumps(content, indent=1) + "\n", path)

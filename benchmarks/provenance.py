@@ -14,13 +14,17 @@ import masktorch
 
 def environment(device: torch.device) -> dict[str, Any]:
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
+    else:
+        processor = _cpuinfo("model name", default=platform.processor())
     return {
         "masktorch": masktorch.__version__,
         "torch": torch.__version__,
         "commit": commit,
         "dirty": None if commit is None else bool(changes),
         "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "processor": processor,
         "threads": torch.get_num_threads(),
     }
 
@@ -41,15 +45,12 @@ def _git(*arguments: str) -> str | None:
 
 def emulates_bfloat16() -> bool:
     """Whether the processor says what it can do, and bfloat16 is not in it."""
-    return bool(flags := _cpuinfo("flags", "Features")) and "bf16" not in flags[0]
+    return "bf16" not in _cpuinfo("flags", "Features", default="bf16")
 
 
-def _cpu_name() -> str:
-    return (_cpuinfo("model name") or [platform.processor()])[0]
-
-
-def _cpuinfo(*names: str) -> list[str]:
-    """What Linux says of each processor."""
+def _cpuinfo(*names: str, default: str) -> str:
+    """What Linux says of the first processor."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    return [line.partition(":")[2].strip() for line in lines if line.startswith(names)]
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith(names))
+    return next(found, default)

@@ -12,24 +12,11 @@ import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
 from benchmarks.experiment import masks, parallel
-from benchmarks.experiment.configuration import (
-    ARMS,
-    MASKED,
-    SCORED,
-    STARTS_FROM,
-    Configuration,
-)
+from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FROM, Configuration
 from benchmarks.experiment.data import Dataset, images
 from benchmarks.experiment.networks import build
-from benchmarks.experiment.results import Result, find, states_of, utilisation
-from benchmarks.experiment.training import (
-    Bar,
-    Epoch,
-    has_batch_norm,
-    progress_bar,
-    recalibrated,
-    train,
-)
+from benchmarks.experiment.results import Result, find, utilisation
+from benchmarks.experiment.training import Bar, progress_bar, recalibrated, train
 from benchmarks.provenance import emulates_bfloat16, environment
 
 
@@ -64,28 +51,18 @@ def run(
         )
     # before training: the checkout may move on meanwhile
     origin = environment(device) | {"processes": parallel.size()}
-    data = images(options, data_dir).to(device)
+    data = images(options, data_dir, device)
     paths = []
-    with progress_bar(
-        total=len(configurations) * options.epochs, desc="whole run", unit="epoch"
-    ) as whole_run:
+    epochs = len(configurations) * options.epochs
+    with progress_bar(total=epochs, desc="whole run", unit="epoch") as whole_run:
         for configuration in configurations:
             path = find(output, configuration)
             if path is None:
                 path = output / f"{configuration.name}.json"
-                model, history, again = _train(configuration, data, path, whole_run)
-                result = Result(
-                    configuration=configuration,
-                    estimator=masks.described(configuration),
-                    epochs=history,
-                    utilisation=utilisation(model) if configuration.arm in MASKED else [],
-                    environment=origin,
-                    command=command,
-                    recalibrated=again,
-                )
+                result = _train(configuration, data, path, whole_run, origin, command)
                 if parallel.rank() == 0:
                     result.write(path)
-                    _checkpoint(path).unlink()
+                    path.with_suffix(".checkpoint.pt").unlink()
                 parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
             else:
                 whole_run.write(f"{configuration.arm}: skipped, {path} is there already")
@@ -96,35 +73,46 @@ def run(
 
 
 def _train(
-    configuration: Configuration, data: Dataset, path: Path, bar: Bar
-) -> tuple[nn.Module, list[Epoch], dict[str, float] | None]:
-    """The model in the state of its best epoch, which is written beside `path`; the epochs; and the
-    accuracies with batch norm's averages taken anew."""
+    configuration: Configuration,
+    data: Dataset,
+    path: Path,
+    bar: Bar,
+    origin: dict[str, object],
+    command: str,
+) -> Result:
+    """The result. The best epoch's state, and the mask arm's masks, are written beside `path`."""
     model = build(configuration, data.image_shape)
     start(model, configuration, path.parent)
-    history, best_state = train(model, data, configuration, _checkpoint(path), bar)
-    again: dict[str, float] | None = None
-    if has_batch_norm(model):
-        again = {"last": recalibrated(model, data, configuration)}
+    checkpoint = path.with_suffix(".checkpoint.pt")
+    history, best_state = train(model, data, configuration, checkpoint, bar)
+    again: dict[str, float | None] = {}
+    for epoch in ("last", "best"):
+        again[epoch] = recalibrated(model, data, configuration)
         masks.load(model, best_state, configuration)
-        again["best"] = recalibrated(model, data, configuration)
-    masks.load(model, best_state, configuration)
-    if parallel.rank() > 0:
-        return model, history, again
-    with replacing(states_of(path)) as partial:
-        torch.save(best_state, partial)
-    if configuration.arm == "mask":
-        masktorch.save_masks(model.cpu(), path.with_suffix(".masks.npz"))
-    return model, history, again
+    if parallel.rank() == 0:
+        with replacing(path.with_suffix(".best.pt")) as partial:
+            torch.save(best_state, partial)
+        if configuration.arm == "mask":
+            masktorch.save_masks(model.cpu(), path.with_suffix(".masks.npz"))
+    estimator = masks.estimator(configuration)
+    return Result(
+        configuration=configuration,
+        estimator=None if estimator is None else repr(estimator),
+        epochs=history,
+        utilisation=utilisation(model) if configuration.arm in MASKED else [],
+        environment=origin,
+        command=command,
+        recalibrated=None if again["last"] is None else again,
+    )
 
 
 def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
     """Bring `model`, at W0, to where its arm starts and let train only what the arm trains."""
     if configuration.arm in SCORED:
-        masks.wrap(model, configuration, masks.estimator(configuration))
+        masks.wrap(model, configuration)
     if (first := configuration.start) is None:
         return
-    path = states_of(find(output, first) or output / f"{first.name}.json")
+    path = (find(output, first) or output / f"{first.name}.json").with_suffix(".best.pt")
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: the arm {configuration.arm} starts from it. Delete "
@@ -135,23 +123,17 @@ def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
         masks.load(model, state, configuration)
         if configuration.arm == "mix":
             masktorch.freeze_mask(model)
-            masktorch.freeze_weights(model, False)
-        return
-    donor = copy.deepcopy(model)  # the others start at W0, under a mask that is given
-    if first.arm in SCORED:
-        masks.wrap(donor, first, masks.estimator(first))
-    masks.load(donor, state, first)
-    given = (
-        masktorch.masks(donor) if first.arm in SCORED else masks.of_largest(donor, configuration)
-    )
-    if configuration.arm.startswith("random-"):
-        given = masks.shuffled(given, configuration.seed)
-    masktorch.set_masks(model, given)
-    masktorch.freeze_weights(model, False)
-
-
-def _checkpoint(path: Path) -> Path:
-    return path.with_suffix(".checkpoint.pt")
+    else:  # at W0, under a mask that is given
+        donor, learned = copy.deepcopy(model), first.arm in SCORED
+        if learned:
+            masks.wrap(donor, first)
+        masks.load(donor, state, first)
+        given = masktorch.masks(donor) if learned else masks.of_largest(donor, configuration)
+        if configuration.arm.startswith("random-"):
+            given = masks.shuffled(given, configuration.seed)
+        masktorch.set_masks(model, given)
+    if configuration.arm in MASKED:
+        masktorch.freeze_weights(model, False)
 
 
 def _device(name: str) -> torch.device:

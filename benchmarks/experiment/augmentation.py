@@ -10,17 +10,15 @@ MAX_SHIFT = 0.2  # of the image's side, each way
 
 def scale(images: Tensor, faithful_to_mnist: bool = False) -> Tensor:
     """Bytes to [-1, 1]; or to [-1, 509], the 2x - 1 that the blog's code applies to MNIST."""
-    x = images.float()
-    return 2 * x - 1 if faithful_to_mnist else x / 127.5 - 1
+    return 2 * images.float() - 1 if faithful_to_mnist else images.float() / 127.5 - 1
 
 
 def augment(images: Tensor, generator: Generator) -> Tensor:
     """Flip, rotate and shift each image (N, C, H, W) by chance; bytes in, floats in 0..255 out."""
     u = torch.rand(4, len(images), generator=generator, device=images.device)
     flip, turn, right, down = u[0] < 0.5, *(2 * u[1:] - 1)
-    return transform(
-        images, flip, MAX_ROTATION * turn, MAX_SHIFT * torch.stack([right, down], dim=1)
-    )
+    shift = MAX_SHIFT * torch.stack([right, down], dim=1)
+    return transform(images, flip, MAX_ROTATION * turn, shift)
 
 
 def transform(images: Tensor, flip: Tensor, degrees: Tensor, shift: Tensor) -> Tensor:

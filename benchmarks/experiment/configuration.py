@@ -1,7 +1,7 @@
 """Everything that decides the numbers of one arm run, and the arms there are."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -29,12 +29,18 @@ SCORED = ("mask", "mix")  # their masks follow from scores
 LEARNED = (*SCORED, "random-mix")  # theirs from scores that an estimator trained
 PRUNED = ("ticket", "random-ticket")  # theirs from the largest trained weights
 MASKED = (*LEARNED, *PRUNED)
+# The arms that have a use for a field; in the others it is what UNUSED says, or else None.
+USED_BY = {
+    "estimator": LEARNED, "init": LEARNED, "rescale": LEARNED, "score_lr": LEARNED,
+    "schedule_density": LEARNED, "density": MASKED, "budget": MASKED, "mix_lr": tuple(STARTS_FROM),
+}  # fmt: skip
+UNUSED = {"budget": "none", "schedule_density": "none", "rescale": False}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One arm run; a field that the arm has no use for is None or its default. The defaults are the
-    blog's. The command line of `run` is made from these fields and their comments."""
+    """One arm run; the defaults are the blog's. The command line of `run` is made from these fields
+    and their comments."""
 
     dataset: Images
     """digits come with scikit-learn; for the others see `download`."""
@@ -95,49 +101,53 @@ class Configuration:
 
     def check(self) -> None:
         """Raise for what no run can be made of."""
-        at_least = {
-            "width": 1, "epochs": 1, "batch_size": 1, "image_size": 1, "seed": 0,
-            "lr": 0, "score_lr": 0, "mix_lr": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            if (found := getattr(self, name)) is not None and found < least:
-                raise BenchmarkError(f"{_option(name)} must be at least {least}; found {found}.")
+        for least, names in {
+            0: ("seed", "lr", "score_lr", "mix_lr"),
+            1: ("width", "epochs", "batch_size", "image_size"),
+        }.items():
+            for name in names:
+                if (found := getattr(self, name)) is not None and found < least:
+                    raise BenchmarkError(f"{option(name)} must be at least {least}; found {found}.")
         if self.faithful_scaling and self.dataset != "mnist":
             raise BenchmarkError(
                 f"--faithful-scaling is about MNIST alone; found --dataset {self.dataset}. Leave "
                 f"it out."
             )
-        if self.arm in LEARNED and self.estimator != "topk":
-            for name in ("density", "budget", "schedule_density"):
-                if getattr(self, name) not in (None, "none"):
-                    raise BenchmarkError(
-                        f"{_option(name)} is about --estimator topk; found --estimator "
-                        f"{self.estimator}, whose density follows from its scores. Leave it out."
-                    )
+        for name in ("density", "budget", "schedule_density"):
+            given = getattr(self, name) not in (None, "none")
+            if given and self.arm in LEARNED and self.estimator != "topk":
+                raise BenchmarkError(
+                    f"{option(name)} is about --estimator topk; found --estimator "
+                    f"{self.estimator}, whose density follows from its scores. Leave it out."
+                )
         if self.arm in PRUNED and self.density is None:
             raise BenchmarkError(f"The arm {self.arm} expects a --density, found none.")
 
     def for_arm(self, arm: str) -> "Configuration":
-        learned, pruned, wrn = arm in LEARNED, arm in PRUNED, self.network == "wrn"
-        return replace(
-            self,
-            arm=arm,
-            depth=self.depth if wrn else None,
-            width=self.width if wrn else None,
-            estimator=self.estimator if learned else None,
-            density=self.density if learned or pruned else None,
-            budget=self.budget if learned or pruned else "none",
-            schedule_density=self.schedule_density if learned else "none",
-            init=self.init if learned else None,
-            rescale=self.rescale and learned,
-            score_lr=self.score_lr if learned else None,
-            mix_lr=self.mix_lr if arm in STARTS_FROM else None,
-        )
+        unused = [name for name, arms in USED_BY.items() if arm not in arms]
+        if self.network != "wrn":
+            unused += ["depth", "width"]
+        empty: dict[str, Any] = {name: UNUSED.get(name) for name in unused}
+        return replace(self, arm=arm, **empty)
 
     @property
     def start(self) -> "Configuration | None":
         """Of the run from whose best epoch this one goes on."""
         return self.for_arm(STARTS_FROM[self.arm]) if self.arm in STARTS_FROM else None
+
+    @property
+    def blogs(self) -> "Configuration":
+        """This arm on this data set as the blog has it."""
+        return Configuration(self.dataset).for_arm(self.arm)
+
+    def changes(self, other: "Configuration", *but: str) -> dict[str, tuple[Any, Any]]:
+        """The fields, `but` for these, that differ: what each is here and in the other."""
+        here, there = asdict(self), asdict(other)
+        return {
+            name: (here[name], there[name])
+            for name in here
+            if here[name] != there[name] and name not in but
+        }
 
     @property
     def first_lr(self) -> float:
@@ -146,7 +156,6 @@ class Configuration:
 
     @property
     def first_score_lr(self) -> float:
-        """Where the scores' learning rate starts."""
         return self.first_lr if self.score_lr is None else self.score_lr
 
     @property
@@ -156,30 +165,23 @@ class Configuration:
     @property
     def name(self) -> str:
         """The stem of this run's files: all that is not the blog's."""
-        blog = Configuration(self.dataset).for_arm(self.arm)
-        named = ("dataset", "arm", "network", "depth", "width", "estimator", "seed")
-        changes = [
-            f"{field.name}={getattr(self, field.name)}"
-            for field in fields(self)
-            if field.name not in named and getattr(self, field.name) != getattr(blog, field.name)
-        ]
+        named = ("network", "depth", "width", "estimator", "seed")
+        changes = [f"{name}={here}" for name, (here, _) in self.changes(self.blogs, *named).items()]
         parts = [self.dataset, self.network_name, self.arm, self.estimator, *changes]
         return "-".join([*(part for part in parts if part), f"seed{self.seed}"])
 
     def check_same(self, found: "Configuration", path: Path) -> None:
         """Raise where `path` belongs to another configuration than this one."""
-        differences = [
-            f"{field.name} is {getattr(found, field.name)!r} there and "
-            f"{getattr(self, field.name)!r} here"
-            for field in fields(self)
-            if getattr(found, field.name) != getattr(self, field.name)
-        ]
-        if differences:
+        if changes := self.changes(found):
+            differences = [
+                f"{k} is {there!r} there and {here!r} here" for k, (here, there) in changes.items()
+            ]
             raise BenchmarkError(
                 f"{path} comes from a run with another configuration: {'; '.join(differences)}. "
                 f"Give this run another --output folder, or delete that file."
             )
 
 
-def _option(field: str) -> str:
+def option(field: str) -> str:
+    """As the command line has it."""
     return f"--{field.replace('_', '-')}"

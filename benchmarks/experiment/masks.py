@@ -1,7 +1,7 @@
 """The masks of a run: which estimator, how dense and when, where scores start."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,39 +11,31 @@ from benchmarks.experiment.configuration import SCORED, Configuration
 from benchmarks.experiment.networks import kernels
 
 FALLING = 0.75  # of the epochs; in the rest a scheduled density is what it was to become
+METHODS: dict[str, Callable[..., masktorch.Estimator]] = {
+    "threshold": masktorch.Threshold,
+    "bernoulli": masktorch.Bernoulli,
+    "intermediate": masktorch.IntermediateSampling,
+    "topk": masktorch.TopK,
+    "nofm": masktorch.NOfM,
+    "piggyback": masktorch.Piggyback,
+    "hard-concrete": masktorch.HardConcrete,
+    "concrete": masktorch.Concrete,
+}
 
 
-def estimator(configuration: Configuration) -> masktorch.Estimator:
-    match configuration.estimator:
-        case "bernoulli":
-            return masktorch.Bernoulli()
-        case "intermediate":
-            return masktorch.IntermediateSampling()
-        case "topk":
-            density = configuration.density
-            return masktorch.TopK() if density is None else masktorch.TopK(density)
-        case "nofm":
-            return masktorch.NOfM()
-        case "piggyback":
-            return masktorch.Piggyback()
-        case "hard-concrete":
-            return masktorch.HardConcrete()
-        case "concrete":
-            return masktorch.Concrete()
-        case _:
-            return masktorch.Threshold()
+def estimator(configuration: Configuration) -> masktorch.Estimator | None:
+    """With its settings, of arms that have one."""
+    if configuration.estimator is None:
+        return None
+    density = {} if configuration.density is None else {"density": configuration.density}
+    return METHODS[configuration.estimator](**density)
 
 
-def described(configuration: Configuration) -> str | None:
-    """The estimator with its settings, of arms that have one."""
-    return None if configuration.estimator is None else repr(estimator(configuration))
-
-
-def wrap(model: nn.Module, configuration: Configuration, by: masktorch.Estimator) -> None:
+def wrap(model: nn.Module, configuration: Configuration) -> None:
     """Masks on every kernel and bias, as the blog has it; n of m alone has no biases to divide."""
     masktorch.wrap(
         model,
-        by,
+        estimator(configuration) or masktorch.Threshold(),
         bias=configuration.estimator != "nofm",
         init=torch.randn_like if configuration.init == "normal" else configuration.init,
         rescale=configuration.rescale,
@@ -62,10 +54,8 @@ def scheduled_density(configuration: Configuration, epoch: int) -> float:
     end = masktorch.TopK().density if configuration.density is None else configuration.density
     if (fall := epochs_of_fall(configuration)) == 0:
         return end
-    progress = min(1.0, (epoch - 1) / fall)
-    if configuration.schedule_density == "cubic":
-        return masktorch.budget.cubic(1.0, end, progress)
-    return masktorch.budget.geometric(1.0, end, progress)
+    schedule = getattr(masktorch.budget, configuration.schedule_density)
+    return float(schedule(1.0, end, min(1.0, (epoch - 1) / fall)))
 
 
 def cut(model: nn.Module, configuration: Configuration, epoch: int) -> None:
@@ -73,19 +63,14 @@ def cut(model: nn.Module, configuration: Configuration, epoch: int) -> None:
     if configuration.estimator != "topk" or configuration.arm not in SCORED:
         return
     density = scheduled_density(configuration, epoch)
-    match configuration.budget:
-        case "overall":
-            masktorch.set_density(model, masktorch.budget.overall(model, density))
-        case "erk":
-            masktorch.set_density(model, masktorch.budget.erk(model, density))
-        case _:
-            masktorch.set_density(model, density)
+    if configuration.budget != "none":
+        density = getattr(masktorch.budget, configuration.budget)(model, density)
+    masktorch.set_density(model, density)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], configuration: Configuration) -> None:
     """A state of the last epochs, with the masks that it had; what it is, the run knows better."""
-    values = {key: value for key, value in state.items() if not key.endswith("_extra_state")}
-    model.load_state_dict(values)
+    model.load_state_dict({k: v for k, v in state.items() if not k.endswith("_extra_state")})
     cut(model, configuration, configuration.epochs)
 
 

@@ -1,11 +1,8 @@
-"""The blog's wide residual network, and those of the literature on learned supermasks.
-
-Kernels start Glorot-uniform and biases at zero, as Keras has it.
-"""
+"""The blog's wide residual network, and those of the literature on learned supermasks."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,38 +10,51 @@ from torch import Tensor, nn
 import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.data import CLASSES
+
+CLASSES = 10  # in each of the three data sets
 
 
 def build(configuration: Configuration, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The network with its random initialisation W0, the same for every arm of a seed."""
+    """The network with its random initialisation W0, the same for every arm of a seed: kernels
+    Glorot-uniform and biases zero, as Keras has it, then what `configuration.weights` makes of
+    them."""
     torch.manual_seed(configuration.seed)
-    depth, width = configuration.depth, configuration.width
-    if depth is None or width is None:
-        network = OF_ONE_SIZE[configuration.network](image_shape, CLASSES)
+    if configuration.network == "wrn":
+        network = wide_resnet(image_shape[0], configuration.depth or 0, configuration.width or 0)
+    elif configuration.network == "lenet-300-100":
+        network = lenet_300_100(image_shape)
     else:
-        network = wide_resnet(image_shape, CLASSES, depth, width)
-    if configuration.weights == "signed-constant":
-        make_signed_constant(network)
-    elif configuration.weights == "signed-kaiming":
-        make_signed_kaiming(network, configuration.density or 1.0)
+        network = conv(image_shape, layers=int(configuration.network.removeprefix("conv-")))
+    for layer in kernel_layers(network):
+        nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+    for weight in kernels(network):
+        if configuration.weights == "signed-constant":  # Zhou et al. 2019
+            weight.data = weight.data.sign() * weight.data.std()
+        elif configuration.weights == "signed-kaiming":  # Ramanujan et al. 2020
+            masktorch.init.signed_constant_(weight, configuration.density or 1.0)
     return network
 
 
-def wide_resnet(
-    image_shape: tuple[int, int, int], classes: int, depth: int, width: int
-) -> nn.Module:
+def kernel_layers(network: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:
+    return (layer for layer in network.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+
+
+def kernels(network: nn.Module) -> Iterator[Tensor]:
+    return (layer.weight for layer in kernel_layers(network))
+
+
+def wide_resnet(channels: int, depth: int, width: int) -> nn.Module:
     """WRN-depth-width as keras-contrib writes it: depth = 6n + 4, n blocks in each of 3 groups."""
     if depth < 10 or (depth - 4) % 6:
         raise BenchmarkError(
             f"The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); found {depth}."
         )
-    if width < 1:
-        raise BenchmarkError(f"The width of a network must be at least 1; found {width}.")
     blocks = (depth - 4) // 6
-    network = nn.Sequential(
+    return nn.Sequential(
         OrderedDict(
-            stem=nn.Conv2d(image_shape[0], 16, 3, padding=1),
+            stem=nn.Conv2d(channels, 16, 3, padding=1),
             stem_norm=_batch_norm(16),
             stem_relu=nn.ReLU(),
             group1=_group(16, 16 * width, blocks),
@@ -54,63 +64,9 @@ def wide_resnet(
             group3=_group(32 * width, 64 * width, blocks),
             average=nn.AdaptiveAvgPool2d(1),
             flatten=nn.Flatten(),
-            classifier=nn.Linear(64 * width, classes),
+            classifier=nn.Linear(64 * width, CLASSES),
         )
     )
-    return _start_as_keras(network)
-
-
-def lenet_300_100(image_shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Fully connected, 300 and 100 hidden units, ReLU (LeCun et al. 1998)."""
-    channels, height, width = image_shape
-    network = nn.Sequential(
-        OrderedDict(
-            flatten=nn.Flatten(),
-            hidden1=nn.Linear(channels * height * width, 300),
-            relu1=nn.ReLU(),
-            hidden2=nn.Linear(300, 100),
-            relu2=nn.ReLU(),
-            classifier=nn.Linear(100, classes),
-        )
-    )
-    return _start_as_keras(network)
-
-
-def conv(image_shape: tuple[int, int, int], classes: int, layers: int) -> nn.Module:
-    """Conv-2, Conv-4 or Conv-6 (Frankle & Carbin 2019, Zhou et al. 2019): pairs of 3x3 convolutions
-    with 64, 128, 256 channels, a 2x2 max-pool after each, then dense 256-256; ReLU."""
-    channels, height, width = image_shape
-    network = nn.Sequential()
-    for number in range(1, layers // 2 + 1):
-        outputs = 32 * 2**number
-        network.append(nn.Conv2d(channels, outputs, 3, padding=1)).append(nn.ReLU())
-        network.append(nn.Conv2d(outputs, outputs, 3, padding=1)).append(nn.ReLU())
-        network.append(nn.MaxPool2d(2))
-        channels, height, width = outputs, height // 2, width // 2
-    network.append(nn.Flatten())
-    network.append(nn.Linear(channels * height * width, 256)).append(nn.ReLU())
-    network.append(nn.Linear(256, 256)).append(nn.ReLU())
-    network.append(nn.Linear(256, classes))
-    return _start_as_keras(network)
-
-
-def make_signed_constant(network: nn.Module) -> None:
-    """W becomes sign(W) * std(W) of its tensor (Zhou et al. 2019), on every kernel."""
-    with torch.no_grad():
-        for weight in kernels(network):
-            weight.copy_(weight.sign() * weight.std())
-
-
-def make_signed_kaiming(network: nn.Module, density: float) -> None:
-    """W becomes sign(W) * sqrt(2 / (fan_in * density)) (Ramanujan et al. 2020), on every kernel."""
-    for weight in kernels(network):
-        masktorch.init.signed_constant_(weight, density)
-
-
-def kernels(network: nn.Module) -> Iterator[Tensor]:
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            yield layer.weight
 
 
 class Block(nn.Module):
@@ -133,12 +89,9 @@ class Block(nn.Module):
 
 
 def _group(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(
-        OrderedDict(
-            (f"block{number}", Block(inputs if number == 1 else outputs, outputs))
-            for number in range(1, blocks + 1)
-        )
-    )
+    sizes = [inputs] + [outputs] * blocks
+    named = ((f"block{n}", Block(*size)) for n, size in enumerate(pairwise(sizes), start=1))
+    return nn.Sequential(OrderedDict(named))
 
 
 def _batch_norm(channels: int) -> nn.BatchNorm2d:
@@ -146,18 +99,32 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
-def _start_as_keras(network: nn.Module) -> nn.Module:
-    for layer in network.modules():
-        if isinstance(layer, nn.Conv2d | nn.Linear):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-    return network
+def lenet_300_100(image_shape: tuple[int, int, int]) -> nn.Module:
+    """Fully connected, 300 and 100 hidden units, ReLU (LeCun et al. 1998)."""
+    channels, height, width = image_shape
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            hidden1=nn.Linear(channels * height * width, 300),
+            relu1=nn.ReLU(),
+            hidden2=nn.Linear(300, 100),
+            relu2=nn.ReLU(),
+            classifier=nn.Linear(100, CLASSES),
+        )
+    )
 
 
-OF_ONE_SIZE: dict[str, Callable[[tuple[int, int, int], int], nn.Module]] = {
-    "lenet-300-100": lenet_300_100,
-    "conv-2": partial(conv, layers=2),
-    "conv-4": partial(conv, layers=4),
-    "conv-6": partial(conv, layers=6),
-}
+def conv(image_shape: tuple[int, int, int], layers: int) -> nn.Module:
+    """Conv-2, Conv-4 or Conv-6 (Frankle & Carbin 2019, Zhou et al. 2019): pairs of 3x3 convolutions
+    with 64, 128, 256 channels, a 2x2 max-pool after each, then dense 256-256; ReLU."""
+    channels, height, width = image_shape
+    parts: list[nn.Module] = []
+    for outputs in (64, 128, 256)[: layers // 2]:
+        for inputs in (channels, outputs):
+            parts += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU()]
+        parts.append(nn.MaxPool2d(2))
+        channels, height, width = outputs, height // 2, width // 2
+    parts.append(nn.Flatten())
+    for inputs, outputs in pairwise((channels * height * width, 256, 256, CLASSES)):
+        parts += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])

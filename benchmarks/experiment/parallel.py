@@ -53,16 +53,14 @@ def over_all(model: nn.Module) -> nn.Module:
 
 def part(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
     """This process's images of a global batch, and how its mean loss weighs among the others'."""
-    count = len(labels)
-    if size() == 1:
-        return inputs, labels, 1.0
-    if count < size():
+    count, processes = len(labels), size()
+    if count < processes:
         raise BenchmarkError(
-            f"Each of {size()} processes needs an image of every batch; found a batch of {count}. "
-            f"Start fewer, or change --batch-size or --train-images."
+            f"Each of {processes} processes needs an image of every batch; found a batch of "
+            f"{count}. Start fewer, or change --batch-size or --train-images."
         )
-    mine = torch.tensor_split(torch.arange(count, device=labels.device), size())[rank()]
-    return inputs[mine], labels[mine], len(mine) * size() / count
+    mine, classes = (x.tensor_split(processes)[rank()] for x in (inputs, labels))
+    return mine, classes, len(mine) * processes / count
 
 
 def add_up(totals: Tensor) -> Tensor:

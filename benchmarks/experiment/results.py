@@ -9,9 +9,11 @@ from torch import nn
 
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.atomic import replacing
+from benchmarks.atomic import write_json
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.training import Epoch, best_epoch
+
+RESULTS = Path("benchmarks/results")  # those that are committed, a folder a study
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Result:
     command: str
     # Test accuracy of the best and the last epoch, with batch norm's averages taken anew; None
     # where there is no batch norm, and in files that are older than this field.
-    recalibrated: dict[str, float] | None = None
+    recalibrated: dict[str, float | None] | None = None
 
     @property
     def best(self) -> Epoch:
@@ -43,10 +45,6 @@ class Result:
     def last(self) -> Epoch:
         return self.epochs[-1]
 
-    def accuracy(self, epoch: str) -> float:
-        """On the test images, at the best or the last epoch."""
-        return {"best": self.best, "last": self.last}[epoch].test_accuracy
-
     @property
     def wall_seconds(self) -> float:
         """Training and evaluation of every epoch, however often the run was resumed."""
@@ -54,7 +52,7 @@ class Result:
 
     @property
     def masked_fraction(self) -> float | None:
-        return overall_masked_fraction(self.utilisation) if self.utilisation else None
+        return overall_masked_fraction(self.utilisation)
 
     def write(self, path: Path) -> None:
         derived = {
@@ -63,8 +61,7 @@ class Result:
             "wall_seconds": self.wall_seconds,
             "masked_fraction": self.masked_fraction,
         }
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(asdict(self) | derived, indent=1) + "\n")
+        write_json(asdict(self) | derived, path)
 
     @classmethod
     def read(cls, path: Path) -> "Result":
@@ -88,13 +85,7 @@ class Result:
 
 def read_results(folder: Path) -> list[Result]:
     """All results of a folder, by file name."""
-    paths = sorted(folder.glob("*.json"))
-    if not paths:
-        raise FileNotFoundError(
-            f"{folder} holds no result (*.json). Make some with `python -m benchmarks run "
-            f"--output {folder}`, or name another folder."
-        )
-    return [Result.read(path) for path in paths]
+    return [Result.read(path) for path in sorted(folder.glob("*.json"))]
 
 
 def find(folder: Path, configuration: Configuration) -> Path | None:
@@ -103,28 +94,21 @@ def find(folder: Path, configuration: Configuration) -> Path | None:
     if path.exists():
         configuration.check_same(Result.read(path).configuration, path)
         return path
-    for other in sorted(folder.glob(f"{configuration.dataset}-*seed{configuration.seed}.json")):
-        if Result.read(other).configuration == configuration:
-            return other
-    return None
-
-
-def states_of(path: Path) -> Path:
-    """The best epoch's state, beside its result."""
-    return path.with_suffix(".best.pt")
+    others = sorted(folder.glob(f"{configuration.dataset}-*seed{configuration.seed}.json"))
+    return next((o for o in others if Result.read(o).configuration == configuration), None)
 
 
 def utilisation(model: nn.Module) -> list[Layer]:
     """The masked fraction of each layer of a wrapped model."""
-    sizes: dict[str, int] = {}
-    masked: dict[str, int] = {}
+    counts: dict[str, tuple[int, int]] = {}
     for row in masktorch.report(model).rows:
         layer = row.name.rpartition(".")[0]
-        sizes[layer] = sizes.get(layer, 0) + row.size
-        masked[layer] = masked.get(layer, 0) + row.masked
-    return [Layer(layer, size, masked[layer] / size) for layer, size in sizes.items()]
+        size, masked = counts.get(layer, (0, 0))
+        counts[layer] = size + row.size, masked + row.masked
+    return [Layer(layer, size, masked / size) for layer, (size, masked) in counts.items()]
 
 
-def overall_masked_fraction(layers: list[Layer]) -> float:
-    masked = sum(layer.parameters * layer.masked for layer in layers)
-    return masked / sum(layer.parameters for layer in layers)
+def overall_masked_fraction(layers: list[Layer]) -> float | None:
+    """None where there are no layers."""
+    size = sum(layer.parameters for layer in layers)
+    return sum(layer.parameters * layer.masked for layer in layers) / size if layers else None

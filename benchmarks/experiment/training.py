@@ -3,7 +3,6 @@ epoch."""
 
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -28,16 +27,11 @@ from benchmarks.experiment.data import Dataset, Split
 ADAM_EPSILON = 1e-7  # Keras's
 EVALUATION_BATCH = 1000
 
-# None where there is no terminal; the line an epoch leaves is enough for a log. Of the processes of
-# torchrun, RANK 0 has it.
+# Where there is a terminal, and of the processes of torchrun in RANK 0; for a log the line that an
+# epoch leaves is enough.
+HIDDEN = os.environ.get("RANK", "0") != "0" or None
+progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=HIDDEN)
 Bar: TypeAlias = "tqdm[Any]"
-progress_bar = partial(
-    tqdm,
-    mininterval=0.5,
-    dynamic_ncols=True,
-    disable=os.environ.get("RANK", "0") != "0" or None,
-    file=sys.stderr,
-)
 
 
 @dataclass(frozen=True)
@@ -72,28 +66,21 @@ def plateau(lr: float, train_accuracies: Sequence[float]) -> float:
     return lr
 
 
-def cosine(lr: float, epoch: int, epochs: int) -> float:
-    """The learning rate after `epoch` of `epochs`: from `lr` to 0 along half a cosine."""
-    return lr * (1 + math.cos(math.pi * epoch / epochs)) / 2
-
-
 def scheduled(lr: float, configuration: Configuration, train_accuracies: Sequence[float]) -> float:
-    """What a learning rate that started at `lr` is after these epochs."""
-    if configuration.schedule == "cosine":
-        return cosine(lr, len(train_accuracies), configuration.epochs)
-    return plateau(lr, train_accuracies)
+    """What a learning rate that started at `lr` is after these epochs; a cosine: from `lr` to 0."""
+    if configuration.schedule == "plateau":
+        return plateau(lr, train_accuracies)
+    return lr * (1 + math.cos(math.pi * len(train_accuracies) / configuration.epochs)) / 2
 
 
-def parameter_groups(model: nn.Module, configuration: Configuration) -> list[dict[str, Any]]:
-    """What trains, scores apart from the rest, with the learning rate that each starts from."""
-    masked = configuration.estimator is not None
-    scores = set(masktorch.mask_parameters(model)) if masked else set()
+def adam(model: nn.Module, configuration: Configuration) -> torch.optim.Optimizer:
+    """Of what trains, scores apart from the rest, with the learning rate that each starts from."""
+    scores = set(masktorch.mask_parameters(model)) if configuration.estimator else set()
     trains = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trains if p not in scores], "initial_lr": configuration.first_lr},
-        {"params": [p for p in trains if p in scores], "initial_lr": configuration.first_score_lr},
-    ]
-    return [group for group in groups if group["params"]]
+    parts = [p for p in trains if p not in scores], [p for p in trains if p in scores]
+    lrs = configuration.first_lr, configuration.first_score_lr
+    groups = [{"params": p, "initial_lr": lr} for p, lr in zip(parts, lrs, strict=True) if p]
+    return torch.optim.Adam(groups, lr=lrs[0], eps=ADAM_EPSILON, fused=True)
 
 
 def epoch_seed(configuration: Configuration, epoch: int) -> int:
@@ -104,11 +91,7 @@ def epoch_seed(configuration: Configuration, epoch: int) -> int:
 
 
 def train(
-    model: nn.Module,
-    data: Dataset,
-    configuration: Configuration,
-    checkpoint: Path,
-    whole_run: Bar,
+    model: nn.Module, data: Dataset, configuration: Configuration, checkpoint: Path, whole_run: Bar
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
     """Train what requires gradients, going on from `checkpoint` where there is one; return the
     epochs and the state of the best one.
@@ -118,12 +101,7 @@ def train(
     """
     device = data.train.images.device
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimiser = torch.optim.Adam(
-        parameter_groups(model, configuration),
-        lr=configuration.first_lr,
-        eps=ADAM_EPSILON,
-        fused=True,
-    )
+    optimiser = adam(model, configuration)
     history: list[Epoch] = []
     best_state: dict[str, Tensor] = {}
     if checkpoint.exists():
@@ -143,16 +121,12 @@ def train(
         masks.cut(model, configuration, number)
         start = time.perf_counter()
         label = f"{configuration.arm} {number}/{configuration.epochs}"
-        train_loss, train_accuracy = train_epoch(
-            model, optimiser, data.train, configuration, number, label
-        )
+        trained = train_epoch(model, optimiser, data.train, configuration, number, label)
         masks.cut(model, configuration, number)  # as the scores now are
-        test_loss, test_accuracy = evaluate(model, data.test, configuration)
-        seconds = time.perf_counter() - start
-        history.append(
-            Epoch(number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds)
-        )
-        if best_epoch(history, configuration) is history[-1]:
+        tested = evaluate(model, data.test, configuration)
+        this = Epoch(number, lr, *trained, *tested, seconds=time.perf_counter() - start)
+        history.append(this)
+        if best_epoch(history, configuration) is this:
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
         if parallel.rank() == 0:
             state = {
@@ -165,8 +139,8 @@ def train(
             with replacing(checkpoint) as path:
                 torch.save(state, path)
         whole_run.write(
-            f"{label}: train {train_accuracy:.4f}, test {test_accuracy:.4f}, lr {lr:.0e}, "
-            f"{seconds:.1f} s"
+            f"{label}: train {this.train_accuracy:.4f}, test {this.test_accuracy:.4f}, "
+            f"lr {lr:.0e}, {this.seconds:.1f} s"
         )
         whole_run.update()
     return history, best_state
@@ -178,32 +152,26 @@ def train_epoch(
     split: Split,
     configuration: Configuration,
     epoch: int,
-    label: str,
+    label: str = "",
 ) -> tuple[float, float]:
     """One pass over the training set; its mean loss and accuracy as met on the way."""
     seed = epoch_seed(configuration, epoch)
     torch.manual_seed(seed)  # for stochastic masks
     totals = torch.zeros(2, device=split.images.device)
-    seen = 0
     network = parallel.over_all(model)  # anew: a density may have changed
     network.train()
-    with progress_bar(
-        total=len(split.labels), desc=label, unit="img", position=1, leave=False
-    ) as bar:
+    bar = progress_bar(total=len(split.labels), desc=label, unit="img", position=1, leave=False)
+    with bar:
         for inputs, labels in batches(split, configuration, seed):
             images, classes, weight = parallel.part(inputs, labels)
-            loss, correct = _loss_and_hits(network, images, classes, configuration.precision)
+            loss, found = _loss_and_totals(network, images, classes, configuration)
             optimiser.zero_grad()
             (loss * weight).backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-            totals += torch.stack([loss.detach() * len(classes), correct])
-            seen += len(labels)
-            if bar.update(len(labels)):  # reading the totals waits for the device: only when shown
-                mean_loss, accuracy = (totals / seen).tolist()
-                bar.set_postfix(loss=f"{mean_loss:.3f}", accuracy=f"{accuracy:.3f}")
+            totals += found
+            bar.update(len(labels))
     parallel.same_buffers(model)
-    mean_loss, accuracy = (parallel.add_up(totals) / seen).tolist()
-    return mean_loss, accuracy
+    return _means(totals, split)
 
 
 def batches(
@@ -229,40 +197,45 @@ def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tu
     pairs = zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True)
     for images, labels in islice(pairs, parallel.rank(), None, parallel.size()):
         inputs = scale(images, configuration.faithful_scaling)
-        loss, correct = _loss_and_hits(model, inputs, labels, configuration.precision)
-        totals += torch.stack([loss * len(labels), correct])
-    mean_loss, accuracy = (parallel.add_up(totals) / len(split.labels)).tolist()
-    return mean_loss, accuracy
+        totals += _loss_and_totals(model, inputs, labels, configuration)[1]
+    return _means(totals, split)
 
 
 @torch.no_grad()
-def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) -> float:
+def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) -> float | None:
     """Test accuracy with batch norm's running averages, which lag behind the weights, replaced by
-    the plain means of one pass over the training images, augmented as in training."""
+    the plain means of one pass over the training images, augmented as in training; None where
+    there is no batch norm."""
     model.eval()
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.train().reset_running_stats()
-            norm.momentum = None  # a plain mean
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    if not norms:
+        return None
+    for norm in norms:
+        norm.train().reset_running_stats()
+        norm.momentum = None  # a plain mean
     seed = epoch_seed(configuration, configuration.epochs + 1)
     for inputs, _ in batches(data.train, configuration, seed):
-        _logits(model, inputs, configuration.precision)
+        _logits(model, inputs, configuration)
     return evaluate(model, data.test, configuration)[1]
 
 
-def has_batch_norm(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-
-
-def _loss_and_hits(
-    model: nn.Module, inputs: Tensor, labels: Tensor, precision: str
+def _loss_and_totals(
+    model: nn.Module, inputs: Tensor, labels: Tensor, configuration: Configuration
 ) -> tuple[Tensor, Tensor]:
-    logits = _logits(model, inputs, precision)
-    return cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
+    """The mean loss; and the sum of the losses with how many are right."""
+    logits = _logits(model, inputs, configuration)
+    loss, hits = cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
+    return loss, torch.stack([loss.detach() * len(labels), hits])
 
 
-def _logits(model: nn.Module, inputs: Tensor, precision: str) -> Tensor:
+def _means(totals: Tensor, split: Split) -> tuple[float, float]:
+    loss, accuracy = (parallel.add_up(totals) / len(split.labels)).tolist()
+    return loss, accuracy
+
+
+def _logits(model: nn.Module, inputs: Tensor, configuration: Configuration) -> Tensor:
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+    low = configuration.precision == "bfloat16"
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
         logits: Tensor = model(inputs)
     return logits.float()

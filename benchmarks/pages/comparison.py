@@ -1,18 +1,29 @@
 """The arms of one experiment side by side, and the difference of two of them, seed by seed."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
+from typing import Any
 
-import numpy as np
 from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks import BenchmarkError
-from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.results import Result
+from benchmarks.experiment.configuration import ARMS, STARTS_FROM, Configuration
+from benchmarks.experiment.results import Layer, Result, read_results
+from benchmarks.pages.render import DATASETS
 
 CONTROL = "weights-then-weights"
 PAIRS = (("mask", "weights"), ("mix", "weights"), (CONTROL, "weights"), ("mix", CONTROL))
+
+
+def blog(dataset: str) -> dict[str, Any]:
+    """The blog's own numbers, digitised from its figures (how exactly: the head of the JSON file);
+    empty where it has none."""
+    content = json.loads(Path(__file__).with_name("reference.json").read_text())
+    found: dict[str, Any] = content["datasets"].get(dataset, {})
+    return found and found | {"layers": [Layer(**layer) for layer in found["utilization"]]}
 
 
 @dataclass(frozen=True)
@@ -32,23 +43,18 @@ class Paired:
         n = len(self.differences)
         if n == 1:
             return None
-        half = stats.t.ppf(0.975, n - 1) * float(np.std(self.differences, ddof=1)) / n**0.5
+        half = float(stats.t.ppf(0.975, n - 1) * stats.sem(self.differences))
         return self.mean - half, self.mean + half
 
     @property
     def sign(self) -> int | None:
         """1 or -1 where the interval lies above or below 0, 0 where it holds 0."""
-        if self.interval is None:
-            return None
-        low, high = self.interval
-        return 1 if low > 0 else -1 if high < 0 else 0
+        return (self.interval[0] > 0) - (self.interval[1] < 0) if self.interval else None
 
     def __str__(self) -> str:
         """In percentage points."""
-        if self.interval is None:
-            return f"{100 * self.mean:+.2f} (one seed)"
-        low, high = self.interval
-        return f"{100 * self.mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+        ends = [f"{100 * end:+.2f}" for end in self.interval or ()]
+        return f"{100 * self.mean:+.2f} ({' to '.join(ends) or 'one seed'})"
 
 
 @dataclass(frozen=True)
@@ -57,47 +63,88 @@ class Comparison:
     learning rate those that go on from them."""
 
     study: str
-    arms: dict[str, dict[int, Result]]  # by seed; of one configuration each, but for the seed
+    arms: dict[str, list[Result]]  # a seed each; of one configuration, but for the seed
+    first: bool  # of its study and data set; the others have the same arms that start anew
 
     @property
     def results(self) -> list[Result]:
-        return [result for runs in self.arms.values() for result in runs.values()]
+        return [result for runs in self.arms.values() for result in runs]
 
     @property
     def of(self) -> Configuration:
         """What all have in common, and the learning rate of the arms that go on."""
         return self.results[-1].configuration
 
+    @property
+    def name(self) -> str:
+        return f"{DATASETS[self.of.dataset]}, `{self.study}`"
+
+    def title(self, goes_on: bool = True) -> str:
+        of = self.of
+        parts = [DATASETS[of.dataset], of.network_name.upper()]
+        parts += [f"{of.image_size}x{of.image_size}"] if of.image_size else []
+        parts += [f"{of.train_images:,} images"] if of.train_images else []
+        return ", ".join(parts + ([f"then lr {of.mix_lr:g}"] if of.mix_lr and goes_on else []))
+
+    @property
+    def blog(self) -> dict[str, Any]:
+        """The blog's numbers, where they compare: it has wide residual networks alone, masked by
+        thresholds alone."""
+        return blog(self.of.dataset) if self.of.network == "wrn" else {}
+
+    @property
+    def deviations(self) -> list[str]:
+        """Every field of the configurations that is not the blog's."""
+        found = (
+            f"`{name}` {here} ({'all' if there is None else there})"
+            for of in (result.configuration for result in self.results)
+            for name, (here, there) in of.changes(of.blogs, "seed").items()
+        )
+        return list(dict.fromkeys(found))
+
+    @property
+    def software(self) -> list[str]:
+        origins = (result.environment for result in self.results)
+        words = "masktorch {masktorch} at {commit:.7}, torch {torch}"
+        return sorted({words.format(**{**e, "commit": str(e["commit"])}) for e in origins})
+
     def paired(self, arm: str, other: str, epoch: str = "last") -> Paired | None:
         """`arm` less `other` over the seeds that both have; None where they have none."""
-        one, two = self.arms.get(arm, {}), self.arms.get(other, {})
+        one, two = (
+            {run.configuration.seed: getattr(run, epoch) for run in self.arms.get(name, ())}
+            for name in (arm, other)
+        )
         seeds = sorted(one.keys() & two.keys())
-        if not seeds:
-            return None
-        return Paired(tuple(one[s].accuracy(epoch) - two[s].accuracy(epoch) for s in seeds))
+        found = tuple(one[seed].test_accuracy - two[seed].test_accuracy for seed in seeds)
+        return Paired(found) if found else None
+
+    def pairs(self) -> Iterator[tuple[str, str, Paired]]:
+        """The pairs that no comparison before this one has."""
+        for arm, other in PAIRS:
+            new = self.first or arm in STARTS_FROM
+            if new and (paired := self.paired(arm, other)):
+                yield arm, other, paired
 
 
-def comparisons(study: str, results: Sequence[Result]) -> Iterator[Comparison]:
+def comparisons(study: str, *folders: Path) -> Iterator[Comparison]:
     """Of the blog's estimator, one per data set and learning rate of the arms that go on."""
+    results = [result for folder in folders for result in read_results(folder)]
     ours = [r for r in results if r.configuration.estimator in (None, "threshold")]
     for dataset in dict.fromkeys(r.configuration.dataset for r in ours):
         here = [r for r in ours if r.configuration.dataset == dataset]
         lrs = sorted({lr for r in here if (lr := r.configuration.mix_lr) is not None})
         for lr in lrs or (None,):
-            arms: dict[str, dict[int, Result]] = {}
+            arms: dict[str, list[Result]] = {}
             for result in sorted(here, key=lambda r: ARMS.index(r.configuration.arm)):
-                if result.configuration.mix_lr in (None, lr):
-                    runs = arms.setdefault(result.configuration.arm, {})
-                    for other in list(runs.values())[:1]:
-                        _check_seeds_alone_differ(other.configuration, result.configuration)
-                    runs[result.configuration.seed] = result
-            yield Comparison(study, arms)
-
-
-def _check_seeds_alone_differ(one: Configuration, other: Configuration) -> None:
-    differing = [f.name for f in fields(one) if getattr(one, f.name) != getattr(other, f.name)]
-    if set(differing) - {"seed"}:
-        raise BenchmarkError(
-            f"{one.name}.json and {other.name}.json can't be shown as seeds of one run: they "
-            f"differ in {', '.join(differing)}. Move one to another folder."
-        )
+                this = result.configuration
+                if this.mix_lr not in (None, lr):
+                    continue
+                arms.setdefault(this.arm, []).append(result)
+                one = arms[this.arm][0].configuration
+                if one.changes(this, "seed"):
+                    raise BenchmarkError(
+                        f"{one.name}.json and {this.name}.json can't be shown as seeds of one run: "
+                        f"they differ in {', '.join(one.changes(this))}. Move one to another "
+                        f"folder."
+                    )
+            yield Comparison(study, arms, first=not lrs or lr == lrs[0])

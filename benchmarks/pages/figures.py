@@ -1,6 +1,6 @@
 """The figures, drawn from result files alone, the blog's own numbers faintly beside ours."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,8 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodF
 
 from benchmarks.atomic import replacing
 from benchmarks.experiment.configuration import STARTS_FROM
-from benchmarks.pages.comparison import CONTROL, PAIRS, Comparison, Paired
-from benchmarks.pages.reference import blog, is_comparable
+from benchmarks.pages.comparison import CONTROL, PAIRS, Comparison, blog
 
 ARMS = {  # as a figure calls and colours them
     "mask": ("a mask alone (mask)", "tab:blue"),
@@ -25,7 +24,7 @@ ARMS = {  # as a figure calls and colours them
     "random-mix": ("random, as dense as the mask (random-mix)", "tab:olive"),
     "random-ticket": ("random, as dense as the ticket (random-ticket)", "tab:pink"),
 }
-FAINT = 0.35
+FAINT, FAINTLY = 0.35, "the blog's, faint"
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -53,7 +52,7 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
     return figure, axes
 
 
-def legend_below(figure: Figure, columns: int = 2) -> None:
+def legend_below(figure: Figure, columns: int = 2) -> Figure:
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -61,6 +60,7 @@ def legend_below(figure: Figure, columns: int = 2) -> None:
     figure.legend(
         list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False
     )
+    return figure
 
 
 def line(
@@ -78,58 +78,47 @@ def curves(found: Sequence[Comparison]) -> Figure:
     first."""
     figure, axes = panels(len(found), 5.2 if len(found) > 1 else 8, 4)
     for panel, comparison in zip(axes, found, strict=True):
-        reference = blog(comparison.of.dataset)
-        for arm, by_seed in comparison.arms.items():
+        theirs = comparison.blog.get("accuracy", {})
+        for arm, runs in comparison.arms.items():
             label, colour = ARMS[arm]
-            runs = list(by_seed.values())
-            before = len(runs[0].epochs) if arm in STARTS_FROM else 0
-            x = [before + epoch.epoch for epoch in runs[0].epochs]
             errors = [[100 * (1 - epoch.test_accuracy) for epoch in run.epochs] for run in runs]
-            line(panel, x, errors, colour, label=label, marker="." if len(x) == 1 else None)
-            if reference and arm in reference.curves and is_comparable(runs[0].configuration):
-                theirs = [100 * (1 - accuracy) for accuracy in reference.curves[arm].test]
-                shift = len(theirs) if arm in STARTS_FROM else 0
-                there = [shift + number for number in range(1, len(theirs) + 1)]
-                panel.plot(there, theirs, color=colour, alpha=FAINT, label="the blog's, faint")
+            marker = "." if len(errors[0]) == 1 else None
+            line(panel, _epochs(arm, errors[0]), errors, colour, label=label, marker=marker)
+            if arm in theirs:
+                there = [100 * (1 - accuracy) for accuracy in theirs[arm]["val"]]
+                line(panel, _epochs(arm, there), [there], colour, alpha=FAINT, label=FAINTLY)
         plain(panel.yaxis)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.set(
-            title=title(comparison),
+            title=comparison.title(),
             xlabel="epochs of training, the first phase's included",
             ylabel="test error (%), lower is better",
         )
-    legend_below(figure)
-    return figure
+    return legend_below(figure)
 
 
-def title(comparison: Comparison, goes_on: bool = True) -> str:
-    of = comparison.of
-    parts = [DATASETS[of.dataset], of.network_name.upper()]
-    parts += [f"{of.image_size}x{of.image_size}"] if of.image_size else []
-    parts += [f"{of.train_images:,} images"] if of.train_images else []
-    return ", ".join(parts + ([f"then lr {of.mix_lr:g}"] if of.mix_lr and goes_on else []))
-
-
-DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
+def _epochs(arm: str, values: Sequence[float]) -> range:
+    """Their numbers; an arm that goes on from another has them after as many of that one."""
+    before = len(values) if arm in STARTS_FROM else 0
+    return range(before + 1, before + len(values) + 1)
 
 
 def forest(found: Sequence[Comparison]) -> Figure:
     """A row per pair and comparison: the mean difference at the last epoch, and its interval."""
-    rows: dict[tuple[str, str], Paired] = {}
-    for arm, other in PAIRS:
-        for comparison in found:
-            if paired := comparison.paired(arm, other):
-                goes_on = arm in STARTS_FROM
-                of = title(comparison, goes_on), f"{arm} - {other}".replace(CONTROL, "control")
-                rows.setdefault(of, paired)
+    rows = [
+        (f"{arm} - {other}".replace(CONTROL, "control"), c.title(arm in STARTS_FROM), paired)
+        for pair in PAIRS
+        for c in found
+        for arm, other, paired in c.pairs()
+        if (arm, other) == pair
+    ]
     figure, (axes,) = panels(1, 9.5, 1.4 + 0.3 * len(rows))
-    colours = dict(zip(dict.fromkeys(pair for _, pair in rows), "brgm", strict=False))
-    for at, ((_, pair), paired) in enumerate(rows.items()):
+    colours = dict(zip(dict.fromkeys(pair for pair, *_ in rows), "brgm", strict=False))
+    for at, (pair, _, paired) in enumerate(rows):
         low, high = paired.interval or (paired.mean, paired.mean)
         axes.plot([100 * low, 100 * high], [at, at], color=colours[pair], lw=2)
         axes.plot(100 * paired.mean, at, "o" if paired.interval else "x", color=colours[pair])
-    labels = [f"{pair}   {name}" for name, pair in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{pair}   {name}" for pair, name, _ in rows], fontsize=8)
     axes.axvline(0, color="black", lw=1)
     figure.suptitle("By how much an arm is more accurate than another, last epoch")
     axes.set(
@@ -144,42 +133,39 @@ def utilisation(found: Sequence[Comparison]) -> Figure:
     with_masks = [c for c in found if "mask" in c.arms]
     figure, axes = panels(len(with_masks), 6.5, 4.5)
     for panel, comparison in zip(axes, with_masks, strict=True):
-        runs = [result.utilisation for result in comparison.arms["mask"].values()]
+        runs = [result.utilisation for result in comparison.arms["mask"]]
         names = [layer.layer for layer in runs[0]]
         ours = [100 * mean(layer.masked for layer in same) for same in zip(*runs, strict=True)]
-        at = np.arange(len(names))
-        panel.bar(at - 0.2, ours, 0.4, color="tab:blue", label="ours")
-        if reference := blog(comparison.of.dataset):
-            there = [layer for layer in reference.utilisation if layer.layer in names]
+        panel.bar(np.arange(len(names)) - 0.2, ours, 0.4, color="tab:blue", label="ours")
+        there = [x for x in blog(comparison.of.dataset).get("layers", ()) if x.layer in names]
+        if there:
             where = [names.index(layer.layer) + 0.2 for layer in there]
             panel.bar(where, [100 * x.masked for x in there], 0.4, color="grey", label="the blog's")
-        panel.set_xticks(at, names, rotation=90, fontsize=7)
-        panel.set(title=title(comparison, goes_on=False), ylabel="masked (%)")
-    legend_below(figure)
-    return figure
+        panel.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        panel.set(title=comparison.title(goes_on=False), ylabel="masked (%)")
+    return legend_below(figure)
 
 
 def by_density(groups: Mapping[str, Mapping[float, Sequence[float]]], xlabel: str) -> Figure:
     """Accuracies (%) over density (%): a line per name, with the range of its seeds. Names that
     begin alike, up to a comma, have one colour, those that end alike one marker."""
     figure, (axes,) = panels(1, 9, 5.5)
-    heads, tails = ([name.partition(", ")[end] for name in groups] for end in (0, 2))
-    for (name, points), head, tail in zip(groups.items(), heads, tails, strict=True):
+    heads, tails = (list(dict.fromkeys(name.partition(", ")[i] for name in groups)) for i in (0, 2))
+    for name, points in groups.items():
+        head, _, tail = name.partition(", ")
         x = sorted(points)
         middle = np.array([mean(points[at]) for at in x])
         spread = [middle - [min(points[at]) for at in x], [max(points[at]) for at in x] - middle]
-        label, colour = ARMS.get(name, (name, f"C{list(dict.fromkeys(heads)).index(head)}"))
-        marker = "osD^vP*X"[list(dict.fromkeys(tails)).index(tail)]
+        label, colour = ARMS.get(name, (name, f"C{heads.index(head)}"))
+        marker = "osD^vP*X"[tails.index(tail)]
         axes.errorbar(x, middle, spread, color=colour, marker=marker, label=label)
     plain(axes.xaxis)
     axes.set(xlabel=xlabel, ylabel="test accuracy (%), last epoch")
-    legend_below(figure)
-    return figure
+    return legend_below(figure)
 
 
-def divergences(steps: Sequence[int], methods: Iterable[Mapping[str, Any]]) -> Figure:
+def divergences(steps: Sequence[int], methods: Sequence[Mapping[str, Any]]) -> Figure:
     """The toy: a panel per step size, a line per method."""
-    methods = list(methods)
     sizes = list(dict.fromkeys(each["step_size"] for each in methods))
     names = list(dict.fromkeys(each["method"] for each in methods))
     figure, axes = panels(len(sizes), 3.8, 4)
@@ -190,5 +176,4 @@ def divergences(steps: Sequence[int], methods: Iterable[Mapping[str, Any]]) -> F
         panel.set(xlabel="steps", title=f"step size {each['step_size']:g}")
     for panel in axes:
         panel.set(xscale="log", yscale="log", ylabel="KL(true || learned)")
-    legend_below(figure, columns=4)
-    return figure
+    return legend_below(figure, columns=4)

@@ -2,28 +2,45 @@
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.results import Result
-from benchmarks.pages.figures import DATASETS, by_density, save
-from benchmarks.pages.render import outcomes, render, spread, table
-from benchmarks.studies.study import results_so_far
+from benchmarks.experiment.results import Result, read_results
+from benchmarks.pages.figures import by_density, save
 
 Groups = Mapping[Configuration, list[Result]]  # the seeds of a configuration
+Points = dict[
+    str, dict[float, list[float]]
+]  # by line of a figure and density: accuracies, all in %
 
 
 def context(results: Path, figures: Path) -> dict[str, Any]:
     """Empty for each study that has no results."""
+    of = {
+        name: grouped(read_results(results / name))
+        for name in ("which-estimator", "tickets", "supermasks", "literature", "reduced")
+    }
+    full = {c: runs for c, runs in of["which-estimator"].items() if c.held_out is None}
+    if full:
+        points: Points = {}
+        for c, runs in full.items():
+            kept = 100 * (1 - sum(run.masked_fraction or 0 for run in runs) / len(runs))
+            points.setdefault(f"{c.estimator}, {c.weights} weights", {})[kept] = accuracies(runs)
+        save(by_density(points, "density of the mask (%)"), figures / "estimators.png")
+    published = json.loads(Path(__file__).with_name("published.json").read_text())
     return {
-        "estimators": _estimators(results_so_far(results / "which-estimator"), figures),
-        "tickets": _tickets(results_so_far(results / "tickets"), figures),
-        "supermasks": _supermasks(
-            results_so_far(results / "supermasks"), results_so_far(results / "literature")
-        ),
-        "earlier_estimators": _earlier(results_so_far(results / "reduced")),
+        "estimators": sorted(full.items(), key=lambda found: -sum(accuracies(found[1]))),
+        "tickets": tickets(of["tickets"], figures),
+        "supermasks": [
+            (*row, theirs)
+            for groups in (of["supermasks"], of["literature"])
+            for network, theirs in published["networks"].items()
+            for row in changes({c: runs for c, runs in groups.items() if c.network == network})
+        ],
+        "published": published,
+        "earlier_estimators": {c: runs for c, runs in of["reduced"].items() if c.arm == "mask"},
     }
 
 
@@ -34,93 +51,27 @@ def grouped(results: Iterable[Result]) -> Groups:
     return groups
 
 
-def method(configuration: Configuration) -> str:
-    density = configuration.density
-    return f"{configuration.estimator}" + ("" if density is None else f" {density:g}")
+def accuracies(runs: Iterable[Result]) -> list[float]:
+    return [100 * run.last.test_accuracy for run in runs]
 
 
-def _estimators(results: Iterable[Result], figures: Path) -> str:
-    """The full runs, the most accurate first, with the settings that the trials chose."""
-    full = grouped(r for r in results if r.configuration.held_out is None)
-    if not full:
-        return ""
-    points: dict[str, dict[float, list[float]]] = {}
-    for c, runs in full.items():
-        kept = 100 * (1 - sum(run.masked_fraction or 0 for run in runs) / len(runs))
-        name = f"{c.estimator}, {c.weights} weights"
-        points.setdefault(name, {})[kept] = [100 * run.last.test_accuracy for run in runs]
-    save(by_density(points, "density of the mask (%)"), figures / "estimators.png")
-    ordered = sorted(full.items(), key=lambda x: -sum(r.last.test_accuracy for r in x[1]))
-    return table(
-        {
-            "estimator": method(c),
-            "weights": c.weights,
-            "learning rate": f"{c.lr:g}",
-            "scores start": c.init or "the estimator's own",
-            **outcomes(runs),
-        }
-        for c, runs in ordered
-    )
-
-
-def _tickets(results: Iterable[Result], figures: Path) -> list[dict[str, str]]:
-    """Per data set: a table of last accuracies, a row per density, a column per arm."""
-    found = []
-    groups = grouped(results)
-    for dataset in dict.fromkeys(c.dataset for c in groups):
-        points: dict[str, dict[float, list[float]]] = {}
-        for c, runs in groups.items():
-            if c.dataset == dataset:
-                accuracies = [100 * run.last.test_accuracy for run in runs]
-                points.setdefault(c.arm, {})[100 * (c.density or 1)] = accuracies
-        path = save(by_density(points, "density (%)"), figures / f"tickets-{dataset}.png")
-        densities = sorted({at for arm in points.values() for at in arm}, reverse=True)
-        rows = (
-            {"density": f"{at:g} %"}
-            | {arm: spread(of[at]) if at in of else "-" for arm, of in points.items()}
-            for at in densities
-        )
-        found.append({"name": DATASETS[dataset], "table": table(rows), "figure": path.name})
+def tickets(groups: Groups, figures: Path) -> dict[str, Points]:
+    """By data set; a figure of each."""
+    found: dict[str, Points] = {}
+    for c, runs in groups.items():
+        points = found.setdefault(c.dataset, {}).setdefault(c.arm, {})
+        points[100 * (c.density or 1)] = accuracies(runs)
+    for dataset, of in found.items():
+        save(by_density(of, "density (%)"), figures / f"tickets-{dataset}.png")
     return found
 
 
-def _supermasks(results: Iterable[Result], earlier: Iterable[Result]) -> str:
-    """A row per setting, what it changes from the first of its network, the published beside."""
-    published = json.loads(Path(__file__).with_name("published.json").read_text())
-
-    def rows() -> Iterator[dict[str, str]]:
-        for groups in (grouped(results), grouped(earlier)):
-            for network, theirs in published["networks"].items():
-                found = [c for c in groups if c.network == network]
-                # The setting that most are a change from comes first.
-                here = sorted(found, key=lambda c: sum(len(_changed(c, o)) for o in found))
-                for c in here:
-                    base = Configuration(c.dataset).for_arm(c.arm) if c == here[0] else here[0]
-                    words = "" if c == here[0] else "the same, but "
-                    yield {
-                        "network": c.network_name,
-                        "setting": words + ", ".join(_changed(c, base)),
-                        **outcomes(groups[c]),
-                        **theirs,
-                    }
-
-    shown = list(rows())
-    return render("supermasks.md", table=table(shown), **published) if shown else ""
-
-
-def _changed(ours: Configuration, base: Configuration) -> list[str]:
+def changes(groups: Groups) -> Iterator[tuple[Configuration, str, list[Result]]]:
+    """Settings of one network: what each changes from the first, and that from the blog's."""
     named = ("dataset", "network", "depth", "width", "seed")
-    return [
-        f"{field.name} {getattr(ours, field.name)}"
-        for field in fields(ours)
-        if field.name not in named and getattr(ours, field.name) != getattr(base, field.name)
-    ]
-
-
-def _earlier(results: Iterable[Result]) -> str:
-    """The mask arm of the study `reduced` under each estimator."""
-    masks = grouped(r for r in results if r.configuration.arm == "mask")
-    return table(
-        {"data set": DATASETS[c.dataset], "estimator": method(c), **outcomes(runs)}
-        for c, runs in masks.items()
-    ) if masks else ""  # fmt: skip
+    # The setting that most are a change from comes first.
+    here = sorted(groups, key=lambda c: sum(len(c.changes(other, *named)) for other in groups))
+    for c in here:
+        changed = c.changes(c.blogs if c == here[0] else here[0], *named)
+        words = ", ".join(f"{name} {ours}" for name, (ours, _) in changed.items())
+        yield c, ("" if c == here[0] else "the same, but ") + words, groups[c]

@@ -1,45 +1,27 @@
 """What `benchmarks.speed` measured, as docs/speed.md: tables with the targets, and the figure."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.atomic import replacing
+from benchmarks.atomic import write_text
+from benchmarks.experiment.results import RESULTS
 from benchmarks.pages.figures import legend_below, panels, plain, save
-from benchmarks.pages.render import render, table
-from benchmarks.speed.steps import KEEP_MEMORY
+from benchmarks.pages.render import DOCS, render
+from benchmarks.speed.steps import KEEP_MEMORY, Case
 
-# The most that is wanted on a CPU, of medians. Steps, float32: multiples of the plain step.
-STEPS: dict[tuple[str, str], dict[str, float]] = {
-    ("WRN-28-8", "eager"): {
-        "threshold": 1.03, "bernoulli": 1.1, "intermediate": 1.1, "topk": 1.08,
-    },
-    ("WRN-28-2", "eager"): {"bernoulli": 1.08, "intermediate": 1.08},
-    ("MLP 4x2048", "eager"): {
-        "threshold": 1.3, "bernoulli": 1.5, "intermediate": 1.7, "topk": 1.6,
-        "frozen mask": 1.12, "frozen top-k": 1.12,
-    },
-    ("MLP 4x2048", "compiled"): {"threshold": 1.18, "bernoulli": 1.4, "intermediate": 1.5},
-    ("LeNet-300-100", "eager"): {"threshold": 1.25},
-    ("LeNet-300-100", "compiled"): {"threshold": 1.25},
-}  # fmt: skip
-INFERENCE = {"frozen mask": 1.1, "frozen top-k": 1.1}
-# Estimators alone, from a size on, below which the call costs more than the passes.
-FLOOR, FLOOR_FROM = {"eager": 2.0, "compiled": 1.1}, 10**6
+TARGETS: dict[str, dict[str, Any]] = json.loads(
+    Path(__file__).with_name("targets.json").read_text()
+)
+FLOOR_FROM = 10**6
 OURS = ("threshold", "bernoulli", "intermediate")
 # Bytes an entry: plain training needs 16 (weights, gradients, two moments), a mask 24 (weights,
 # scores, their gradients and two moments, one effective weight) and two temporaries of a layer.
 MEMORY, TRANSIENT = 24.0 - 16.0, 2 * 4.0
-# Plain passes over the weights.
-COSTS = {
-    "wrap": 3.0, "masks": 3.0, "report": 3.0, "freeze_mask": 3.0, "unwrap": 3.0,
-    "save_masks": 30.0, "load_masks": 20.0, "set_masks, learning": 15.0, "set_masks, given": 1.5,
-    "budget.overall": 6.0,
-}  # fmt: skip
 
 
 class Line(NamedTuple):
@@ -47,15 +29,18 @@ class Line(NamedTuple):
     numbers: dict[str, float]
     most: Mapping[str, float]  # by column: the target
 
+    @property
+    def missed(self) -> dict[str, float]:
+        """The targets of the columns that are above theirs."""
+        return {n: self.most[n] for n, x in self.numbers.items() if x > self.most.get(n, x)}
 
-def write(results: Path, docs: Path) -> Path:
-    """Draw the figures and write `docs`/speed.md from all that was recorded; return its path."""
+
+def write(results: Path = RESULTS / "speed", docs: Path = DOCS) -> Path:
+    """Write docs/speed.md and its figure from the results in benchmarks/results/speed."""
     contents = read(results)
     for name, content in contents.items():
         save(drawn(content), docs / "figures" / f"{name}.png")
-    with replacing(docs / "speed.md") as partial:
-        partial.write_text(page(contents))
-    return docs / "speed.md"
+    return write_text(page(contents), docs / "speed.md")
 
 
 def read(results: Path) -> dict[str, dict[str, Any]]:
@@ -69,140 +54,91 @@ def page(contents: Mapping[str, dict[str, Any]]) -> str:
     first = next(iter(contents.values()), {})
     return render(
         "speed.md",
-        measured={
-            name: {**content, "tables": tables(content)} for name, content in contents.items()
-        },
+        measured={name: {**content, "lines": lines(content)} for name, content in contents.items()},
         compiled=_gain(first, mode="compiled"),
         bfloat16=_gain(first, precision="bfloat16"),
         malloc=_gain(first, keeps_memory=True),
-        variables=" ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items()),
-        missed=[text for content in contents.values() for text in _missed(content)],
+        variables=KEEP_MEMORY,
     )
 
 
 def measured(content: dict[str, Any]) -> str:
     """For the terminal."""
-    return "\n\n".join(f"{name}\n\n{text}" for name, text in tables(content).items())
+    return render("measured.txt", lines=lines(content))
 
 
-def tables(content: dict[str, Any]) -> dict[str, str]:
+# By part: where its numbers are, of which one the others are multiples, and what was measured.
+PARTS: dict[str, tuple[str | None, str | None, dict[str, str]]] = {
+    "steps": ("ratio", "plain", {"case": "{case}", "plain": "{ms[plain]:.3g} ms"}),
+    "floor": ("multiple", "add", {
+        "mode": "{mode}", "entries": "{size:,}",
+        "rate of the add": "{gigabytes_per_second:.1f} GB/s",
+    }),
+    "memory": ("bytes_per_entry", None, {
+        "case": "{network} at {batch}", "masked entries": "{masked:,}"
+    }),
+    "costs": ("multiple", "pass", {"entries": "{size:,}", "a pass": "{ms[pass]:.3g} ms"}),
+    "files": (None, None, {"entries": "{size:,}", "density": "{percent:g} %"}),
+}  # fmt: skip
+
+
+def lines(content: dict[str, Any]) -> dict[str, list[Line]]:
+    """Those of each part that was measured."""
     return {
-        name: table(
-            {
-                **line.of,
-                **{column: _cell(line, column) for each in lines for column in each.numbers},
-            }
-            for line in lines
-        )
-        for name, lines in _parts(content).items()
+        part: [_line(part, row, content["environment"]["device"]) for row in content[part]]
+        for part in PARTS
+        if part in content
     }
 
 
-def _parts(content: dict[str, Any]) -> dict[str, list[Line]]:
-    """The lines of each part that was measured; targets are of the CPU."""
-    of = {"steps": _steps, "floor": _floor, "memory": _memory, "costs": _costs, "files": _files}
-    found = {name: list(lines(content[name])) for name, lines in of.items() if name in content}
-    if content["environment"]["device"] == "cpu":
-        return found
-    return {name: [line._replace(most={}) for line in lines] for name, lines in found.items()}
+def _line(part: str, row: dict[str, Any], device: str) -> Line:
+    where, base, columns = PARTS[part]
+    of = {**row, "percent": 100 * row.get("density", 0)}
+    of["ms"] = {name: 1000 * seconds for name, seconds in row.get("seconds", {}).items()}
+    of["case"] = case(row) if part == "steps" else ""
+    found = row[where] if where else {k: row[k] for k in row if k not in ("size", "density")}
+    numbers = {
+        name: number[1] if isinstance(number, list) else number  # the median of quartiles
+        for name, number in found.items()
+        if name != base
+    }
+    labels = {column: text.format(**of) for column, text in columns.items()}
+    return Line(labels, numbers, _targets(part, row) if device == "cpu" else {})
 
 
-def _case(row: Mapping[str, Any]) -> str:
-    malloc = ", malloc keeps memory" if row["keeps_memory"] else ""
-    return f"{row['network']} at {row['batch']}, {row['precision']}, {row['mode']}{malloc}"
-
-
-def _steps(rows: Sequence[dict[str, Any]]) -> Iterator[Line]:
-    for row in rows:
+def _targets(part: str, row: dict[str, Any]) -> dict[str, float]:
+    found = TARGETS.get(part, {})
+    if part == "floor":
+        return dict.fromkeys(OURS if row["size"] >= FLOOR_FROM else (), found[row["mode"]])
+    if part == "memory":
+        transient = TRANSIENT * row["largest_layer"] / row["masked"]
+        return dict.fromkeys(OURS, row["bytes_per_entry"]["plain"] + MEMORY + transient)
+    if part == "steps":
         judged = row["precision"] == "float32" and not row["keeps_memory"]
-        most = INFERENCE if row["mode"] == "inference" else STEPS.get((row["network"], row["mode"]))
-        yield Line(
-            {"case": _case(row), "plain": f"{1000 * row['seconds']['plain']:.3g} ms"},
-            {name: median for name, (_, median, _) in row["ratio"].items() if name != "plain"},
-            (most or {}) if judged else {},
-        )
+        found = found.get(row["mode"], {}) | found.get(f"{row['network']}, {row['mode']}", {})
+        return found if judged else {}
+    return found
 
 
-def _floor(rows: Sequence[dict[str, Any]]) -> Iterator[Line]:
-    for row in rows:
-        yield Line(
-            {
-                "mode": row["mode"],
-                "entries": f"{row['size']:,}",
-                "rate of the add": f"{row['gigabytes_per_second']:.1f} GB/s",
-            },
-            {name: median for name, (_, median, _) in row["multiple"].items() if name != "add"},
-            dict.fromkeys(OURS if row["size"] >= FLOOR_FROM else (), FLOOR[row["mode"]]),
-        )
+def case(row: Mapping[str, Any]) -> str:
+    return str(Case(**{name: row[name] for name in Case.__dataclass_fields__}))
 
 
-def _memory(rows: Sequence[dict[str, Any]]) -> Iterator[Line]:
-    for row in rows:
-        numbers = row["bytes_per_entry"]
-        most = numbers["plain"] + MEMORY + TRANSIENT * row["largest_layer"] / row["masked"]
-        yield Line(
-            {"case": f"{row['network']} at {row['batch']}", "masked entries": f"{row['masked']:,}"},
-            numbers,
-            dict.fromkeys(OURS, most),
-        )
-
-
-def _costs(rows: Sequence[dict[str, Any]]) -> Iterator[Line]:
-    for row in rows:
-        yield Line(
-            {"entries": f"{row['size']:,}", "a pass": f"{1000 * row['seconds']['pass']:.3g} ms"},
-            {name: number for name, number in row["multiple"].items() if name != "pass"},
-            COSTS,
-        )
-
-
-def _files(rows: Sequence[dict[str, Any]]) -> Iterator[Line]:
-    for row in rows:
-        numbers = {name: row[name] for name in row if name not in ("size", "density")}
-        of = {"entries": f"{row['size']:,}", "density": f"{100 * row['density']:g} %"}
-        yield Line(of, numbers, {})
-
-
-def _cell(line: Line, name: str) -> str:
-    if name not in line.numbers:
-        return "-"
-    number = f"{line.numbers[name]:.2f}"
-    if name not in line.most:
-        return number
-    met = line.numbers[name] <= line.most[name]
-    return number if met else f"{number} (> {line.most[name]:.3g})"
-
-
-def _missed(content: dict[str, Any]) -> Iterator[str]:
-    """What is above its target."""
-    for part, lines in _parts(content).items():
-        for line in lines:
-            found = [
-                f"{name} {number:.2f} ({line.most[name]:.3g})"
-                for name, number in line.numbers.items()
-                if number > line.most.get(name, number)
-            ]
-            if found:
-                yield f"{part}, {', '.join(line.of.values())}: {', '.join(found)}"
-
-
-def _gain(content: dict[str, Any], **change: Any) -> str:
-    """What a habit does to a step of the threshold's MLP, in words."""
+def _gain(content: dict[str, Any], **change: Any) -> list[float]:
+    """Milliseconds of a step of the threshold's MLP with a habit and without; fewer where they were
+    not measured."""
     usual = {
         "network": "MLP 4x2048",
         "precision": "float32",
         "mode": "eager",
         "keeps_memory": False,
     }
-    found = [
+    return [
         1000 * row["seconds"]["threshold"]
         for wanted in (usual | change, usual)
         for row in content.get("steps", ())
         if wanted.items() <= row.items()
     ]
-    return "" if len(found) < 2 else " ({:.3g} ms a step of the MLP below, {:.3g} without)".format(
-        *found
-    )  # fmt: skip
 
 
 def drawn(content: dict[str, Any]) -> Figure:
@@ -213,19 +149,10 @@ def drawn(content: dict[str, Any]) -> Figure:
     for number, name in enumerate(names):
         at = [line for line, row in enumerate(rows) if name in row["ratio"]]
         low, median, high = np.array([rows[line]["ratio"][name] for line in at]).T
-        colour, marker = f"C{number % 10}", "osD"[number // 10]
-        axes.errorbar(
-            median,
-            at,
-            xerr=[median - low, high - median],
-            fmt=marker,
-            color=colour,
-            label=name,
-            ms=5,
-        )
-    axes.set_yticks(range(len(rows)), [_case(row) for row in rows], fontsize=8)
+        look = {"fmt": "osD"[number // 10], "color": f"C{number % 10}", "ms": 5, "label": name}
+        axes.errorbar(median, at, xerr=[median - low, high - median], **look)
+    axes.set_yticks(range(len(rows)), [case(row) for row in rows], fontsize=8)
     plain(axes.xaxis)
     axes.set(xlabel="times the plain network's: left faster", ylim=(len(rows) - 0.5, -0.5))
     axes.axvline(1, color="black", lw=1)
-    legend_below(figure, columns=5)
-    return figure
+    return legend_below(figure, columns=5)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 import masktorch
 from benchmarks.speed import rivals
-from benchmarks.speed.memory import physical_bytes
-from benchmarks.speed.timing import Call, side_by_side
+from benchmarks.speed.memory import fits
+from benchmarks.speed.timing import Call, ratios, side_by_side
 
 SECONDS, AT_LEAST = 2.0, 3  # of rounds a case, after the warm-up
 ADD_BYTES, FLOOR_BYTES = 12, 28  # an entry, float32
@@ -22,8 +22,6 @@ MOST_ALIVE = 40  # bytes an entry that are alive at once, at most
 LONGEST_SORT = 10**7
 
 Product = Callable[[Tensor, Tensor], Tensor]  # (scores, weight)
-
-
 PRODUCTS: dict[str, Product] = {
     "threshold": lambda s, w: masktorch.functional.threshold(s, weight=w),
     "bernoulli": lambda s, w: masktorch.functional.bernoulli(s, weight=w),
@@ -39,18 +37,10 @@ class Case(NamedTuple):
     mode: str
     size: int  # entries
 
-    def __str__(self) -> str:
-        return f"{self.size:,} entries, {self.mode}"
 
-
-def cases(device: torch.device) -> tuple[Case, ...]:
-    """None that would fill half of the machine's memory."""
-    return tuple(
-        Case(mode, size)
-        for mode in ("eager", "compiled")
-        for size in (10**4, 10**5, 10**6, 10**7, 10**8)
-        if size * MOST_ALIVE <= physical_bytes() / 2
-    )
+def cases(device: torch.device) -> list[Case]:
+    sizes = [10**n for n in range(4, 9) if fits(10**n * MOST_ALIVE)]
+    return [Case(mode, size) for mode in ("eager", "compiled") for size in sizes]
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
@@ -70,13 +60,11 @@ def measure(case: Case, device: torch.device) -> dict[str, Any]:
         calls[name] = passes(torch.compile(product) if mode == "compiled" else product)
     if mode == "eager" and size <= LONGEST_SORT:
         calls["sort alone"] = lambda: torch.sort(plain_scores)
-    timings = side_by_side(calls, seconds=SECONDS, at_least=AT_LEAST, device=device)
-    of_floor = ADD_BYTES / FLOOR_BYTES
+    times = side_by_side(calls, seconds=SECONDS, at_least=AT_LEAST, device=device)
+    median = times.median()
     return {
         **case._asdict(),
-        "gigabytes_per_second": ADD_BYTES * size / timings.median("add") / 1e9,
-        "nanoseconds": {name: timings.median(name) / size * 1e9 for name in calls},
-        "multiple": {
-            name: [of_floor * ratio for ratio in timings.ratio(name, "add")] for name in calls
-        },
+        "gigabytes_per_second": ADD_BYTES * size / median["add"] / 1e9,
+        "nanoseconds": (median / size * 1e9).to_dict(),
+        "multiple": (ADD_BYTES / FLOOR_BYTES * ratios(times, "add")).to_dict("list"),
     }

@@ -8,45 +8,37 @@ from typing import Any
 import torch
 
 from benchmarks import BenchmarkError
-from benchmarks.speed import child, rivals
+from benchmarks.experiment.networks import kernels
 from benchmarks.speed.steps import NETWORKS, Case, training_step
+from benchmarks.speed.timing import alone
 
+CASES = Case("MLP 4x2048", 128), Case("WRN-28-8", 4)
 CONTESTED = ("plain", "threshold", "bernoulli", "intermediate", "textbook")
 # Each tensor of more than 64 kB is a mapping of its own, given back when it is freed: what is
 # resident is what is alive.
 EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_ARENA_MAX": "1"}
 
 
-def cases(device: torch.device) -> tuple[Case, ...]:
-    return Case("MLP 4x2048", 128), Case("WRN-28-8", 4)
-
-
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
     """By contestant, how far one process grows over its network, optimiser and two steps."""
-    weights = [
-        layer.weight.numel() for layer in rivals.conv_and_linear(NETWORKS[case.network]()[0])
-    ]
-    grown = {
-        name: child.call(peak, case.network, case.batch, name, str(device), variables=EXACT)
-        for name in CONTESTED
-    }
+    sizes = [weight.numel() for weight in kernels(NETWORKS[case.network][0]())]
+    grown = {name: alone(peak, case, name, device, variables=EXACT) for name in CONTESTED}
     return {
         "network": case.network,
         "batch": case.batch,
-        "masked": sum(weights),
-        "largest_layer": max(weights),
-        "bytes_per_entry": {name: bytes_ / sum(weights) for name, bytes_ in grown.items()},
+        "masked": sum(sizes),
+        "largest_layer": max(sizes),
+        "bytes_per_entry": {name: bytes_ / sum(sizes) for name, bytes_ in grown.items()},
     }
 
 
-def peak(network: str, batch: int, contestant: str, device_name: str) -> int:
+def peak(case: Case, contestant: str, device: torch.device) -> int:
     """Bytes at the peak of two training steps, above what was in use before there was a model."""
     torch.set_flush_denormal(True)
-    device = torch.device(device_name)
     training_step(Case("LeNet-300-100", 2), contestant, device)()  # loads what steps need
     gc.collect()
     before = _in_use("VmRSS", device)
-    step = training_step(Case(network, batch), contestant, device)
+    step = training_step(case, contestant, device)
     step()
     step()
     return _in_use("VmHWM", device) - before
@@ -68,6 +60,6 @@ def _in_use(what: str, device: torch.device) -> int:
     return 1024 * int(line.split()[1])
 
 
-def physical_bytes() -> int:
-    """What the machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def fits(bytes_: int) -> bool:
+    """In half of what the machine has."""
+    return bytes_ <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2

@@ -4,11 +4,13 @@ Three functions from scores to a mask, put on a model with `torch.nn.utils.param
 `torch.nn.utils.prune` with a mask that stays as it is.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
+
+from benchmarks.experiment.networks import kernel_layers
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -29,11 +31,8 @@ def bernoulli(scores: Tensor) -> Tensor:
 
 
 def edge_popup(scores: Tensor) -> Tensor:
-    """1 for the larger half of `|s|`, found by sorting all, with the gradient of `|s|`.
-
-    Source: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?" (arXiv
-    1911.13299), at density 0.5.
-    """
+    """1 for the larger half of `|s|`, found by sorting all, with the gradient of `|s|`
+    (Ramanujan et al., arXiv 1911.13299, at density 0.5)."""
     size = scores.abs()
     ranked = torch.sort(size.detach().flatten()).values
     return straight_through(size >= ranked[len(ranked) // 2], size)
@@ -51,24 +50,18 @@ class Product(nn.Module):
         return weight * self.mask_of(self.scores)
 
 
-def parametrized(
-    model: nn.Module, mask_of: Callable[[Tensor], Tensor], init: Callable[[Tensor], Tensor]
-) -> nn.Module:
+def parametrized(model: nn.Module, mask_of: Callable[[Tensor], Tensor]) -> nn.Module:
     """The mask on each weight that `masktorch.wrap` would take; only the scores train."""
-    for layer in conv_and_linear(model):
+    for layer in list(kernel_layers(model)):
         layer.weight.requires_grad_(False)
-        mask = Product(mask_of, init(layer.weight))
+        mask = Product(mask_of, torch.randn_like(layer.weight))
         parametrize.register_parametrization(layer, "weight", mask)
     return model
 
 
 def pruned(model: nn.Module) -> nn.Module:
     """A fixed random half of the same weights masked by torch's own prune; the weights train."""
-    for layer in conv_and_linear(model):
+    for layer in kernel_layers(model):
         mask = torch.rand_like(layer.weight) < 0.5
         prune.custom_from_mask(layer, "weight", mask)  # type: ignore[no-untyped-call]
     return model
-
-
-def conv_and_linear(model: nn.Module) -> Iterator[nn.Conv2d | nn.Linear]:
-    return (layer for layer in list(model.modules()) if isinstance(layer, nn.Conv2d | nn.Linear))

@@ -2,70 +2,57 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 import masktorch
-from benchmarks.experiment.networks import lenet_300_100, wide_resnet
-from benchmarks.speed import child, rivals
-from benchmarks.speed.timing import Call, side_by_side
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.networks import CLASSES, build
+from benchmarks.speed import rivals
+from benchmarks.speed.timing import Call, alone, ratios, side_by_side
 
 SECONDS, AT_LEAST = 12.0, 15  # of rounds a case, after the warm-up
-CLASSES = 10
 # glibc gives large blocks back to the system when they are freed; told so, it keeps them.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
-def wrn(depth: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
-    return wide_resnet((3, 32, 32), CLASSES, depth, width), (3, 32, 32)
-
-
-def mlp(layers: int, width: int) -> tuple[nn.Module, tuple[int, ...]]:
+def mlp(layers: int, width: int) -> nn.Module:
     hidden = [module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(width, CLASSES)), (width,)
+    return nn.Sequential(*hidden, nn.Linear(width, CLASSES))
 
 
-class TransformerClassifier(nn.Module):
+def transformer(layers: int, width: int) -> nn.Module:
     """An encoder, the mean over its positions, a linear layer."""
-
-    def __init__(self, layers: int, width: int) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(
-            width, width // 64, 4 * width, dropout=0.0, batch_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        self.head = nn.Linear(width, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.encoder(x).mean(1))
-        return logits
+    layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    mean = nn.AdaptiveAvgPool2d((1, None))
+    return nn.Sequential(encoder, mean, nn.Flatten(), nn.Linear(width, CLASSES))
 
 
-# Each makes a network and gives the shape of one input.
-NETWORKS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
-    "WRN-28-8": lambda: wrn(28, 8),
-    "WRN-28-2": lambda: wrn(28, 2),
-    "MLP 4x2048": lambda: mlp(4, 2048),
-    "LeNet-300-100": lambda: (lenet_300_100((1, 28, 28), CLASSES), (1, 28, 28)),
-    "Transformer 6x256": lambda: (TransformerClassifier(6, 256), (32, 256)),
+WRN, COLOURS = Configuration("cifar10"), (3, 32, 32)
+LENET, GREY = Configuration("mnist", network="lenet-300-100"), (1, 28, 28)
+# How each is made, and the shape of one input.
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "WRN-28-8": (lambda: build(WRN, COLOURS), COLOURS),
+    "WRN-28-2": (lambda: build(replace(WRN, width=2), COLOURS), COLOURS),
+    "MLP 4x2048": (lambda: mlp(4, 2048), (2048,)),
+    "LeNet-300-100": (lambda: build(LENET, GREY), GREY),
+    "Transformer 6x256": (lambda: transformer(6, 256), (32, 256)),
 }
 
 
 def _wrapped(estimator: masktorch.Estimator) -> Callable[[nn.Module], nn.Module]:
-    return lambda model: masktorch.wrap(model, estimator, init=torch.randn_like)
+    return partial(masktorch.wrap, estimator=estimator, init=torch.randn_like)
 
 
 def _frozen(estimator: masktorch.Estimator) -> Callable[[nn.Module], nn.Module]:
     return lambda model: masktorch.freeze_weights(
         masktorch.freeze_mask(_wrapped(estimator)(model)), False
     )
-
-
-def _rival(mask_of: Callable[[Tensor], Tensor]) -> Callable[[nn.Module], nn.Module]:
-    return lambda model: rivals.parametrized(model, mask_of, torch.randn_like)
 
 
 # What each does to a network; scores start standard normal, so that about half is masked.
@@ -80,9 +67,9 @@ CONTESTANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "frozen mask": _frozen(masktorch.Threshold()),
     "frozen top-k": _frozen(masktorch.TopK(0.5)),
     "unwrapped": lambda model: masktorch.unwrap(_frozen(masktorch.Threshold())(model)),
-    "textbook": _rival(rivals.threshold),
-    "textbook bernoulli": _rival(rivals.bernoulli),
-    "edge-popup": _rival(rivals.edge_popup),
+    "textbook": partial(rivals.parametrized, mask_of=rivals.threshold),
+    "textbook bernoulli": partial(rivals.parametrized, mask_of=rivals.bernoulli),
+    "edge-popup": partial(rivals.parametrized, mask_of=rivals.edge_popup),
     "prune": rivals.pruned,
 }
 # By the mode of a case; compiled without those that only compare, eager without what is plain.
@@ -144,24 +131,19 @@ def cases(device: torch.device) -> tuple[Case, ...]:
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
     """The case with its medians: seconds a step, and ratios to the plain step of the same round."""
-    if case.keeps_memory:
-        inner = asdict(replace(case, keeps_memory=False)), str(device), SECONDS, AT_LEAST
-        measured: dict[str, Any] = child.call(_measure, *inner, variables=KEEP_MEMORY)
-    else:
-        measured = _measure(asdict(case), str(device), SECONDS, AT_LEAST)
-    return asdict(case) | measured
+    measured = partial(alone, _measure, variables=KEEP_MEMORY) if case.keeps_memory else _measure
+    return asdict(case) | measured(case, device)
 
 
-def _measure(case: dict[str, Any], device: str, seconds: float, at_least: int) -> dict[str, Any]:
+def _measure(case: Case, device: torch.device) -> dict[str, Any]:
     torch.set_flush_denormal(True)
     torch.compiler.reset()
-    on, this = torch.device(device), Case(**case)
-    steps = {name: training_step(this, name, on) for name in this.contestants}
-    timings = side_by_side(steps, seconds=seconds, at_least=at_least, device=on)
+    steps = {name: training_step(case, name, device) for name in case.contestants}
+    times = side_by_side(steps, seconds=SECONDS, at_least=AT_LEAST, device=device)
     return {
-        "seconds": {name: timings.median(name) for name in steps},
-        "ratio": {name: timings.ratio(name, "plain") for name in steps},
-        "rounds": {name: len(timings.rounds[name]) for name in steps},
+        "seconds": times.median().to_dict(),
+        "ratio": ratios(times, "plain").to_dict("list"),
+        "rounds": times.count().to_dict(),
     }
 
 
@@ -169,7 +151,8 @@ def training_step(case: Case, contestant: str, device: torch.device) -> Call:
     """One step of training, or for inference a forward, on a batch that stays the same; every
     contestant gets the same."""
     torch.manual_seed(0)
-    model, shape = NETWORKS[case.network]()
+    make, shape = NETWORKS[case.network]
+    model = make()
     inputs = torch.randn(case.batch, *shape, device=device)
     labels = torch.randint(CLASSES, (case.batch,), device=device)
     if inputs.dim() == 4:

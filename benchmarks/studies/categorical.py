@@ -5,30 +5,26 @@ one-hot, and descends `KL(t || z)`, smoothed so that a miss costs something fini
 
     L(z, t) = -log(<z, t> + EPSILON)
 
-The choice matters. Whatever the loss, `E[L(z, t)]` is linear in `pi`, so that its exact gradient
-leads to one category and not to `pi_true`: only with a method's own gradient is the toy well-posed,
-and that depends on the loss. With this one, and `alpha = EPSILON`, intermediate sampling has
-`pi_D = (z + t) / 2`, hit or miss, hence
-
-    E[pi - pi_D] = (pi - pi_true) / 2,
-
-half the gradient of `KL(pi_true || pi)` by the logits. (With `|z - t|^2` and more than two
-categories it would not end at `pi_true`.) Gumbel-softmax takes `z = softmax((logits + noise) / T)`;
-its expected gradient, `(E[z] - pi_true) / T`, is zero where `E[z]` is `pi_true`, and `pi` is that
-only as `T` goes to 0.
+The loss matters: `E[L(z, t)]` is linear in `pi`, so that its exact gradient leads to one category
+and not to `pi_true`. With this one, and `alpha = EPSILON`, intermediate sampling has
+`pi_D = (z + t) / 2`, hit or miss, hence `E[pi - pi_D] = (pi - pi_true) / 2`: half the gradient of
+`KL(pi_true || pi)` by the logits. Gumbel-softmax takes `z = softmax((logits + noise) / T)`; its
+expected gradient, `(E[z] - pi_true) / T`, is zero where `E[z]` is `pi_true`, and `pi` is that only
+as `T` goes to 0.
 """
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.atomic import replacing
-from benchmarks.provenance import environment
+from benchmarks.atomic import write_text
+from benchmarks.experiment.results import RESULTS
+from benchmarks.provenance import command_line, environment
 
 CATEGORIES = 10
 RUNS = 20  # each with a distribution of its own; all methods meet the same draws
@@ -37,29 +33,9 @@ STEP_SIZES = (0.1, 0.01, 0.001)  # of plain gradient descent on the logits
 TEMPERATURES = (0.1, 1.0, 10.0)
 EPSILON = 1e-100  # so small that no temperature's soft draw comes near it
 SHOWN = (100, 1_000, 10_000, STEPS)  # of the table
-INTERMEDIATE = "intermediate sampling"
 
 
-class _Draw(torch.autograd.Function):
-    """A one-hot draw with the gradient of intermediate sampling."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, noise: Tensor, alpha: float) -> Tensor:
-        drawn = (logits + noise).argmax(-1, keepdim=True)
-        z = torch.zeros_like(logits).scatter(-1, drawn, 1.0)
-        ctx.save_for_backward(logits, drawn, z)
-        ctx.alpha = alpha
-        return z
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, drawn, z = ctx.saved_tensors
-        delta = grad - grad.gather(-1, drawn)
-        moved = z - ctx.alpha * delta
-        return torch.softmax(logits, -1) - moved / moved.sum(-1, keepdim=True), None, None
-
-
-def intermediate(logits: Tensor, noise: Tensor, alpha: float) -> Tensor:
+class Intermediate(torch.autograd.Function):
     """Intermediate sampling of a one-hot draw along the last dimension.
 
     Forward `z`, one-hot at the largest of `logits + noise`; that is a draw from
@@ -72,7 +48,20 @@ def intermediate(logits: Tensor, noise: Tensor, alpha: float) -> Tensor:
     Source: Intermediate Loss Sampling (2019-10-14); `masktorch.functional.intermediate` is its case
     of two categories.
     """
-    return cast(Tensor, _Draw.apply(logits, noise, alpha))  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, noise: Tensor, alpha: float) -> Tensor:
+        drawn = (logits + noise).argmax(-1, keepdim=True)
+        z = torch.zeros_like(logits).scatter(-1, drawn, 1.0)
+        ctx.save_for_backward(logits, drawn, z)
+        ctx.alpha = alpha
+        return z
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, drawn, z = ctx.saved_tensors
+        moved = z - ctx.alpha * (grad - grad.gather(-1, drawn))
+        return torch.softmax(logits, -1) - moved / moved.sum(-1, keepdim=True), None, None
 
 
 def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
@@ -93,7 +82,7 @@ def recover(steps: int, runs: int, seed: int) -> Iterator[tuple[int, Tensor]]:
     for step in range(1, steps + 1):
         target = torch.multinomial(truth, 1, generator=generator).expand(*shape[:-1], 1)
         noise = -torch.empty_like(truth).exponential_(generator=generator).log()  # Gumbel's
-        hard = intermediate(logits[:1], noise, EPSILON)
+        hard = Intermediate.apply(logits[:1], noise, EPSILON)  # type: ignore[no-untyped-call]
         soft = gumbel_softmax(logits[1:], noise, temperatures)
         loss = -(torch.cat([hard, soft]).gather(-1, target) + EPSILON).log()
         (gradient,) = torch.autograd.grad(loss.sum(), logits)
@@ -103,15 +92,19 @@ def recover(steps: int, runs: int, seed: int) -> Iterator[tuple[int, Tensor]]:
         yield step, divergence
 
 
-def run(output: Path, command: str, steps: int = STEPS, seed: int = 0) -> Path:
-    """Write the divergence of each method over the steps to `output`/categorical.json."""
+def run(output: Path = RESULTS / "categorical", steps: int = STEPS, seed: int = 0) -> Path:
+    """Recover a distribution from single draws: intermediate sampling against Gumbel-softmax.
+
+    Args:
+        output: Folder for categorical.json, with each method's divergence over the steps.
+    """
     origin = environment(torch.device("cpu"))
     recorded = {*np.geomspace(1, steps, 60).round().astype(int).tolist(), *SHOWN}
     history = [(step, found) for step, found in recover(steps, RUNS, seed) if step in recorded]
     divergences = torch.stack([found for _, found in history], -1)
-    names = [INTERMEDIATE, *(f"Gumbel-softmax, T = {t:g}" for t in TEMPERATURES)]
+    names = ["intermediate sampling", *(f"Gumbel-softmax, T = {t:g}" for t in TEMPERATURES)]
     content = {
-        "command": command,
+        "command": command_line(),
         "environment": origin,
         "seed": seed,
         "categories": CATEGORIES,
@@ -126,7 +119,4 @@ def run(output: Path, command: str, steps: int = STEPS, seed: int = 0) -> Path:
             for s, size in enumerate(STEP_SIZES)
         ],
     }
-    path = output / "categorical.json"
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(content) + "\n")
-    return path
+    return write_text(json.dumps(content) + "\n", output / "categorical.json")

@@ -20,26 +20,20 @@ def run(
     study: studies.Study, data_dir: Path, output: Path, device: str, cpus: float, gpus: float
 ) -> Iterator[Path]:
     """Make every result of a study that is missing, as many at a time as there is room for."""
-    job = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(_make)
-    here, folder = Path.cwd(), output / study.name
+    here = Path.cwd()
+
+    def make(before: Path | None, *arguments: Any) -> Path:
+        """Ray runs it when it has `before`, the result of the run it goes on from."""
+        os.chdir(here)
+        return studies.make(*arguments)
+
+    job = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(make)
     while missing := study.missing(output):
-        jobs: dict[Configuration, Any] = {}
-        for configuration in missing:
-            before = jobs.get(configuration.start) if configuration.start else None
-            jobs[configuration] = job.remote(here, before, configuration, data_dir, folder, device)
+        jobs: dict[Configuration | None, Any] = {}
+        for run in missing:
+            before = jobs.get(run.start)
+            jobs[run] = job.remote(before, run, data_dir, output / study.name, device)
         waiting = list(jobs.values())
         while waiting:
             done, waiting = ray.wait(waiting)
             yield from ray.get(done)
-
-
-def _make(
-    place: Path,
-    before: Path | None,  # its start's result: Ray runs a job when it has what it is given
-    configuration: Configuration,
-    data_dir: Path,
-    folder: Path,
-    device: str,
-) -> Path:
-    os.chdir(place)
-    return studies.make(configuration, data_dir, folder, device)

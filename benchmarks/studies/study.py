@@ -2,15 +2,13 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks.experiment import arms
-from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.results import Result
-
-RESULTS = Path("benchmarks/results")  # those that are committed, a folder a study
+from benchmarks.experiment.configuration import Configuration, option
+from benchmarks.experiment.results import Result, read_results
 
 Results: TypeAlias = Callable[[str], Sequence[Result]]  # of a study by its name, so far
 
@@ -23,13 +21,9 @@ class Study:
 
     def missing(self, output: Path) -> list[Configuration]:
         """The runs that have no result yet; more may follow from the results of these."""
-        wanted = self.runs(lambda study: results_so_far(output / study))
-        done = {result.configuration for result in results_so_far(output / self.name)}
+        wanted = self.runs(lambda study: read_results(output / study))
+        done = {result.configuration for result in read_results(output / self.name)}
         return [run for run in dict.fromkeys(wanted) if run not in done]
-
-
-def results_so_far(folder: Path) -> list[Result]:
-    return [Result.read(path) for path in sorted(folder.glob("*.json"))]
 
 
 def run(study: Study, data_dir: Path, output: Path, device: str) -> Iterator[Path]:
@@ -47,15 +41,11 @@ def make(configuration: Configuration, data_dir: Path, folder: Path, device: str
 
 def command(configuration: Configuration, folder: Path) -> str:
     """What makes one run: all that is not the blog's."""
-    blog = Configuration(configuration.dataset).for_arm(configuration.arm)
     words = ["python", "-m", "benchmarks", "run", "--dataset", configuration.dataset]
     words += ["--arms", configuration.arm]
-    for field in fields(configuration):
-        value, option = getattr(configuration, field.name), field.name.replace("_", "-")
-        if value is None or value == getattr(blog, field.name):
-            continue
+    for name, (value, _) in configuration.changes(configuration.blogs).items():
         if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", str(value)]
+            words.append(option(name) if value else option(f"no_{name}"))
+        elif value is not None:
+            words += [option(name), str(value)]
     return shlex.join([*words, "--output", str(folder)])

@@ -1,5 +1,6 @@
 """The benchmarks lie beside the tests, not in the installed package."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import torch
 
 from benchmarks import __main__ as cli
 from benchmarks.experiment import arms as experiment
+from benchmarks.experiment import data
 from benchmarks.experiment.configuration import Configuration
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +40,17 @@ def real_data():
     if not folder.is_dir():
         pytest.skip(f"no data in {folder}; MASKTORCH_DATA may name another folder")
     return folder
+
+
+@pytest.fixture
+def publish(monkeypatch):
+    """Take these contents for those that were published."""
+
+    def published(dataset, contents):
+        md5s = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+        monkeypatch.setitem(data.MD5, dataset, md5s)
+
+    return published
 
 
 @pytest.fixture

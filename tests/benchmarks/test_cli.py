@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import __main__ as cli
+from benchmarks.experiment import download
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.results import Result
 from benchmarks.experiment.training import Epoch
 from benchmarks.pages import demo as pages_demo
 from benchmarks.pages.render import render
-from benchmarks.studies import demo
+from benchmarks.studies import catalogue
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_wrong_use(asked, call, arguments, message):
     [
         ("run --dataset digits --arms mask,mox", "error: --arms: 'mox' is no arm; choose from ma"),
         ("run --dataset digits --epochs 0", "error: --epochs must be at least 1; found 0"),
-        ("run --dataset mnist --data-dir nowhere", "error: No mnist files"),
+        ("run --dataset mnist --data-dir nowhere", "error: The mnist files train-images"),
         ("run --dataset digits --depth 11", "error: The depth of a wide residual network"),
         ("show nowhere", "error: nowhere holds no result"),
         ("study nothing", "error: No study is called 'nothing'. Choose one of: blog-small, which-"),
@@ -110,9 +111,9 @@ def test_errors_are_messages_not_tracebacks(tmp_path, monkeypatch, call, argumen
 
 def test_without_a_command_it_is_the_demo(tmp_path, monkeypatch, call):
     tiny = replace(
-        demo.SMALL, network="lenet-300-100", depth=None, width=None, epochs=1, train_images=64
+        catalogue.SMALL, network="lenet-300-100", depth=None, width=None, epochs=1, train_images=64
     )
-    monkeypatch.setattr(demo, "SMALL", tiny)
+    monkeypatch.setattr(catalogue, "SMALL", tiny)
     monkeypatch.chdir(tmp_path)
     code, text = call()
     assert code == 0
@@ -130,12 +131,12 @@ def test_without_a_command_it_is_the_demo(tmp_path, monkeypatch, call):
 
 
 def test_the_demo_says_what_is_smaller():
-    text = render("demo_start.txt", run=demo.SMALL.for_arm("mix"))
+    text = render("demo_start.txt", run=catalogue.SMALL.for_arm("mix"))
     for words in ("a WRN-10-1 here", "of 128 are of 32", "is 0.001", "30 epochs an arm"):
         assert words in text
     assert (
         replace(Configuration("digits"), depth=10, width=1, batch_size=32, mix_lr=1e-3)
-        == demo.SMALL
+        == catalogue.SMALL
     )
 
 
@@ -148,20 +149,28 @@ def test_the_demos_answer(right, answer, tmp_path):
     accuracies = {"mask": 0.5, "weights": 0.7, "mix": right, "weights-then-weights": 0.88}
     found = [
         Result(
-            configuration=demo.SMALL.for_arm(arm), estimator=None, environment={}, command="",
+            configuration=catalogue.SMALL.for_arm(arm), estimator=None, environment={}, command="",
             epochs=[Epoch(1, 0.1, 1, 1, 1, accuracy, 1)], utilisation=[],
         )
         for arm, accuracy in accuracies.items()
     ]  # fmt: skip
-    text = pages_demo.show(found, tmp_path)
+    for each in found:
+        each.write(tmp_path / f"{each.configuration.name}.json")
+    text = pages_demo.show(tmp_path)
     assert f"Is a mask a better start? {answer}: after 1 epochs more" in text
     chance = 196 * ((right * (1 - right) + 0.88 * 0.12) / 359) ** 0.5
     assert f"less than {chance:.1f} points" in text
 
 
-def test_download_passes_its_options_on(monkeypatch, call):
+def test_download_passes_its_options_on(monkeypatch, call, tmp_path):
     calls = []
-    monkeypatch.setattr(cli, "fetch", lambda *arguments: calls.append(arguments) or "there")
-    code, text = call("download", "mnist", "--data-dir", "d", "--base-url", "u/")
-    assert (code, text) == (0, "mnist is in there ")
-    assert [str(argument) for argument in calls[0]] == ["mnist", "d", "u/"]
+    monkeypatch.setattr(
+        download, "_fetch", lambda url, path: calls.append((url, path)) or path.touch()
+    )
+    monkeypatch.setattr(download, "MD5", {"mnist": {}, "cifar10": {"batch": "md5"}})
+    assert call("download", "mnist", "--data-dir", tmp_path) == (
+        0, f"Written to {tmp_path / 'MNIST' / 'raw'} "
+    )  # fmt: skip
+    code, _ = call("download", "cifar10", "--data-dir", tmp_path, "--base-url", "u/")
+    assert "u/: expected batch with MD5 md5, found none. Nothing was kept" in code
+    assert calls == [("u/cifar-10-python.tar.gz", tmp_path / "cifar-10-python.tar.gz")]

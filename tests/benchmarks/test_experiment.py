@@ -11,7 +11,7 @@ from benchmarks import BenchmarkError, provenance
 from benchmarks.experiment import arms, results
 from benchmarks.experiment.arms import run, start
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.data import images, load
+from benchmarks.experiment.data import images, read_digits
 from benchmarks.experiment.networks import build
 from benchmarks.experiment.training import evaluate
 
@@ -57,7 +57,7 @@ def test_impossible_devices(device, tmp_path):
 
 def test_held_out_images(tmp_path):
     """The last of the training set are measured on, the test set by no one, and none is in both."""
-    whole = load("digits", tmp_path)
+    whole = read_digits(tmp_path)
     some = images(replace(LENET, held_out=100), tmp_path)
     assert len(some.train.labels) == 96
     assert torch.equal(some.train.images, whole.train.images[:96])

@@ -12,8 +12,8 @@ import masktorch
 ROOT = Path(benchmarks.__file__).parent
 FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
 OUTSIDE = {
-    "jinja2", "kornia", "matplotlib", "numpy", "pandas", "ray", "scipy", "sklearn", "torch", "tqdm",
-    "tyro",
+    "jinja2", "kornia", "matplotlib", "numpy", "pandas", "ray", "scipy", "sklearn", "tabulate",
+    "torch", "tqdm", "tyro",
 }  # fmt: skip
 
 # The rooms, from the ground up, and their floors. A file imports from rooms below its own, and in
@@ -22,28 +22,24 @@ ROOMS = {
     "": [["__init__"], ["atomic", "provenance"]],
     "experiment": [
         ["configuration", "augmentation"],
-        ["data", "download"],
-        ["networks"],
+        ["data"],
+        ["networks", "download"],
         ["masks", "parallel"],
         ["training"],
         ["results"],
         ["arms"],
     ],
     "speed": [
-        ["timing", "child", "rivals", "files"],
+        ["timing", "rivals"],
         ["steps"],
         ["memory"],
         ["floor", "costs"],
         ["measure"],
     ],
-    "studies": [
-        ["categorical", "estimate", "study"],
-        ["blog", "cluster", "which_estimator"],
-        ["blog_small", "demo", "earlier", "supermasks", "tickets"],
-        ["catalogue"],
-    ],
+    "studies": [["categorical", "estimate", "study"], ["catalogue", "cluster"]],
     "pages": [
-        ["reference", "comparison", "render"],
+        ["render"],
+        ["comparison"],
         ["figures"],
         ["demo", "methods", "speed"],
         ["reproduction"],

@@ -34,7 +34,7 @@ def test_every_estimator_has_a_name_and_trains(method, tiny, go):
 
 def wrapped(configuration):
     model = build(configuration, SHAPE)
-    masks.wrap(model, configuration, masks.estimator(configuration))
+    masks.wrap(model, configuration)
     return model
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,8 @@ from torch.nn import functional as F
 import benchmarks
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.experiment.networks import (
-    Block,
-    conv,
-    lenet_300_100,
-    make_signed_constant,
-    wide_resnet,
-)
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.networks import Block, build, conv, lenet_300_100, wide_resnet
 from benchmarks.experiment.results import utilisation
 
 REFERENCE = json.loads((Path(benchmarks.__file__).parent / "pages" / "reference.json").read_text())
@@ -27,7 +23,7 @@ SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
 
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
 def test_the_blogs_layers(dataset):
-    network = masktorch.wrap(wide_resnet(SHAPES[dataset], 10, depth=28, width=8), bias=True)
+    network = masktorch.wrap(wide_resnet(SHAPES[dataset][0], depth=28, width=8), bias=True)
     layers = [(layer.layer, layer.parameters) for layer in utilisation(network)]
     published = REFERENCE["datasets"][dataset]["utilization"]
     assert layers == [(layer["layer"], layer["parameters"]) for layer in published]
@@ -38,7 +34,7 @@ def test_the_blogs_layers(dataset):
 
 def test_shapes_on_the_way():
     with torch.device("meta"):
-        network = wide_resnet((3, 32, 32), 10, depth=28, width=8)
+        network = wide_resnet(3, depth=28, width=8)
         x = torch.empty(2, 3, 32, 32)
     shapes = {}
     for name, part in network.named_children():
@@ -64,10 +60,10 @@ def test_shapes_on_the_way():
 
 
 @pytest.mark.parametrize(
-    "network",
-    [wide_resnet((3, 8, 8), 10, 16, 2), lenet_300_100((1, 28, 28), 10), conv((3, 8, 8), 10, 6)],
+    "size", [dict(depth=16, width=2), dict(network="lenet-300-100"), dict(network="conv-6")]
 )
-def test_start_as_keras(network):
+def test_start_as_keras(size):
+    network = build(Configuration("cifar10", **size), (3, 8, 8))
     layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for layer in layers:
         outputs, inputs, *kernel = layer.weight.shape
@@ -121,7 +117,7 @@ def test_running_averages_move_as_keras_moves_them():
 
 
 def test_lenet_300_100():
-    network = lenet_300_100((1, 28, 28), 10)
+    network = lenet_300_100((1, 28, 28))
     sizes = [(m.in_features, m.out_features) for m in network if isinstance(m, nn.Linear)]
     assert sizes == [(784, 300), (300, 100), (100, 10)]
     assert sum(p.numel() for p in network.parameters()) == 266_610
@@ -139,7 +135,7 @@ CONV_WEIGHTS = {2: 4_300_992, 4: 2_425_024, 6: 2_261_184}
 
 @pytest.mark.parametrize("layers", CONV_WEIGHTS)
 def test_conv(layers):
-    network = conv((3, 32, 32), 10, layers)
+    network = conv((3, 32, 32), layers)
     parameters = dict(network.named_parameters())
     weights = [p for name, p in parameters.items() if name.endswith("weight")]
     assert sum(p.numel() for p in weights) == CONV_WEIGHTS[layers]
@@ -161,10 +157,9 @@ def test_conv(layers):
 
 
 def test_signed_constant():
-    torch.manual_seed(0)
-    network = conv((3, 8, 8), 10, 2)
-    before = {name: p.clone() for name, p in network.named_parameters()}
-    make_signed_constant(network)
+    glorot = Configuration("cifar10", network="conv-2")
+    before = dict(build(glorot, (3, 8, 8)).named_parameters())
+    network = build(replace(glorot, weights="signed-constant"), (3, 8, 8))
     for name, p in network.named_parameters():
         if name.endswith("bias"):
             assert torch.equal(p, before[name])
@@ -181,12 +176,4 @@ def test_bad_depth(depth):
         f"The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); found {depth}."
     )
     with pytest.raises(BenchmarkError, match=re.escape(message)):
-        wide_resnet((3, 32, 32), 10, depth, 1)
-
-
-@pytest.mark.parametrize("width", [0, -1])
-def test_bad_width(width):
-    with pytest.raises(
-        BenchmarkError, match=f"width of a network must be at least 1; found {width}"
-    ):
-        wide_resnet((3, 32, 32), 10, 10, width)
+        wide_resnet(3, depth, 1)

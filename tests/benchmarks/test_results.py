@@ -14,7 +14,7 @@ from benchmarks.atomic import replacing
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.results import Layer, Result, overall_masked_fraction, read_results
 from benchmarks.experiment.training import Epoch
-from benchmarks.pages.reference import blog, is_comparable
+from benchmarks.pages.comparison import Comparison, blog
 
 
 def result(arm="mask", seed=0, test=(0.5, 0.75, 0.625), **changes):
@@ -23,7 +23,7 @@ def result(arm="mask", seed=0, test=(0.5, 0.75, 0.625), **changes):
     layers = [Layer("stem", 100, 0.5), Layer("classifier", 300, 0.1 + 0.1 * seed)]
     published = blog(configuration.dataset)
     if configuration.network_name == "wrn-28-8":
-        layers = [replace(layer, masked=0.5 * layer.masked) for layer in published.utilisation]
+        layers = [replace(layer, masked=0.5 * layer.masked) for layer in published["layers"]]
     return Result(
         configuration=configuration,
         estimator="Threshold(tau=0.5)" if configuration.estimator else None,
@@ -272,12 +272,12 @@ def test_a_foreign_json(content, tmp_path):
     assert str(raised.value).endswith("). Move it out of the results' folder.")
 
 
-def test_no_results(tmp_path):
-    message = f"{tmp_path} holds no result (*.json). Make some with"
-    with pytest.raises(FileNotFoundError, match=re.escape(message)):
-        read_results(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"nowhere holds no result"):
-        read_results(tmp_path / "nowhere")
+def test_no_results(tmp_path, call):
+    assert read_results(tmp_path) == read_results(tmp_path / "nowhere") == []
+    message = (
+        f"error: {tmp_path} holds no result (*.json). Make some with `python -m benchmarks run"
+    )
+    assert call("show", tmp_path)[0].startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -285,21 +285,19 @@ def test_no_results(tmp_path):
     [
         ({}, True),
         ({"depth": 10, "width": 1}, True),
-        ({"estimator": None}, True),
-        ({"estimator": "bernoulli"}, False),
         ({"network": "lenet-300-100"}, False),
     ],
 )
 def test_comparable(changes, comparable):
-    assert is_comparable(replace(Configuration("mnist"), **changes)) is comparable
+    assert bool(Comparison("s", {"mask": [result(**changes)]}, True).blog) is comparable
 
 
 def test_the_blogs_numbers():
-    assert blog("digits") is None
+    assert blog("digits") == {}
     found = {
-        (dataset, arm): (curve.best, curve.last)
+        (dataset, arm): (blog(dataset)["best_val"][arm], blog(dataset)["final_val"][arm])
         for dataset in ("mnist", "cifar10")
-        for arm, curve in blog(dataset).curves.items()
+        for arm in blog(dataset)["accuracy"]
     }
     protocol = {
         ("mnist", "mask"): (0.991, 0.991), ("mnist", "weights"): (0.991, 0.991),
@@ -310,7 +308,8 @@ def test_the_blogs_numbers():
     for key, (best, last) in protocol.items():
         assert found[key] == pytest.approx((best, last), abs=0.006), key
     for dataset in ("mnist", "cifar10"):
-        assert all(len(c.train) == len(c.test) == 30 for c in blog(dataset).curves.values())
+        curves = blog(dataset)["accuracy"].values()
+        assert all(len(c["train"]) == len(c["val"]) == 30 for c in curves)
 
 
 def test_overall_masked_fraction():

@@ -1,10 +1,12 @@
 """The measurements of speed: what the rivals compute, what trains, what comes out. Never a time."""
 
 import json
+import os
 import re
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -12,10 +14,12 @@ from torch.nn.functional import cross_entropy
 
 import masktorch
 from benchmarks import BenchmarkError
+from benchmarks.experiment.networks import kernels
+from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import speed as speed_page
-from benchmarks.pages.render import DOCS, RESULTS
-from benchmarks.speed import child, costs, files, floor, measure, memory, rivals, steps, timing
-from benchmarks.speed.timing import Timings, side_by_side
+from benchmarks.pages.render import DOCS
+from benchmarks.speed import costs, floor, measure, memory, rivals, steps, timing
+from benchmarks.speed.timing import alone, ratios, side_by_side
 
 CPU = torch.device("cpu")
 LENET = steps.Case("LeNet-300-100", 2)
@@ -79,8 +83,8 @@ class TestRivals:
         assert torch.equal(layer.weight[~masked], before[~masked])
 
     def test_the_same_weights_as_wrap(self):
-        model = steps.NETWORKS["Transformer 6x256"]()[0]
-        sizes = [layer.weight.shape for layer in rivals.conv_and_linear(model)]
+        model = steps.NETWORKS["Transformer 6x256"][0]()
+        sizes = [weight.shape for weight in kernels(model)]
         assert sizes == [
             scores.shape for scores in masktorch.mask_parameters(masktorch.wrap(model))
         ]
@@ -156,12 +160,12 @@ def test_a_case_is_measured(mode, compilations):
 def test_a_case_whose_malloc_keeps_memory_has_a_process_of_its_own(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        child, "call", lambda *args, variables: calls.append((args, variables)) or {}
+        steps, "alone", lambda *args, variables: calls.append((args, variables)) or {}
     )
     row = steps.measure(replace(LENET, keeps_memory=True), CPU)
     assert row["keeps_memory"]
-    (((function, case, *rest), variables),) = calls
-    assert function(json.loads(json.dumps(case)), *rest)["ratio"]["plain"] == [1, 1, 1]
+    (((function, *arguments), variables),) = calls
+    assert function(*arguments)["ratio"]["plain"] == [1, 1, 1]
     assert set(variables) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
 
 
@@ -210,32 +214,31 @@ def test_prune_alone_can_not_train_an_attention():
 
 def test_cases_name_networks():
     for device in (CPU, torch.device("cuda")):
-        for case in (*steps.cases(device), *memory.cases(device)):
+        for case in (*steps.cases(device), *memory.CASES):
             assert case.network in steps.NETWORKS
 
 
 class TestTiming:
     def test_ratios_are_of_one_round(self):
-        timings = Timings({"a": {0: 2.0, 1: 30.0, 2: 8.0}, "b": {0: 1.0, 1: 10.0, 2: 2.0}})
-        assert timings.median("a") == 8
-        assert timings.ratio("a", "b") == [2.5, 3, 3.5]
+        times = pd.DataFrame({"a": [2.0, 30.0, 8.0], "b": [1.0, 10.0, 2.0]})
+        assert ratios(times, "b")["a"].tolist() == [2.5, 3, 3.5]
 
     def test_a_round_that_one_sits_out_does_not_count(self):
-        timings = Timings({"a": {0: 6.0}, "b": {0: 2.0, 1: 1.0}})
-        assert timings.ratio("a", "b") == [3, 3, 3]
+        times = pd.DataFrame([{"a": 6.0, "b": 2.0}, {"b": 1.0}])
+        assert ratios(times, "b")["a"].tolist() == [3, 3, 3]
 
     def test_rounds(self, monkeypatch):
         turns = []
 
-        def turn(call, repeats, device):
+        def turn(call, device, repeats=1):
             turns.append((call(), repeats))
             return call()
 
-        monkeypatch.setattr(timing, "_turn", turn)
+        monkeypatch.setattr(timing, "turn", turn)
         took = {"quick": 0.001, "same": 0.0041, "slow": 0.009, "slowest": 1.0}
         calls = {name: lambda seconds=seconds: seconds for name, seconds in took.items()}
-        timings = side_by_side(calls, seconds=0, at_least=11, device=CPU)
-        rounds = {name: list(each) for name, each in timings.rounds.items()}
+        times = side_by_side(calls, seconds=0, at_least=11, device=CPU)
+        rounds = {name: times.index[times[name].notna()].tolist() for name in calls}
         assert rounds == {
             "quick": list(range(11)), "same": [0, 2, 4, 6, 8, 10], "slow": [0, 3, 6, 9],
             "slowest": [0, 5, 10],
@@ -245,8 +248,8 @@ class TestTiming:
         assert [seconds for seconds, _ in measured[:4]] != list(took.values())  # random order
 
     def test_seconds_are_filled(self):
-        timings = side_by_side({"a": lambda: None}, seconds=0.2, at_least=1, device=CPU)
-        assert len(timings.rounds["a"]) > 1
+        times = side_by_side({"a": lambda: None}, seconds=0.2, at_least=1, device=CPU)
+        assert len(times) > 1
 
 
 class TestFloor:
@@ -270,9 +273,8 @@ class TestFloor:
         np.testing.assert_allclose(product, (weight * kept).detach(), atol=1e-12)
 
     def test_sizes_fit_the_memory(self, monkeypatch):
-        for spare, largest in ((0, 10**7), (-2, 10**6)):  # bytes: half of it, or not quite
-            monkeypatch.setattr(floor, "physical_bytes", lambda s=spare: 2 * 40 * 10**7 + s)
-            assert max(case.size for case in floor.cases(CPU)) == largest
+        monkeypatch.setattr(floor, "fits", lambda bytes_: bytes_ <= 40 * 10**7)
+        assert max(case.size for case in floor.cases(CPU)) == 10**7
 
 
 class TestMemory:
@@ -286,20 +288,29 @@ class TestMemory:
     def test_without_proc(self, monkeypatch):
         monkeypatch.setattr(memory.Path, "exists", lambda path: False)
         with pytest.raises(BenchmarkError, match="run this on Linux, or leave it out with --only"):
-            memory.peak("LeNet-300-100", 2, "plain", "cpu")
+            memory.peak(LENET, "plain", CPU)
+
+    def test_half_of_the_memory(self):
+        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        assert memory.fits(pages // 2)
+        assert not memory.fits(pages // 2 + 1)
 
 
-def test_child(capfd):
-    assert child.call(memory.physical_bytes, variables={}) == memory.physical_bytes()
-    with pytest.raises(BenchmarkError, match=r"measure\('x',\) to end well .* exit status 1"):
-        child.call(costs.measure, "x", variables={})
-    assert "Traceback" in capfd.readouterr().err
+def test_alone():
+    """In another process, with these variables; an error is the caller's, a death is explained."""
+    assert alone(os.getenv, "HERE", variables={"HERE": "there"}) == "there"
+    assert "HERE" not in os.environ
+    assert alone(os.getpid, variables={}) != os.getpid()
+    with pytest.raises(TypeError):
+        alone(costs.measure, "x", CPU, variables={})
+    with pytest.raises(BenchmarkError, match=r"abort\(\) to end well in a process of its own"):
+        alone(os.abort, variables={})
 
 
 class TestFiles:
     def test_a_density_is_measured(self, monkeypatch):
-        monkeypatch.setattr(files, "SIDE", 300)
-        row = files.measure(0.25, CPU)
+        monkeypatch.setattr(costs, "SIDE", 300)
+        row = costs.measure_file(0.25, CPU)
         assert (row["size"], row["density"]) == (90_000, 0.25)
         assert 1 <= row["bytes / entropy"] < 1.25
         assert row["save, ns"] > 0 < row["load, ns"]
@@ -321,9 +332,8 @@ class TestCosts:
         for size in (10**3, 10**6):
             entries = sum(p.numel() for p in costs.network(size, CPU).parameters())
             assert entries == pytest.approx(size, rel=0.05)
-        for spare, largest in ((0, 10**8), (-2, 10**7)):
-            monkeypatch.setattr(costs, "physical_bytes", lambda s=spare: 2 * 10 * 10**8 + s)
-            assert max(costs.sizes(CPU)) == largest
+        monkeypatch.setattr(costs, "fits", lambda bytes_: bytes_ <= 10 * 10**8)
+        assert max(costs.sizes(CPU)) == 10**8
 
 
 @pytest.fixture
@@ -333,8 +343,8 @@ def small_parts(monkeypatch):
         "files": (0.5,),
     }  # fmt: skip
     for name, of_part in rows.items():
-        part = measure.PARTS[name]._replace(rows=lambda device, of_part=of_part: of_part)
-        monkeypatch.setitem(measure.PARTS, name, part)
+        _, how = measure.PARTS[name]
+        monkeypatch.setitem(measure.PARTS, name, (lambda device, rows=of_part: rows, how))
 
 
 class TestCommand:
@@ -397,13 +407,19 @@ def content():
     }  # fmt: skip
 
 
+def tables(content):
+    """By part, as the terminal has them."""
+    parts = speed_page.measured(content).split("\n\n")
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
 def cells(text):
     return [re.split(r" *\| *", line.strip("| ")) for line in text.splitlines()]
 
 
 class TestPage:
     def test_a_target_is_beside_a_number_above_it(self, content):
-        found = speed_page.tables(content)
+        found = tables(content)
         steps = cells(found["steps"])[2:]
         assert steps == [
             ["MLP 4x2048 at 128, float32, eager", "100 ms", "1.25"],
@@ -429,11 +445,11 @@ class TestPage:
 
     def test_targets_are_of_the_cpu(self, content):
         content["environment"]["device"] = "cuda"
-        assert not any("(>" in text for text in speed_page.tables(content).values())
+        assert not any("(>" in text for text in tables(content).values())
 
     def test_a_contestant_that_sat_out(self, content):
         del content["steps"][0]["ratio"]["threshold"]
-        assert cells(speed_page.tables(content)["steps"])[2][2:] == ["-"]
+        assert cells(tables(content)["steps"])[2][2:] == ["-"]
 
     def test_page(self, content):
         text = speed_page.page({"speed": content, "speed-h100": content})

@@ -9,9 +9,9 @@ import pytest
 import benchmarks
 from benchmarks import __main__ as cli
 from benchmarks.experiment.configuration import ARMS, STARTS_FROM, Configuration
-from benchmarks.experiment.results import Result
+from benchmarks.experiment.results import Result, read_results
 from benchmarks.experiment.training import Epoch
-from benchmarks.studies import blog_small, catalogue, estimate, study, supermasks, which_estimator
+from benchmarks.studies import catalogue, estimate, study
 from benchmarks.studies.catalogue import STUDIES
 from benchmarks.studies.study import Study
 
@@ -80,11 +80,11 @@ def test_committed_results_are_those_of_their_study(name):
 
 
 def study_results(name):
-    return study.results_so_far(COMMITTED / name)
+    return read_results(COMMITTED / name)
 
 
 def test_the_blogs_steps_on_small_images():
-    found = list(dict.fromkeys(blog_small.STUDY.runs(nothing)))
+    found = list(dict.fromkeys(catalogue.blog_small(nothing)))
     assert len(found) == 2 * 3 * (4 + 2)  # data sets, seeds, arms and those with 1e-3
     for configuration in found:
         blog = Configuration(configuration.dataset).for_arm(configuration.arm)
@@ -99,36 +99,36 @@ def test_the_blogs_steps_on_small_images():
 
 
 def test_every_method_tries_as_much_and_its_best_is_run():
-    methods = list(which_estimator.methods())
-    trials = [list(which_estimator.trials(method)) for method in methods]
+    methods = list(catalogue.methods())
+    trials = [list(catalogue.trials(method)) for method in methods]
     assert {len(tried) for tried in trials} == {12}
     assert all(t.held_out == 10_000 and t.seed == 0 for tried in trials for t in tried)
-    first = list(which_estimator.runs(nothing))
+    first = list(catalogue.which_estimator(nothing))
     assert first == [trial for tried in trials for trial in tried]
     done = [result(trial, 0.1) for trial in first]
     done[5] = result(first[5], 0.9)
     done[20] = result(first[20], 0.2)
-    *_, last = which_estimator.runs(lambda name: done)
-    later = list(which_estimator.runs(lambda name: done))[len(first) :]
+    *_, last = catalogue.which_estimator(lambda name: done)
+    later = list(catalogue.which_estimator(lambda name: done))[len(first) :]
     assert len(later) == 3 * len(methods)
     assert later[0] == replace(methods[0], lr=first[5].lr, init=first[5].init)
     assert later[1] == replace(methods[1], lr=first[20].lr, init=first[20].init)
     assert {c.held_out for c in later} == {None}
     assert last.seed == 2
-    assert len(list(which_estimator.runs(lambda name: done[1:]))) == len(first) + 3 * (
+    assert len(list(catalogue.which_estimator(lambda name: done[1:]))) == len(first) + 3 * (
         len(methods) - 1
     )
 
 
 def test_the_best_estimator_goes_on_to_the_supermasks():
-    assert list(supermasks.runs(nothing)) == []
+    assert list(catalogue.supermasks(nothing)) == []
     done = everything("which-estimator")
     full = [r for r in done if r.configuration.held_out is None]
     best = next(r for r in full if r.configuration.density == 0.3)
     done[done.index(best)] = result(best.configuration, 0.99)
-    first, *_ = supermasks.runs(lambda name: done)
+    first, *_ = catalogue.supermasks(lambda name: done)
     assert first == best.configuration
-    assert list(supermasks.runs(lambda name: done[:-1])) == []
+    assert list(catalogue.supermasks(lambda name: done[:-1])) == []
 
 
 @pytest.fixture

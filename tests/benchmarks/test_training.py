@@ -18,9 +18,9 @@ import masktorch
 from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import training
 from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.data import Split, load
+from benchmarks.experiment.data import Split, read_digits
 from benchmarks.experiment.results import Result, utilisation
-from benchmarks.experiment.training import Epoch, best_epoch, cosine, evaluate, plateau
+from benchmarks.experiment.training import Epoch, best_epoch, evaluate, plateau, scheduled
 from benchmarks.provenance import command_line
 
 ROOT = Path(benchmarks.__file__).parents[1]
@@ -81,6 +81,10 @@ def test_plateau_as_keras():
         for accuracy in accuracies:
             keras.on_epoch_end(accuracy)
         assert plateau(1e-2, accuracies) == pytest.approx(keras.lr), accuracies
+
+
+def cosine(lr, epoch, epochs):
+    return scheduled(lr, Configuration("digits", schedule="cosine", epochs=epochs), [0.5] * epoch)
 
 
 def test_cosine():
@@ -188,7 +192,7 @@ def test_the_best_epoch_has_the_last_density():
 
 @pytest.fixture
 def digits(tmp_path):
-    return load("digits", tmp_path)
+    return read_digits(tmp_path)
 
 
 def test_evaluation_of_any_batch_size(digits, tiny, monkeypatch):
