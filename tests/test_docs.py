@@ -98,6 +98,7 @@ def test_the_numbers_of_the_home_page_are_those_measured():
         and run["configuration"]["estimator"] == "threshold"
     )
     tasks = json.loads((results / "pretrained" / "results.json").read_text())
+    tasks = [row for row in tasks if row.get("density") is None]
     masks, tuned = ([row for row in tasks if row["way"] == way] for way in ("mask", "full"))
     steps = json.loads((results / "speed" / "speed.json").read_text())["steps"]
     cost = next(row["ratio"]["threshold"][1] for row in steps if row["network"] == "WRN-28-8")
