@@ -5,7 +5,6 @@ In compiled code the number is PyTorch's own `randint`, which no compiler merges
 the function one operation, `torch.ops.masktorch.draw`, which may be computed again at will.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -14,33 +13,20 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch.blocks import blockwise, is_plain
+from masktorch.blocks import blockwise
 from masktorch.selection import exceeds
 
 BITS = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
 """15 of every 16 bits, so that a quarter of a word is no negative number."""
-Margin = Callable[[Tensor], Tensor]
-"""`p - u` of scores, up to a factor, for uniform `u`: positive with probability `p`. Called for one
-part of a tensor after the other it goes on with fresh `u`."""
-
-
-def margin_of_draw(scores: Tensor, generator: torch.Generator | None) -> Margin:
-    """One draw from the generator, of scores like these."""
-    if is_plain(scores) and scores.device.type == "cpu":
-        return _margin_by_bits(_seed(generator))
-
-    def margin(scores: Tensor) -> Tensor:
-        return _probability(scores).sub_(_uniform(scores, generator)).to(scores.dtype)
-
-    return margin
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
+    scores = scores.detach()
     if scores.device.type == "cpu" and type(scores) in (Tensor, nn.Parameter):
-        # one operation to compilers and transforms, whatever it does within
-        return cast(Tensor, torch.ops.masktorch.draw(scores.detach(), _seed(generator)))
-    return exceeds(margin_of_draw(scores, generator)(scores), 0.0).to(torch.uint8)
+        seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+        return cast(Tensor, torch.ops.masktorch.draw(scores, seed))
+    return exceeds(_probability(scores) - _uniform(scores, generator), 0.0).to(torch.uint8)
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -67,12 +53,7 @@ def _uniform(scores: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _probability(scores: Tensor) -> Tensor:
-    dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
-    return torch.sigmoid(scores.detach().to(dtype))
-
-
-def _seed(generator: torch.Generator | None) -> Tensor:
-    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+    return torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
 
 class _Start(ISeedSequence):
@@ -86,7 +67,7 @@ class _Start(ISeedSequence):
         return np.full(n_words, self.number, dtype)
 
 
-def _margin_by_bits(seed: Tensor) -> Margin:
+def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     """On a CPU, with as few random bits as will do, for they come one number after the other.
 
     An entry has 15 bits, four entries to a number, and the next one's 15 below them. These decide
@@ -95,23 +76,17 @@ def _margin_by_bits(seed: Tensor) -> Margin:
     """
     generator = SFC64(cast(Any, _Start(int(seed))))  # numpy's types know only its own
 
-    def margin(scores: Tensor) -> Tensor:
+    @blockwise
+    def mask(scores: Tensor) -> Tensor:
         p = _probability(scores)
         words = generator.random_raw(p.numel() // 4 + 1)
         words &= BITS
         bits = torch.from_numpy(words.view(np.int16))
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
-        p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
-        return p if p.dtype is scores.dtype else p.mul_(2**15).to(scores.dtype)
+        return exceeds(p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30), 0.0)
 
-    return margin
-
-
-def _draw(scores: Tensor, seed: Tensor) -> Tensor:
-    margin = _margin_by_bits(seed)
-    (mask,) = blockwise(lambda s: (exceeds(margin(s), 0.0),), scores)
-    return mask.view(torch.uint8)
+    return mask(scores).view(torch.uint8)
 
 
 def _draw_batch(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
@@ -124,13 +99,11 @@ def _draw_batch(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[
     return torch.stack(drawn), 0
 
 
-def _like_a_mask(scores: Tensor, seed: Tensor) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.uint8)
-
-
 if not hasattr(torch.ops.masktorch, "draw"):  # else this module is imported once more
     schema = "(Tensor scores, Tensor seed) -> Tensor"
     torch.library.define("masktorch::draw", schema, tags=torch.Tag.pt2_compliant_tag)
     torch.library.impl("masktorch::draw", "CPU", _draw)
-    torch.library.register_fake("masktorch::draw", _like_a_mask)
+    torch.library.register_fake(
+        "masktorch::draw", lambda scores, seed: torch.empty_like(scores, dtype=torch.uint8)
+    )
     torch.library.register_vmap("masktorch::draw", _draw_batch)

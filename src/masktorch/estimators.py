@@ -5,7 +5,6 @@ back to it. The formulas are in `masktorch.functional`.
 """
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from masktorch import functional
+from masktorch.checks import check_number, check_switch
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class Estimator(Protocol):
 
 
 class Method:
-    """What the library's own estimators share: each is one formula, `masked`, of `functional`.
+    """What the library's own estimators share: each is one formula of `functional`, `product`.
 
     The deterministic mask is `1[s > at]`, and scores start above it, at `init`: a fresh model
     computes as the plain one in evaluation.
@@ -63,15 +63,12 @@ class Method:
     def init(self) -> Any:
         return self.at + 1.0
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        """The mask of training, or `weight` times it."""
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+        """`weight` times the mask of training, or that mask."""
         raise NotImplementedError
 
     def __call__(self, scores: Tensor) -> Tensor:
-        return self.masked(scores, None)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return self.masked(scores, weight)
+        return self.product(scores, None)
 
     def expected(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores) if self.draws else self(scores)
@@ -94,7 +91,7 @@ class _Probability(Method):
     tau: float
 
     def __post_init__(self) -> None:
-        _check(self, "tau", above=0, below=1, hint="It is compared with sigma(score).")
+        functional.logit(self.tau, type(self).__name__)
 
     @property
     def at(self) -> float:
@@ -117,7 +114,7 @@ class Threshold(_Probability):
     tau: float = 0.5
     draws: ClassVar[bool] = False
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.threshold(scores, self.tau, weight=weight)
 
 
@@ -141,7 +138,7 @@ class Bernoulli(_Probability):
     def init(self) -> float:
         return self.at + 3.0
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.bernoulli(scores, weight=weight)
 
 
@@ -173,9 +170,10 @@ class IntermediateSampling(_Probability):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "step_size", above=0, hint="It is in units of rms(dL/dmask).")
+        hint = "It is in units of rms(dL/dmask)."
+        check_number("IntermediateSampling", "step_size", self.step_size, above=0, hint=hint)
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.intermediate(scores, self.step_size, weight=weight)
 
 
@@ -197,7 +195,7 @@ class Piggyback(Method):
     draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check(self, "threshold")
+        check_number("Piggyback", "threshold", self.threshold)
 
     @property
     def at(self) -> float:
@@ -207,7 +205,7 @@ class Piggyback(Method):
     def init(self) -> float:
         return self.threshold + max(5e-3, 0.01 * abs(self.threshold))  # above it in bfloat16 too
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.piggyback(scores, self.threshold, weight=weight)
 
 
@@ -234,15 +232,16 @@ class HardConcrete(Method):
     zeta: float = 1.1
 
     def __post_init__(self) -> None:
-        _check(self, "beta", above=0)
-        _check(self, "gamma", below=0, hint="From gamma to zeta lies [0, 1] with room beyond.")
-        _check(self, "zeta", above=1, hint="From gamma to zeta lies [0, 1] with room beyond.")
+        hint = "From gamma to zeta lies [0, 1] with room beyond."
+        check_number("HardConcrete", "beta", self.beta, above=0)
+        check_number("HardConcrete", "gamma", self.gamma, below=0, hint=hint)
+        check_number("HardConcrete", "zeta", self.zeta, above=1, hint=hint)
 
     @property
     def init(self) -> float:
         return functional.logit(0.9)
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.hard_concrete(scores, self.beta, self.gamma, self.zeta, weight=weight)
 
     def expected(self, scores: Tensor) -> Tensor:
@@ -269,11 +268,10 @@ class Concrete(Method):
     hard: bool = True
 
     def __post_init__(self) -> None:
-        _check(self, "temperature", above=0)
-        if not isinstance(self.hard, bool):
-            raise TypeError(f"Concrete expected hard to be True or False, found {self.hard!r}.")
+        check_number("Concrete", "temperature", self.temperature, above=0)
+        check_switch("Concrete", "hard", self.hard)
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.concrete(scores, self.temperature, self.hard, weight=weight)
 
     def sample(self, scores: Tensor) -> Tensor:
@@ -288,21 +286,3 @@ class Given:
         return scores
 
     mode = __call__
-
-
-def _check(
-    estimator: object,
-    field: str,
-    *,
-    above: float = -math.inf,
-    below: float = math.inf,
-    hint: str = "",
-) -> None:
-    """Raises unless a field is a number between the two."""
-    value, name = getattr(estimator, field), type(estimator).__name__
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} expected {field} to be a number, found {value!r}. {hint}".strip())
-    if not above < float(value) < below:
-        raise ValueError(
-            f"{name} expected {field} in ({above}, {below}), found {value!r}. {hint}".strip()
-        )

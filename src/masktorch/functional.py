@@ -11,16 +11,17 @@ gradient of the result.
 """
 
 import math
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from masktorch.blocks import blocks, blockwise
-from masktorch.draws import uniform_like
+from masktorch.checks import check_number
+from masktorch.draws import drawn_mask, uniform_like
 from masktorch.ranks import n_of_m, topk
-from masktorch.rules import masked, overwriting
-from masktorch.selection import as_number, exceeds, select_above
+from masktorch.rules import Rule, masked
+from masktorch.selection import as_number, exceeds, select, select_above
 
 __all__ = [
     "bernoulli",
@@ -39,13 +40,9 @@ MAX_STEP = 0.5
 """Bound on `|alpha * g|` in `intermediate`; below 1, `1 +- alpha * g` stays positive."""
 
 
-def logit(tau: float) -> float:
-    """The score `s` at which `sigma(s) = tau`. Raises `ValueError` for a `tau` outside (0, 1)."""
-    if not 0 < tau < 1:
-        raise ValueError(
-            f"expected tau in (0, 1), found {tau!r}. It is the value of sigma(score) above which a "
-            "weight is kept; 0.5 is the usual choice."
-        )
+def logit(tau: float, caller: str = "threshold()") -> float:
+    """The score `s` at which `sigma(s) = tau`. Raises unless `tau` lies in (0, 1)."""
+    check_number(caller, "tau", tau, above=0, below=1, hint="It is compared with sigma(score).")
     return math.log(tau / (1 - tau))
 
 
@@ -60,7 +57,7 @@ def _at_most(at: float, dtype: torch.dtype) -> float:
 def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
     """The deterministic mask `m = 1[s > at]`, bool; a score that is not a number is kept."""
     at = _at_most(at, scores.dtype)
-    return blockwise(lambda s: (exceeds(s, at),), scores.detach())[0]
+    return blockwise(lambda s: exceeds(s, at))(scores.detach())
 
 
 def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
@@ -86,7 +83,7 @@ def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None)
         >>> scores.grad
         tensor([0.1050, 0.2500, 0.1050])
     """
-    return masked(weight, scores, _logistic_rule, at=_at_most(logit(tau), scores.dtype))
+    return _above(logit(tau), scores, weight, _logistic_rule)
 
 
 def bernoulli(
@@ -105,7 +102,7 @@ def bernoulli(
         >>> bernoulli(scores)
         tensor([0., 1.], grad_fn=<_MaskedBackward>)
     """
-    return masked(weight, scores, _logistic_rule, generator=generator)
+    return masked(scores, weight, drawn_mask(scores, generator), select, _logistic_rule)
 
 
 def intermediate(
@@ -137,49 +134,39 @@ def intermediate(
         >>> scores.grad  # x / (1 + x) for x = 0.1 * g / rms(g), as p = m = 1
         tensor([-0.1396,  0.0000,  0.1091])
     """
+    check_number("intermediate()", "step_size", step_size, above=0)
 
-    if not step_size > 0:
-        raise ValueError(f"intermediate() expected a positive step_size, found {step_size!r}.")
-
-    def rule(scores: Tensor, weight: Tensor, kept: Any, grad: Tensor) -> Tensor:
+    def rule(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
         dtype = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
-        tiny = torch.finfo(dtype).tiny
-        alpha = (_rms(grad, weight, dtype) / step_size).clamp(min=tiny).reciprocal()
-        into = overwriting(grad)
+        rms = _rms(grad, weight, dtype)
+        alpha = (rms / step_size).clamp(min=torch.finfo(dtype).tiny).reciprocal()
 
-        def difference(scores: Tensor, weight: Tensor, kept: Tensor, grad: Tensor) -> Any:
-            x = grad.to(dtype) * weight
-            x = torch.mul(x, alpha, out=into(x))
-            x = torch.clamp(x, -MAX_STEP, MAX_STEP, out=into(x))
-            m = as_number(kept, dtype)
+        @blockwise
+        def difference(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
+            x = (grad.to(dtype) * weight * alpha).clamp(-MAX_STEP, MAX_STEP)
+            m = as_number(drawn, dtype)
             # Both cases of p - q in one: m - q = x / (1 + x) where m = 1, x / (1 - x) where m = 0.
-            divisor = 1 - x
-            divisor = torch.addcmul(divisor, m, x, value=2, out=into(divisor))
-            p = torch.sigmoid(scores.to(dtype))
-            noise = torch.sub(p, m, out=into(p))
-            return (torch.addcdiv(noise, x, divisor, out=into(noise)).to(scores.dtype),)
+            p_less_m = torch.sigmoid(scores.to(dtype)) - m
+            return torch.addcdiv(p_less_m, x, torch.addcmul(1 - x, m, x, value=2)).to(scores.dtype)
 
-        return blockwise(difference, scores, weight, kept, grad)[0]
+        return difference(scores, weight, drawn, grad)
 
-    return masked(weight, scores, rule, generator=generator, keep=True)
+    return masked(scores, weight, drawn_mask(scores, generator), select, rule)
 
 
 def _rms(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The root mean square of `grad * weight`. Squared are the shares of the largest entry: the
     squares of small or large entries would under- or overflow."""
-    into, tiny = overwriting(grad), torch.finfo(dtype).tiny
     if not grad.numel():
         return grad.new_ones((), dtype=dtype)
     tops, norms = [], []
     for g, w in blocks(grad, weight):
-        g = g.to(dtype) * w
-        g = torch.abs(g, out=into(g))
-        tops.append(g.amax().clamp(min=tiny))
-        norms.append(torch.linalg.vector_norm(torch.div(g, tops[-1], out=into(g))))
+        x = g.to(dtype) * w
+        tops.append(x.abs().amax().clamp(min=torch.finfo(dtype).tiny))
+        norms.append(torch.linalg.vector_norm(x / tops[-1]))
     top = torch.stack(tops).amax()
     norm = torch.linalg.vector_norm(torch.stack(norms) * (torch.stack(tops) / top))
-    rms: Tensor = top * (norm / math.sqrt(grad.numel()))
-    return rms
+    return cast(Tensor, top * (norm / math.sqrt(grad.numel())))
 
 
 def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None) -> Tensor:
@@ -196,7 +183,7 @@ def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None 
         >>> scores.grad
         tensor([2., 3.])
     """
-    return masked(weight, scores, _identity_rule, at=_at_most(threshold, scores.dtype))
+    return _above(threshold, scores, weight, _identity_rule)
 
 
 def hard_concrete(
@@ -257,27 +244,25 @@ def concrete(
 
 def _logistic_noise(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     """`s + logit(u)`, positive with probability `sigma(s)`; float32 for half precision."""
-    u = uniform_like(scores, generator)
-    return scores.to(u.dtype) + torch.log(u) - torch.log1p(-u)
+    return scores + uniform_like(scores, generator).logit_()
 
 
-def _identity_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
+def _above(at: float, scores: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
+    """The mask `1[s > at]`, or the weight under it."""
+    at = _at_most(at, scores.dtype)
+    return masked(scores, weight, scores, lambda s, w: select_above(w, s, at), rule)
+
+
+@blockwise
+def _identity_rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
     """`g`, where `dL/ds := dL/dm`."""
-    return blockwise(lambda w, g: ((g * w).to(scores.dtype),), weight, grad)[0]
+    return (grad * weight).to(scores.dtype)
 
 
-def _logistic_rule(scores: Tensor, weight: Tensor, kept: Tensor | None, grad: Tensor) -> Tensor:
+@blockwise
+def _logistic_rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
     """`g * sigma(s) * (1 - sigma(s))`."""
-    into = overwriting(grad)
-    dtype = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
-
-    def product(scores: Tensor, weight: Tensor, grad: Tensor) -> Any:
-        p, grad = torch.sigmoid(scores.to(dtype)), grad.to(dtype)
-        slope: Tensor
-        if (out := into(p)) is None:
-            slope = torch.ops.aten.sigmoid_backward.default(grad, p)
-        else:
-            slope = torch.ops.aten.sigmoid_backward.grad_input(grad, p, grad_input=out)
-        return (torch.mul(slope, weight, out=into(slope)).to(scores.dtype),)
-
-    return blockwise(product, scores, weight, grad)[0]
+    wide = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
+    p = torch.sigmoid(scores.to(wide))
+    slope = torch.ops.aten.sigmoid_backward(grad.to(wide), p) * weight
+    return cast(Tensor, slope.to(scores.dtype))
