@@ -1,13 +1,12 @@
 """Elementwise arithmetic on large CPU tensors, a cacheful of entries at a time."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**18
+BLOCK = 2**17
 """Entries that `blocks` takes at a time."""
 
 
@@ -38,7 +37,6 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def blockwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """The same elementwise function, computed by `blocks`."""
 
-    @functools.wraps(function)
     def by_blocks(*tensors: Tensor) -> Tensor:
         whole: Tensor | None = None
         for number, block in enumerate(blocks(*tensors)):

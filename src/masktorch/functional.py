@@ -11,6 +11,7 @@ gradient of the result.
 """
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -143,11 +144,12 @@ def intermediate(
 
         @blockwise
         def difference(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
-            x = (grad.to(dtype) * weight * alpha).clamp(-MAX_STEP, MAX_STEP)
+            x = (grad.to(dtype) * weight).mul_(alpha).clamp_(-MAX_STEP, MAX_STEP)
             m = as_number(drawn, dtype)
             # Both cases of p - q in one: m - q = x / (1 + x) where m = 1, x / (1 - x) where m = 0.
-            p_less_m = torch.sigmoid(scores.to(dtype)) - m
-            return torch.addcdiv(p_less_m, x, torch.addcmul(1 - x, m, x, value=2)).to(scores.dtype)
+            divisor = (1 - x).addcmul_(m, x, value=2)
+            noise = torch.sigmoid(scores.to(dtype)) - m
+            return torch.addcdiv(noise, x, divisor).to(scores.dtype)
 
         return difference(scores, weight, drawn, grad)
 
@@ -159,13 +161,12 @@ def _rms(grad: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     squares of small or large entries would under- or overflow."""
     if not grad.numel():
         return grad.new_ones((), dtype=dtype)
-    tops, norms = [], []
-    for g, w in blocks(grad, weight):
-        x = g.to(dtype) * w
-        tops.append(x.abs().amax().clamp(min=torch.finfo(dtype).tiny))
-        norms.append(torch.linalg.vector_norm(x / tops[-1]))
-    top = torch.stack(tops).amax()
-    norm = torch.linalg.vector_norm(torch.stack(norms) * (torch.stack(tops) / top))
+
+    def over_blocks(number: Callable[[Tensor], Tensor]) -> Tensor:
+        return torch.stack([number(g.to(dtype) * w) for g, w in blocks(grad, weight)])
+
+    top = over_blocks(lambda x: x.abs().amax()).amax().clamp(min=torch.finfo(dtype).tiny)
+    norm = torch.linalg.vector_norm(over_blocks(lambda x: torch.linalg.vector_norm(x / top)))
     return cast(Tensor, top * (norm / math.sqrt(grad.numel())))
 
 
@@ -264,5 +265,5 @@ def _logistic_rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -
     """`g * sigma(s) * (1 - sigma(s))`."""
     wide = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
     p = torch.sigmoid(scores.to(wide))
-    slope = torch.ops.aten.sigmoid_backward(grad.to(wide), p) * weight
-    return cast(Tensor, slope.to(scores.dtype))
+    slope = torch.ops.aten.sigmoid_backward(grad.to(wide), p)
+    return cast(Tensor, slope.mul_(weight).to(scores.dtype))

@@ -181,7 +181,7 @@ def _rule(absolute: bool, block: Block | None = None) -> Rule:
     def rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
         g = grad * weight
         if absolute:
-            g = g * torch.copysign(scores.new_ones(()), scores + 0.0)  # -0.0 + 0.0 is 0.0
+            g.mul_(1 - select_above(scores.new_full((), 2.0), -scores, 0.0))  # sign(s)
         return g.to(scores.dtype)
 
     def by_blocks(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:

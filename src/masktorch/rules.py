@@ -55,6 +55,9 @@ def masked(
         )
     factor = scores.new_ones(()) if weight is None else weight
     apply = _Masked.apply
-    if is_plain(factor) and is_plain(scores):  # that of C, which inspects no signature, as long
+    if is_plain(factor) and is_plain(scores):
+        if not (scores.requires_grad and torch.is_grad_enabled()):
+            return product(read, factor)
+        # the other form inspects the signature at each call, which takes as long as the rest
         apply = super(torch.autograd.Function, _Masked).apply
     return cast(Tensor, apply(scores, factor, read, product, rule))  # type: ignore[no-untyped-call]

@@ -34,7 +34,6 @@ def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return (mask.view(torch.uint8) if is_plain(mask) else mask).to(dtype)
 
 
-@blockwise
 def select(mask: Tensor, weight: Tensor) -> Tensor:
     """`weight` where the mask, bools or bytes, is True, elsewhere exactly 0, whatever stands there.
 
@@ -42,7 +41,7 @@ def select(mask: Tensor, weight: Tensor) -> Tensor:
         >>> select(torch.tensor([True, False]), torch.tensor([1.0, float("nan")]))
         tensor([1., 0.])
     """
-    return select_above(weight, as_number(mask, weight.dtype), 0.0)
+    return blockwise(lambda m, w: select_above(w, as_number(m, w.dtype), 0.0))(mask, weight)
 
 
 def count(density: float, entries: int) -> int:
@@ -120,12 +119,13 @@ def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
     key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
     last, same = _outside.get(key, (math.nan, False))
     if same:
-        parts = [part for values in tensors for (part,) in blocks(values)]
-        sizes = _sizes(tensors, absolute)
-        inside = sum(int(torch.count_nonzero(sizes(part) <= last)) for part in parts)
-        ties = k + inside - sum(part.numel() for part in parts)
-        equal = sum(int(torch.count_nonzero(sizes(part) == last)) for part in parts) if ties else 0
-        if 0 <= ties <= equal:
+
+        def counted(compare: Callable[..., Any]) -> int:
+            parts = _parts(tensors, absolute)
+            return sum(int(np.count_nonzero(compare(part, last))) for part in parts)
+
+        ties = k + counted(np.less_equal) - sum(values.numel() for values in tensors)
+        if ties == 0 or 0 < ties <= counted(np.equal):
             return last, ties
     at, ties = _next_largest(tensors, k, absolute)
     same = key not in _outside or at == last
@@ -163,32 +163,30 @@ def _next_largest(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[fl
     return float(at), int(np.count_nonzero(above != above if np.isnan(at) else above == at))
 
 
-def _sizes(tensors: Sequence[Tensor], absolute: bool) -> Callable[[Tensor], Tensor]:
-    """What is compared of a part of one of the tensors, in a dtype that all fit."""
-    dtype = functools.reduce(torch.promote_types, (values.dtype for values in tensors))
-    return lambda part: (part.abs() if absolute else part).to(dtype)
-
-
 def _parts(
     tensors: Sequence[Tensor], absolute: bool, stride: int = 1
 ) -> Iterator[npt.NDArray[Any]]:
-    """Every `stride`-th of these, by blocks, in a dtype that numpy has."""
-    sizes = _sizes([*tensors, torch.empty(0, device="cpu")], absolute)
+    """Every `stride`-th entry (its magnitude), by blocks, in a dtype that numpy has and all fit."""
+    dtype = functools.reduce(torch.promote_types, (v.dtype for v in tensors), torch.float32)
     for values in tensors:
         for (block,) in blocks(values):
-            yield sizes(block.reshape(-1)[::stride].cpu()).numpy()
+            part = block.reshape(-1)[::stride].to("cpu", dtype).numpy()
+            yield np.abs(part) if absolute else part
 
 
 def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> list[Tensor]:
     """The masks of what is beyond a cut, and of so many that are equal to it, the first."""
-    sizes, nan = _sizes(tensors, absolute), math.isnan(at)  # nothing is beyond what is no number
-    exceeding = blockwise(lambda v: exceeds(sizes(v), at))
-    equalling = blockwise(lambda v: v != v if nan else sizes(v) == at)
+    dtype = functools.reduce(torch.promote_types, (values.dtype for values in tensors))
     masks = []
+
+    def compared(compare: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+        return blockwise(lambda v: compare((v.abs() if absolute else v).to(dtype)))(values)
+
     for values in tensors:
-        mask = torch.zeros_like(values, dtype=torch.bool) if nan else exceeding(values)
+        mask = compared(lambda v: exceeds(v, at) if at == at else (v != v) & (v == v), values)
         if ties:
-            first = equalling(values).flatten().nonzero()[:ties, 0]
+            equal = compared(lambda v: (v == at) if at == at else (v != v), values)
+            first = equal.flatten().nonzero()[:ties, 0]
             mask.put_(first, torch.ones_like(first, dtype=torch.bool))
             ties -= len(first)
         masks.append(mask)
