@@ -10,7 +10,7 @@ from torch import Tensor
 from masktorch import ranks
 from masktorch.checks import Block, check_block, check_density, check_n_of_m, check_switch
 from masktorch.estimators import Method
-from masktorch.selection import count, whole
+from masktorch.selection import whole
 
 
 class _Ranked(Method):
@@ -18,10 +18,6 @@ class _Ranked(Method):
 
     draws: ClassVar[bool] = False
     absolute: bool
-
-    def _kept_of(self, rivals: int) -> int:
-        """How many are kept of so many."""
-        raise NotImplementedError
 
     def _rivals(self, tensor: Tensor) -> Tensor:
         """As (groups, rivals within the group, entries that are kept or masked as one)."""
@@ -37,9 +33,8 @@ class _Ranked(Method):
         return self.product(scores.detach(), weight)
 
     def expected(self, scores: Tensor) -> Tensor:
-        """The share that is kept, at every entry: it does not depend on the scores."""
-        rivals = self._rivals(torch.empty(scores.shape, device="meta")).shape[1]
-        return torch.full_like(scores, self._kept_of(rivals) / max(rivals, 1))
+        """The mask, without a gradient: how many it keeps does not depend on the scores."""
+        return self(scores.detach())
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores, exchanged between those on the wrong sides; where equal ones are on both
@@ -50,17 +45,16 @@ class _Ranked(Method):
         return whole(self._exchanged, scores, mask)
 
     def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:
-        entries = self._rivals(mask)
-        kept = entries.any(-1)
+        entries, now = self._rivals(mask), self._rivals(self.mode(scores)).any(-1)
+        kept, found, places = entries.any(-1), entries.any(-1).sum(1), now.sum(1)
         if not torch.equal(kept, entries.all(-1)):
             raise ValueError(f"{self!r} keeps whole blocks, found one that is kept in part.")
-        found, among = kept.sum(1), kept.shape[1]
-        if other := found[found != self._kept_of(among)].tolist():
+        if other := found[found != places].tolist():
             raise ValueError(
-                f"{self!r} keeps {self._kept_of(among)} of {among}, found {other[0]} kept: give it "
-                "a mask of that count."
+                f"{self!r} keeps {places[0]} of {kept.shape[1]}, found {other[0]} kept: give it a "
+                "mask of that count."
             )
-        values, now = self._rivals(scores).clone(), self._rivals(self.mode(scores))[..., 0]
+        values = self._rivals(scores).clone()
         rising, falling = kept & ~now, now & ~kept
         values[rising], values[falling] = values[falling], values[rising]
         sizes = (values.abs() if self.absolute else values).mean(-1, dtype=torch.float64)
@@ -68,10 +62,8 @@ class _Ranked(Method):
         low, limits = values[tied], torch.finfo(scores.dtype)
         step = (low.abs() * limits.eps).clamp(min=limits.tiny)
         values[tied] = torch.where((low < 0) & self.absolute, low - step, low + step)
-        places = self._rivals(torch.arange(scores.numel(), device=scores.device).view(scores.shape))
-        moved = torch.empty_like(values).flatten()
-        moved[places.flatten()] = values.flatten()
-        return moved.view(scores.shape)
+        index = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
+        return torch.empty_like(scores).put_(self._rivals(index), values)
 
 
 @final
@@ -115,9 +107,6 @@ class TopK(_Ranked):
     def mode(self, scores: Tensor) -> Tensor:
         return ranks.keeps_largest(scores, self._number, absolute=self.absolute, block=self.block)
 
-    def _kept_of(self, rivals: int) -> int:
-        return count(self.density, rivals)
-
     def _rivals(self, tensor: Tensor) -> Tensor:
         if self.block is None:
             return tensor.reshape(1, -1, 1)
@@ -151,9 +140,6 @@ class NOfM(_Ranked):
 
     def mode(self, scores: Tensor) -> Tensor:
         return ranks.keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
-
-    def _kept_of(self, rivals: int) -> int:
-        return self.n
 
     def _rivals(self, tensor: Tensor) -> Tensor:
         return torch.unflatten(tensor, 1, (-1, self.m)).movedim(2, -1).reshape(-1, self.m, 1)

@@ -27,7 +27,7 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
         seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         # one operation to compilers and transforms, whatever it does within
         return cast(Tensor, (_draw if is_plain(scores) else torch.ops.masktorch.draw)(scores, seed))
-    return exceeds(_probability(scores) - _uniform(scores, generator), 0.0).to(torch.uint8)
+    return exceeds(_probability(scores) - uniform_like(scores, generator), 0.0).to(torch.uint8)
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -41,16 +41,12 @@ def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Te
         >>> u.dtype, bool(((u > 0) & (u < 1)).all())
         (torch.float32, True)
     """
-    u = _uniform(scores, generator)
-    return u.clamp(min=torch.finfo(u.dtype).eps / 4)
-
-
-def _uniform(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """PyTorch's own, from [0, 1)."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if generator is None:  # of all that draws, what every compiler knows and never merges
-        return torch.rand_like(scores, dtype=dtype)
-    return torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
+        u = torch.rand_like(scores, dtype=dtype)
+    else:
+        u = torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
+    return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's own are from [0, 1)
 
 
 def _probability(scores: Tensor) -> Tensor:
@@ -86,7 +82,9 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
         margin = p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
-        return torch.from_numpy(np.asarray(~(margin.numpy() <= 0)))  # numpy compares ten times faster
+        return torch.from_numpy(
+            np.asarray(~(margin.numpy() <= 0))
+        )  # numpy compares ten times faster
 
     return mask(scores).view(torch.uint8)
 

@@ -45,26 +45,21 @@ def topk(
     and None is the whole dimension: whole blocks are kept, those of the largest mean `|s|` (or
     `s`), `n` counts blocks, and the gradient is `sign(s)` times the mean of `g` over the block.
 
-    `scores` is floating point of any shape, `density` lies in (0, 1] (a 0-d tensor is taken as it
-    is), `weight` has the shape and dtype of `scores`. Returns the mask (or `weight * m`) in that
-    shape and dtype. Raises `ValueError` where blocks do not divide the shape.
-    Sources: edge-popup, Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?"
+    Shapes and dtypes as in `threshold`; `density` lies in (0, 1] (a 0-d tensor is taken as it is).
+    Raises `ValueError` where blocks do not divide the shape. Sources: edge-popup, Ramanujan et al.
     (arXiv 1911.13299); with `absolute=False` movement pruning, Sanh et al. (arXiv 2005.07683).
 
     Examples:
         >>> scores = torch.tensor([-3.0, 1.0, 2.0, 0.0], requires_grad=True)
-        >>> topk(scores, 0.5)
-        tensor([1., 0., 1., 0.], grad_fn=<_MaskedBackward>)
         >>> topk(scores, 0.5).sum().backward()
-        >>> scores.grad
-        tensor([-1.,  1.,  1.,  1.])
+        >>> topk(scores, 0.5), scores.grad
+        (tensor([1., 0., 1., 0.], grad_fn=<_MaskedBackward>), tensor([-1.,  1.,  1.,  1.]))
     """
-
     if not isinstance(density, Tensor):
         check_density(density, "topk")
     rule = _rule(absolute, block if scores.numel() else None)
-    k = 0 if torch.compiler.is_compiling() else count(float(density), scores.numel())
-    if block is None and k < scores.numel() and is_cut(scores):
+    n = scores.numel()
+    if block is None and is_cut(scores) and (k := count(float(density), n)) < n:
         at, ties = cut([scores.detach()], k, absolute)
         if not ties:
             product = blockwise(lambda s, w: select_above(w, s.abs() if absolute else s, at))
@@ -86,8 +81,7 @@ def keeps_largest(
         if block is None or not scores.numel():
             return _largest(scores, density, absolute)
         tiles = tiled(scores, block)
-        inner = tuple(range(2, tiles.dim()))
-        sizes = (tiles.abs() if absolute else tiles).mean(inner, dtype=torch.float64)
+        sizes = _mean(tiles.abs() if absolute else tiles, torch.float64)
         return _spread(_largest(sizes, density, False), tiles, scores)
 
     return whole(kept, scores.detach())
@@ -97,19 +91,31 @@ def _largest(values: Tensor, density: float | Tensor, absolute: bool) -> Tensor:
     """To code that is compiled one operation, which takes the density as a tensor: another one is
     another input, not another graph."""
     if torch.compiler.is_compiling():
-        number = torch.ones((), dtype=torch.float64, device="cpu") * density
-        return cast(Tensor, torch.ops.masktorch.largest(values, number, absolute))
+        number = density * torch.ones((), dtype=torch.float64, device="cpu")
+        return _operation(values, number, absolute)
     return largest(values, count(float(density), values.numel()), absolute=absolute)
+
+
+@torch.library.custom_op("masktorch::largest", mutates_args=())
+def _operation(values: Tensor, density: Tensor, absolute: bool) -> Tensor:
+    return torch.empty_like(values, dtype=torch.bool).copy_(_largest(values, density, absolute))
+
+
+@_operation.register_fake
+def _(values: Tensor, density: Tensor, absolute: bool) -> Tensor:
+    return torch.empty_like(values, dtype=torch.bool)
 
 
 def tiled(tensor: Tensor, block: Block) -> Tensor:
     """A view by blocks: (blocks down, blocks across, rows, columns, kernel positions)."""
-    rows, columns = (
-        size if length is None else length
-        for length, size in zip(block, tensor.shape[:2], strict=True)
-    )
+    rows, columns = (length or size for length, size in zip(block, tensor.shape, strict=False))
     down, across = tensor.shape[0] // rows, tensor.shape[1] // columns
     return tensor.view(down, rows, across, columns, *tensor.shape[2:]).transpose(1, 2)
+
+
+def _mean(tiles: Tensor, dtype: torch.dtype) -> Tensor:
+    """Of each block."""
+    return tiles.mean(tuple(range(2, tiles.dim())), dtype=dtype)
 
 
 def _spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
@@ -130,11 +136,10 @@ def n_of_m(
 
     Forward `m = 1` at the `n` largest `|s|` (or `s` with `absolute=False`) of every `m`
     consecutive entries along dimension 1, for each position of a kernel apart; backward as in
-    `topk`, `dL/ds = g * sign(s)` or `g`. Ties and what is not a number as there.
+    `topk`, `dL/ds = g * sign(s)` or `g`. Ties, what is not a number, shapes and dtypes as there.
 
-    Shapes and dtypes as in `topk`, at least two dimensions. Raises `ValueError` where `m` does not
-    divide dimension 1. Source: the 2:4 pattern of Mishra et al., "Accelerating Sparse Deep Neural
-    Networks" (arXiv 2104.08378), with the gradient of `topk`.
+    Raises `ValueError` where `m` does not divide dimension 1. Source: the 2:4 pattern of Mishra et
+    al., "Accelerating Sparse Deep Neural Networks" (arXiv 2104.08378), with `topk`'s gradient.
 
     Examples:
         >>> n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 1, 2)
@@ -185,24 +190,9 @@ def _rule(absolute: bool, block: Block | None = None) -> Rule:
         return g.to(scores.dtype)
 
     def by_blocks(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
-        g = grad.to(torch.promote_types(grad.dtype, torch.float32)) * weight
-        tiles = tiled(g, cast(Block, block))
-        mean = _spread(tiles.mean(tuple(range(2, tiles.dim()))), tiles, scores).to(scores.dtype)
+        dtype = torch.promote_types(grad.dtype, torch.float32)
+        tiles = tiled(grad.to(dtype) * weight, cast(Block, block))
+        mean = _spread(_mean(tiles, dtype), tiles, scores).to(scores.dtype)
         return rule(scores, scores.new_ones(()), read, mean)
 
     return rule if block is None else by_blocks
-
-
-if not hasattr(torch.ops.masktorch, "largest"):  # else this module is imported once more
-    schema = "(Tensor values, Tensor density, bool absolute) -> Tensor"
-    torch.library.define("masktorch::largest", schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl(
-        "masktorch::largest",
-        "default",
-        lambda values, density, absolute: torch.empty_like(values, dtype=torch.bool).copy_(
-            _largest(values, density, absolute)
-        ),
-    )
-    torch.library.register_fake(
-        "masktorch::largest", lambda values, *_: torch.empty_like(values, dtype=torch.bool)
-    )

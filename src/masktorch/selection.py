@@ -85,15 +85,7 @@ _SAMPLE = 2**16
 
 def largest(values: Tensor, k: int, *, absolute: bool = False) -> Tensor:
     """The mask of the `k` largest entries, or the `k` of the largest magnitudes."""
-    values = values.detach()
-    if k >= values.numel() or is_cut(values):
-        return largest_of([values], k, absolute=absolute)[0]
-    # by a stable sort, which accelerators and transforms do
-    flat = (values.abs() if absolute else values).flatten()
-    flat = torch.where(flat == flat, flat + 0.0, torch.nan)  # one zero, one that is not a number
-    order = flat.argsort(descending=True, stable=True)
-    mask = torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], True)
-    return mask.view(values.shape)
+    return largest_of([values], k, absolute=absolute)[0]
 
 
 def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> list[Tensor]:
@@ -102,7 +94,14 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
     tensors = [values.detach() for values in tensors]
     if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
-    return beyond(tensors, *cut(tensors, k, absolute), absolute)
+    if len(tensors) > 1 or is_cut(tensors[0]):
+        return beyond(tensors, *cut(tensors, k, absolute), absolute)
+    # by a stable sort, which accelerators and transforms do
+    flat = (tensors[0].abs() if absolute else tensors[0]).flatten()
+    flat = torch.where(flat == flat, flat + 0.0, torch.nan)  # one zero, one that is not a number
+    order = flat.argsort(descending=True, stable=True)
+    mask = torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], True)
+    return [mask.view(tensors[0].shape)]
 
 
 def is_cut(values: Tensor) -> bool:
