@@ -22,12 +22,12 @@ def check_number(
     hint: str = "",
 ) -> None:
     """Raises unless it is a number between the two."""
-    if not is_number(value):
-        found = f"found {value!r}. {hint}".strip()
-        raise TypeError(f"{caller} expected {name} to be a number, {found}")
-    if not above < float(value) < below:
-        found = f"found {value!r}. {hint}".strip()
+    if is_number(value) and above < value < below:
+        return
+    found = f"found {value!r}. {hint}".strip()
+    if is_number(value):
         raise ValueError(f"{caller} expected {name} in ({above}, {below}), {found}")
+    raise TypeError(f"{caller} expected {name} to be a number, {found}")
 
 
 def check_density(density: Any, caller: str) -> None:

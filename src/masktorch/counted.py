@@ -75,9 +75,8 @@ class TopK(_Ranked):
     (2005.07683), `block=(rows, columns)` keeps whole blocks: `(1, None)` output channels,
     `(None, 1)` input channels. Scores start Kaiming-uniform (a = sqrt(5), from torch's random
     stream). Usual training: SGD, learning rate 0.1, momentum 0.9, cosine schedule, on weights from
-    `masktorch.init.signed_constant_`. Another density is another value:
-    `dataclasses.replace(estimator, density=0.1)`. Raises `ValueError` or `TypeError` for a density
-    outside (0, 1] or a block of anything but positive whole numbers and at most one None.
+    `masktorch.init.signed_constant_`. Raises `ValueError` or `TypeError` for a density outside
+    (0, 1] or a block of anything but positive whole numbers and at most one None.
 
     Examples:
         >>> TopK(0.5).mode(torch.tensor([-3.0, 1.0, 2.0, 0.0]))

@@ -32,15 +32,7 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Numbers from the open interval (0, 1), shaped like the scores: float32, or float64 for scores
-    of that dtype. `generator` is PyTorch's own if left out. No two calls of compiled code are
-    merged, and under `vmap` its `randomness` says whether the entries of a batch share a draw.
-
-    Examples:
-        >>> import torch
-        >>> u = uniform_like(torch.zeros(3, dtype=torch.bfloat16))
-        >>> u.dtype, bool(((u > 0) & (u < 1)).all())
-        (torch.float32, True)
-    """
+    of that dtype. `generator` is PyTorch's own if left out."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if generator is None:  # of all that draws, what every compiler knows and never merges
         u = torch.rand_like(scores, dtype=dtype)

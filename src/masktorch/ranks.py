@@ -92,7 +92,7 @@ def _largest(values: Tensor, density: float | Tensor, absolute: bool) -> Tensor:
     another input, not another graph."""
     if torch.compiler.is_compiling():
         number = density * torch.ones((), dtype=torch.float64, device="cpu")
-        return _operation(values, number, absolute)
+        return cast(Tensor, _operation(values, number, absolute))
     return largest(values, count(float(density), values.numel()), absolute=absolute)
 
 

@@ -19,8 +19,7 @@ from masktorch.blocks import blocks, blockwise, is_plain
 
 
 def select_above(weight: Tensor, margin: Tensor, at: float) -> Tensor:
-    """0 where `margin <= at`, else `weight`; PyTorch has it as the derivative of its threshold
-    function, on a CPU many times faster than `where`."""
+    """0 where `margin <= at`, else `weight`: on a CPU many times faster than `where`."""
     return cast(Tensor, torch.ops.aten.threshold_backward(weight, margin, at))
 
 
@@ -45,8 +44,7 @@ def select(mask: Tensor, weight: Tensor) -> Tensor:
 
 
 def count(density: float, entries: int) -> int:
-    """The number of entries that a density keeps, `max(1, floor(density * entries + 1/2))`,
-    computed in Python's floats.
+    """The number of entries that a density keeps, computed in Python's floats.
 
     Examples:
         >>> count(0.1, 25), count(0.001, 25)
@@ -117,34 +115,34 @@ def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
     """
     key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
     last, same = _outside.get(key, (math.nan, False))
+    entries = sum(values.numel() for values in tensors)
+
+    def counted(compare: Callable[..., Any]) -> int:
+        parts = _parts(tensors, absolute)
+        return sum(int(np.count_nonzero(compare(part, last))) for part in parts)
+
     if same:
-
-        def counted(compare: Callable[..., Any]) -> int:
-            parts = _parts(tensors, absolute)
-            return sum(int(np.count_nonzero(compare(part, last))) for part in parts)
-
-        ties = k + counted(np.less_equal) - sum(values.numel() for values in tensors)
+        ties = k + counted(np.less_equal) - entries
         if ties == 0 or 0 < ties <= counted(np.equal):
             return last, ties
-    at, ties = _next_largest(tensors, k, absolute)
-    same = key not in _outside or at == last
+    at, ties = _next_largest(tensors, entries - k - 1, entries, absolute)
     if len(_outside) >= _OUTSIDE:
         _outside.clear()
-    _outside[key] = at, same
+    _outside[key] = at, key not in _outside or at == last
     return at, ties
 
 
-def _next_largest(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
-    """The cut, from the values alone.
+def _next_largest(
+    tensors: Sequence[Tensor], place: int, entries: int, absolute: bool
+) -> tuple[float, int]:
+    """The value at a place from below, and how many further up are equal to it.
 
     A sorted sample says between which two values it most likely lies. Only what is between them is
     copied, the rest is counted, which shows whether it does.
     """
-    entries = sum(values.numel() for values in tensors)
-    place = entries - k - 1  # from below, what is not a number at the top
-    stride = (entries - 1) // _SAMPLE + 1
     low, high = -math.inf, math.nan  # no bounds
-    if stride > 1:
+    if entries > _SAMPLE:
+        stride = (entries - 1) // _SAMPLE + 1
         sample = np.sort(np.concatenate(list(_parts(tensors, absolute, stride))))
         at, margin = place * sample.size // entries, 4 * math.isqrt(_SAMPLE)
         low = sample[at - margin] if at >= margin else low
@@ -157,7 +155,7 @@ def _next_largest(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[fl
     near = np.concatenate(between)
     if not 0 <= place - below < near.size:  # an unlucky sample
         near, below = np.concatenate(list(_parts(tensors, absolute))), 0
-    near.partition(place - below)
+    near.partition(place - below)  # what is not a number at the top
     at, above = near[place - below], near[place - below + 1 :]
     return float(at), int(np.count_nonzero(above != above if np.isnan(at) else above == at))
 
@@ -176,11 +174,11 @@ def _parts(
 def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> list[Tensor]:
     """The masks of what is beyond a cut, and of so many that are equal to it, the first."""
     dtype = functools.reduce(torch.promote_types, (values.dtype for values in tensors))
-    masks = []
 
     def compared(compare: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
         return blockwise(lambda v: compare((v.abs() if absolute else v).to(dtype)))(values)
 
+    masks = []
     for values in tensors:
         mask = compared(lambda v: exceeds(v, at) if at == at else (v != v) & (v == v), values)
         if ties:
