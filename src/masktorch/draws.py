@@ -14,7 +14,6 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch.blocks import blockwise, is_plain
-from masktorch.selection import exceeds
 
 BITS = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
 """15 of every 16 bits, so that a quarter of a word is no negative number."""
@@ -26,8 +25,9 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     if scores.device.type == "cpu" and type(scores) in (Tensor, nn.Parameter):
         seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         # one operation to compilers and transforms, whatever it does within
-        return cast(Tensor, (_draw if is_plain(scores) else torch.ops.masktorch.draw)(scores, seed))
-    return exceeds(_probability(scores) - uniform_like(scores, generator), 0.0).to(torch.uint8)
+        return cast(Tensor, (_draw if is_plain(scores) else _operation)(scores, seed))
+    u = uniform_like(scores, generator)
+    return (~(torch.sigmoid(scores.to(u.dtype)) <= u)).to(torch.uint8)
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -39,10 +39,6 @@ def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Te
     else:
         u = torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
     return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's own are from [0, 1)
-
-
-def _probability(scores: Tensor) -> Tensor:
-    return torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
 
 class _Start(ISeedSequence):
@@ -67,35 +63,33 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
 
     @blockwise
     def mask(scores: Tensor) -> Tensor:
-        p = _probability(scores)
+        p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)
         words &= BITS
         bits = torch.from_numpy(words.view(np.int16))
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
-        margin = p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
-        return torch.from_numpy(
-            np.asarray(~(margin.numpy() <= 0))
-        )  # numpy compares ten times faster
+        p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
+        kept = torch.empty_like(p, dtype=torch.bool)
+        np.logical_not(p.numpy() <= 0, out=kept.numpy())  # numpy compares ten times faster
+        return kept
 
     return mask(scores).view(torch.uint8)
 
 
-def _draw_batch(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-    """Under vmap: with `randomness="different"` the seed has a batch, with "same" it has none."""
+_operation = torch.library.custom_op("masktorch::draw", _draw, mutates_args=())
+
+
+@_operation.register_fake
+def _(scores: Tensor, seed: Tensor) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.uint8)
+
+
+@_operation.register_vmap
+def _(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
+    """With `randomness="different"` the seed has a batch, with "same" it has none."""
     parts = (
         [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
         for tensor, dim in zip((scores, seed), in_dims, strict=True)
     )
-    drawn = [torch.ops.masktorch.draw(*part) for part in zip(*parts, strict=True)]
-    return torch.stack(drawn), 0
-
-
-if not hasattr(torch.ops.masktorch, "draw"):  # else this module is imported once more
-    schema = "(Tensor scores, Tensor seed) -> Tensor"
-    torch.library.define("masktorch::draw", schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl("masktorch::draw", "CPU", _draw)
-    torch.library.register_fake(
-        "masktorch::draw", lambda scores, seed: torch.empty_like(scores, dtype=torch.uint8)
-    )
-    torch.library.register_vmap("masktorch::draw", _draw_batch)
+    return torch.stack([_operation(*part) for part in zip(*parts, strict=True)]), 0

@@ -76,7 +76,7 @@ class Method:
         return functional.keeps(scores, self.at)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return functional.mode_product(scores, weight, self.at)
+        return functional.piggyback(scores.detach(), self.at, weight=weight)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""

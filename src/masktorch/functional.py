@@ -21,9 +21,9 @@ from torch.nn.functional import hardtanh
 from masktorch.blocks import blocks, blockwise
 from masktorch.checks import check_number
 from masktorch.draws import drawn_mask, uniform_like
-from masktorch.ranks import n_of_m, topk
+from masktorch.ranks import n_of_m, straight_rule, topk
 from masktorch.rules import Rule, masked
-from masktorch.selection import as_number, exceeds, select, select_above
+from masktorch.selection import as_number, select, select_above
 
 __all__ = [
     "bernoulli",
@@ -59,24 +59,13 @@ def _at_most(at: float, dtype: torch.dtype) -> float:
 def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
     """The deterministic mask `m = 1[s > at]`, bool; a score that is not a number is kept."""
     at = _at_most(at, scores.dtype)
-    return blockwise(lambda s: exceeds(s, at))(scores.detach())
-
-
-def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
-    """`weight` under that mask, without a tensor for the mask; differentiable by the weight."""
-    return select_above(weight, scores.detach(), _at_most(at, scores.dtype))
+    return blockwise(lambda s: ~(s <= at))(scores.detach())
 
 
 def _above(at: float, scores: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
     """That mask or the weight under it, with a rule for the gradient."""
     at = _at_most(at, scores.dtype)
     return masked(scores, weight, scores, lambda s, w: select_above(w, s, at), rule)
-
-
-@blockwise
-def _identity_rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
-    """`g`, where `dL/ds := dL/dm`."""
-    return (grad * weight).to(scores.dtype)
 
 
 @blockwise
@@ -196,7 +185,7 @@ def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None 
         >>> piggyback(torch.tensor([-1.0, 0.01]))
         tensor([0., 1.])
     """
-    return _above(threshold, scores, weight, _identity_rule)
+    return _above(threshold, scores, weight, straight_rule(False))
 
 
 def hard_concrete(

@@ -57,7 +57,7 @@ def topk(
     """
     if not isinstance(density, Tensor):
         check_density(density, "topk")
-    rule = _rule(absolute, block if scores.numel() else None)
+    rule = straight_rule(absolute, block if scores.numel() else None)
     n = scores.numel()
     if block is None and is_cut(scores) and (k := count(float(density), n)) < n:
         at, ties = cut([scores.detach()], k, absolute)
@@ -81,7 +81,8 @@ def keeps_largest(
         if block is None or not scores.numel():
             return _largest(scores, density, absolute)
         tiles = tiled(scores, block)
-        sizes = _mean(tiles.abs() if absolute else tiles, torch.float64)
+        inner = tuple(range(2, tiles.dim()))
+        sizes = (tiles.abs() if absolute else tiles).mean(inner, dtype=torch.float64)
         return _spread(_largest(sizes, density, False), tiles, scores)
 
     return whole(kept, scores.detach())
@@ -113,11 +114,6 @@ def tiled(tensor: Tensor, block: Block) -> Tensor:
     return tensor.view(down, rows, across, columns, *tensor.shape[2:]).transpose(1, 2)
 
 
-def _mean(tiles: Tensor, dtype: torch.dtype) -> Tensor:
-    """Of each block."""
-    return tiles.mean(tuple(range(2, tiles.dim())), dtype=dtype)
-
-
 def _spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
     """A number per block on the entries of the tensor `like`, of which `tiles` is the view."""
     per_entry = per_block.view(*per_block.shape, *(1,) * (tiles.dim() - 2)).expand(tiles.shape)
@@ -146,7 +142,7 @@ def n_of_m(
         tensor([[1., 0., 1., 0.]])
     """
     kept = keeps_n_of_m(scores, n, m, absolute=absolute)
-    return masked(scores, weight, kept, select, _rule(absolute))
+    return masked(scores, weight, kept, select, straight_rule(absolute))
 
 
 def keeps_n_of_m(scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = True) -> Tensor:
@@ -179,8 +175,8 @@ def keeps_n_of_m(scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = Tru
     return whole(mask, scores.detach())
 
 
-def _rule(absolute: bool, block: Block | None = None) -> Rule:
-    """`g * sign(s)` with `sign(0) = 1`, or `g`; by blocks with the mean of `g`."""
+def straight_rule(absolute: bool, block: Block | None = None) -> Rule:
+    """`g`, or `g * sign(s)` with `sign(0) = 1`; by blocks with the mean of `g`."""
 
     @blockwise
     def rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
@@ -192,7 +188,7 @@ def _rule(absolute: bool, block: Block | None = None) -> Rule:
     def by_blocks(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
         dtype = torch.promote_types(grad.dtype, torch.float32)
         tiles = tiled(grad.to(dtype) * weight, cast(Block, block))
-        mean = _spread(_mean(tiles, dtype), tiles, scores).to(scores.dtype)
-        return rule(scores, scores.new_ones(()), read, mean)
+        mean = _spread(tiles.mean(tuple(range(2, tiles.dim()))), tiles, scores)
+        return rule(scores, scores.new_ones(()), read, mean.to(scores.dtype))
 
     return rule if block is None else by_blocks

@@ -23,11 +23,6 @@ def select_above(weight: Tensor, margin: Tensor, at: float) -> Tensor:
     return cast(Tensor, torch.ops.aten.threshold_backward(weight, margin, at))
 
 
-def exceeds(margin: Tensor, at: float) -> Tensor:
-    """`margin > at`; a CPU compares thrice as slowly into bools as it converts numbers to them."""
-    return select_above(margin.new_ones(()), margin, at).to(torch.bool)
-
-
 def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as 0 and 1; a CPU converts bytes eight times faster than it does bools."""
     return (mask.view(torch.uint8) if is_plain(mask) else mask).to(dtype)
@@ -180,9 +175,10 @@ def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> l
 
     masks = []
     for values in tensors:
-        mask = compared(lambda v: exceeds(v, at) if at == at else (v != v) & (v == v), values)
+        # a NaN is beyond all but a NaN, and equal to no other
+        mask = compared(lambda v: ~(v <= at) if at == at else v < v, values)
         if ties:
-            equal = compared(lambda v: (v == at) if at == at else (v != v), values)
+            equal = compared(lambda v: v == at if at == at else v != v, values)
             first = equal.flatten().nonzero()[:ties, 0]
             mask.put_(first, torch.ones_like(first, dtype=torch.bool))
             ties -= len(first)
