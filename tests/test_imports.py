@@ -11,15 +11,16 @@ import masktorch
 
 FILES = sorted(Path(masktorch.__file__).parent.glob("*.py"))
 LEVELS = {
+    "checks": set(),
     "blocks": set(),
     "selection": {"blocks"},
     "draws": {"blocks", "selection"},
-    "rules": {"blocks", "selection", "draws"},
-    "ranks": {"blocks", "selection", "rules"},
-    "functional": {"blocks", "selection", "draws", "rules", "ranks"},
+    "rules": {"blocks"},
+    "ranks": {"checks", "blocks", "selection", "rules"},
+    "functional": {"checks", "blocks", "selection", "draws", "rules", "ranks"},
     "targets": set(),
-    "estimators": {"functional"},
-    "counted": {"estimators", "ranks", "selection"},
+    "estimators": {"checks", "functional"},
+    "counted": {"checks", "estimators", "ranks", "selection"},
     "mask": {"targets", "estimators", "selection"},
     "parametrization": {"mask", "blocks"},
     "model": {"targets", "mask", "parametrization", "estimators"},
@@ -40,8 +41,8 @@ LEVELS = {
         "wrapping",
     },
     "report": {"model", "mask"},
-    "budget": {"density", "model", "mask", "ranks", "selection"},
-    "init": {"ranks"},
+    "budget": {"checks", "density", "model", "mask", "selection"},
+    "init": {"checks"},
     "__init__": {
         "functional",
         "estimators",

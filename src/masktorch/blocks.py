@@ -1,11 +1,12 @@
 """Elementwise arithmetic on large CPU tensors, a cacheful of entries at a time."""
 
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**18
+BLOCK = 2**17
 """Entries that `blocks` takes at a time."""
 
 
@@ -33,17 +34,21 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(_part(tensor, start) if tensor.dim() else tensor for tensor in tensors)
 
 
-def blockwise(function: Callable[..., tuple[Tensor, ...]], *tensors: Tensor) -> tuple[Tensor, ...]:
-    """The elementwise `function(*tensors)`, by `blocks`."""
-    whole: tuple[Tensor, ...] = ()
-    for number, block in enumerate(blocks(*tensors)):
-        parts = function(*block)
-        if block[0] is tensors[0]:
-            return parts
-        whole = whole or tuple(torch.empty_like(tensors[0], dtype=part.dtype) for part in parts)
-        for tensor, part in zip(whole, parts, strict=True):
-            _part(tensor, number * BLOCK).copy_(part)
-    return whole
+def blockwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same elementwise function, computed by `blocks`."""
+
+    def by_blocks(*tensors: Tensor) -> Tensor:
+        whole: Tensor | None = None
+        for number, block in enumerate(blocks(*tensors)):
+            part = function(*block)
+            if block[0] is tensors[0]:
+                return part
+            if whole is None:
+                whole = torch.empty_like(tensors[0], dtype=part.dtype)
+            _part(whole, number * BLOCK).copy_(part)
+        return cast(Tensor, whole)
+
+    return by_blocks
 
 
 def _part(tensor: Tensor, start: int) -> Tensor:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from masktorch.checks import check_density
 from masktorch.density import has_density
 from masktorch.mask import Mask
 from masktorch.model import masked_tensors
-from masktorch.ranks import check_density
 from masktorch.selection import count, gathered, largest, largest_of, parted, whole
 
 

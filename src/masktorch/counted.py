@@ -8,20 +8,16 @@ import torch
 from torch import Tensor
 
 from masktorch import ranks
+from masktorch.checks import Block, check_block, check_density, check_n_of_m, check_switch
 from masktorch.estimators import Method
-from masktorch.ranks import Block, tiled
-from masktorch.selection import count, select, select_largest, whole
+from masktorch.selection import whole
 
 
 class _Ranked(Method):
-    """What the two share: of so many that compete a fixed number is kept, the largest."""
+    """What the two share: of so many rivals a fixed number is kept, the largest."""
 
     draws: ClassVar[bool] = False
     absolute: bool
-
-    def _kept_of(self, shape: torch.Size) -> tuple[int, int]:
-        """How many are kept, of how many that compete."""
-        raise NotImplementedError
 
     def _rivals(self, tensor: Tensor) -> Tensor:
         """As (groups, rivals within the group, entries that are kept or masked as one)."""
@@ -34,12 +30,11 @@ class _Ranked(Method):
         return torch.empty_like(weight, requires_grad=False).uniform_(-bound, bound)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return select(weight, self.mode(scores))
+        return self.product(scores.detach(), weight)
 
     def expected(self, scores: Tensor) -> Tensor:
-        """The share that is kept, at every entry: it does not depend on the scores."""
-        kept, among = self._kept_of(scores.shape)
-        return torch.full_like(scores, kept / max(among, 1))
+        """The mask, without a gradient: how many it keeps does not depend on the scores."""
+        return self(scores.detach())
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores, exchanged between those on the wrong sides; where equal ones are on both
@@ -50,17 +45,16 @@ class _Ranked(Method):
         return whole(self._exchanged, scores, mask)
 
     def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:
-        kept = self._rivals(mask)
-        if not torch.equal(kept.any(-1), kept.all(-1)):
+        entries, now = self._rivals(mask), self._rivals(self.mode(scores)).any(-1)
+        kept, found, places = entries.any(-1), entries.any(-1).sum(1), now.sum(1)
+        if not torch.equal(kept, entries.all(-1)):
             raise ValueError(f"{self!r} keeps whole blocks, found one that is kept in part.")
-        kept, (places, among) = kept.any(-1), self._kept_of(scores.shape)
-        found = kept.sum(1)
         if other := found[found != places].tolist():
             raise ValueError(
-                f"{self!r} keeps {places} of {among}, found {other[0]} kept: give it a mask of "
-                "that count."
+                f"{self!r} keeps {places[0]} of {kept.shape[1]}, found {other[0]} kept: give it a "
+                "mask of that count."
             )
-        values, now = self._rivals(scores).clone(), self._rivals(self.mode(scores))[..., 0]
+        values = self._rivals(scores).clone()
         rising, falling = kept & ~now, now & ~kept
         values[rising], values[falling] = values[falling], values[rising]
         sizes = (values.abs() if self.absolute else values).mean(-1, dtype=torch.float64)
@@ -68,10 +62,8 @@ class _Ranked(Method):
         low, limits = values[tied], torch.finfo(scores.dtype)
         step = (low.abs() * limits.eps).clamp(min=limits.tiny)
         values[tied] = torch.where((low < 0) & self.absolute, low - step, low + step)
-        entries = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
-        moved = torch.empty_like(values).flatten()
-        moved[self._rivals(entries).flatten()] = values.flatten()
-        return moved.view(scores.shape)
+        index = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
+        return torch.empty_like(scores).put_(self._rivals(index), values)
 
 
 @final
@@ -83,9 +75,8 @@ class TopK(_Ranked):
     (2005.07683), `block=(rows, columns)` keeps whole blocks: `(1, None)` output channels,
     `(None, 1)` input channels. Scores start Kaiming-uniform (a = sqrt(5), from torch's random
     stream). Usual training: SGD, learning rate 0.1, momentum 0.9, cosine schedule, on weights from
-    `masktorch.init.signed_constant_`. Another density is another value:
-    `dataclasses.replace(estimator, density=0.1)`. Raises `ValueError` or `TypeError` for a density
-    outside (0, 1] or a block of anything but positive whole numbers and at most one None.
+    `masktorch.init.signed_constant_`. Raises `ValueError` or `TypeError` for a density outside
+    (0, 1] or a block of anything but positive whole numbers and at most one None.
 
     Examples:
         >>> TopK(0.5).mode(torch.tensor([-3.0, 1.0, 2.0, 0.0]))
@@ -95,45 +86,30 @@ class TopK(_Ranked):
     density: float = 0.5
     absolute: bool = field(default=True, kw_only=True)
     block: Block | None = field(default=None, kw_only=True)
+    _number: ClassVar[Tensor]
 
     def __post_init__(self) -> None:
-        ranks.check_density(self.density, "TopK")
-        ranks.check_absolute(self.absolute)
+        check_density(self.density, "TopK")
+        check_switch("TopK", "absolute", self.absolute)
         if self.block is not None:
-            ranks.check_block(self.block)
+            check_block(self.block)
         object.__setattr__(self, "density", float(self.density))
         # what compiled code takes as an input, so that another density is not another graph
         number = torch.tensor(self.density, dtype=torch.float64, device="cpu")
         object.__setattr__(self, "_number", number)
 
-    @property
-    def _share(self) -> float | Tensor:
-        return self._number if torch.compiler.is_compiling() else self.density  # type: ignore[attr-defined]
-
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return ranks.topk(
-            scores, self._share, absolute=self.absolute, block=self.block, weight=weight
+            scores, self._number, absolute=self.absolute, block=self.block, weight=weight
         )
 
     def mode(self, scores: Tensor) -> Tensor:
-        return ranks.keeps_largest(scores, self._share, absolute=self.absolute, block=self.block)
-
-    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        if self.block is not None or torch.compiler.is_compiling():
-            return select(weight, self.mode(scores))
-        k = count(self.density, scores.numel())
-        return select_largest(weight, scores, k, absolute=self.absolute)
-
-    def _kept_of(self, shape: torch.Size) -> tuple[int, int]:
-        among = shape.numel()
-        if self.block is not None:
-            among = math.prod(tiled(torch.empty(shape, device="meta"), self.block).shape[:2])
-        return count(self.density, among), among
+        return ranks.keeps_largest(scores, self._number, absolute=self.absolute, block=self.block)
 
     def _rivals(self, tensor: Tensor) -> Tensor:
         if self.block is None:
             return tensor.reshape(1, -1, 1)
-        tiles = tiled(tensor.contiguous(), self.block)
+        tiles = ranks.tiled(tensor.contiguous(), self.block)
         return tiles.reshape(1, math.prod(tiles.shape[:2]), -1)
 
 
@@ -155,17 +131,14 @@ class NOfM(_Ranked):
     absolute: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        ranks.check_n_of_m(self.n, self.m)
-        ranks.check_absolute(self.absolute)
+        check_n_of_m(self.n, self.m)
+        check_switch("NOfM", "absolute", self.absolute)
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return ranks.n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)
 
     def mode(self, scores: Tensor) -> Tensor:
         return ranks.keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
-
-    def _kept_of(self, shape: torch.Size) -> tuple[int, int]:
-        return self.n, self.m
 
     def _rivals(self, tensor: Tensor) -> Tensor:
         return torch.unflatten(tensor, 1, (-1, self.m)).movedim(2, -1).reshape(-1, self.m, 1)

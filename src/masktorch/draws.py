@@ -5,7 +5,6 @@ In compiled code the number is PyTorch's own `randint`, which no compiler merges
 the function one operation, `torch.ops.masktorch.draw`, which may be computed again at will.
 """
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -15,64 +14,31 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch.blocks import blockwise, is_plain
-from masktorch.selection import exceeds
 
 BITS = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
 """15 of every 16 bits, so that a quarter of a word is no negative number."""
-Margin = Callable[[Tensor], Tensor]
-"""`p - u` of scores, up to a factor, for uniform `u`: positive with probability `p`. Called for one
-part of a tensor after the other it goes on with fresh `u`."""
-
-
-def margin_of_draw(scores: Tensor, generator: torch.Generator | None) -> Margin:
-    """One draw from the generator, of scores like these."""
-    if is_plain(scores) and scores.device.type == "cpu":
-        return _margin_by_bits(_seed(generator))
-
-    def margin(scores: Tensor) -> Tensor:
-        return _probability(scores).sub_(_uniform(scores, generator)).to(scores.dtype)
-
-    return margin
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
+    scores = scores.detach()
     if scores.device.type == "cpu" and type(scores) in (Tensor, nn.Parameter):
+        seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         # one operation to compilers and transforms, whatever it does within
-        return cast(Tensor, torch.ops.masktorch.draw(scores.detach(), _seed(generator)))
-    return exceeds(margin_of_draw(scores, generator)(scores), 0.0).to(torch.uint8)
+        return cast(Tensor, (_draw if is_plain(scores) else _operation)(scores, seed))
+    u = uniform_like(scores, generator)
+    return (~(torch.sigmoid(scores.to(u.dtype)) <= u)).to(torch.uint8)
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Numbers from the open interval (0, 1), shaped like the scores: float32, or float64 for scores
-    of that dtype. `generator` is PyTorch's own if left out. No two calls of compiled code are
-    merged, and under `vmap` its `randomness` says whether the entries of a batch share a draw.
-
-    Examples:
-        >>> import torch
-        >>> u = uniform_like(torch.zeros(3, dtype=torch.bfloat16))
-        >>> u.dtype, bool(((u > 0) & (u < 1)).all())
-        (torch.float32, True)
-    """
-    u = _uniform(scores, generator)
-    return u.clamp(min=torch.finfo(u.dtype).eps / 4)
-
-
-def _uniform(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """PyTorch's own, from [0, 1)."""
+    of that dtype. `generator` is PyTorch's own if left out."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if generator is None:  # of all that draws, what every compiler knows and never merges
-        return torch.rand_like(scores, dtype=dtype)
-    return torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
-
-
-def _probability(scores: Tensor) -> Tensor:
-    dtype = torch.promote_types(scores.dtype, torch.float32)  # half precision rounds p
-    return torch.sigmoid(scores.detach().to(dtype))
-
-
-def _seed(generator: torch.Generator | None) -> Tensor:
-    return torch.randint(2**63 - 1, (), generator=generator, device="cpu")
+        u = torch.rand_like(scores, dtype=dtype)
+    else:
+        u = torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
+    return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's own are from [0, 1)
 
 
 class _Start(ISeedSequence):
@@ -86,7 +52,7 @@ class _Start(ISeedSequence):
         return np.full(n_words, self.number, dtype)
 
 
-def _margin_by_bits(seed: Tensor) -> Margin:
+def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     """On a CPU, with as few random bits as will do, for they come one number after the other.
 
     An entry has 15 bits, four entries to a number, and the next one's 15 below them. These decide
@@ -95,42 +61,35 @@ def _margin_by_bits(seed: Tensor) -> Margin:
     """
     generator = SFC64(cast(Any, _Start(int(seed))))  # numpy's types know only its own
 
-    def margin(scores: Tensor) -> Tensor:
-        p = _probability(scores)
+    @blockwise
+    def mask(scores: Tensor) -> Tensor:
+        p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)
         words &= BITS
         bits = torch.from_numpy(words.view(np.int16))
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
         p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
-        return p if p.dtype is scores.dtype else p.mul_(2**15).to(scores.dtype)
+        kept = torch.empty_like(p, dtype=torch.bool)
+        np.logical_not(p.numpy() <= 0, out=kept.numpy())  # numpy compares ten times faster
+        return kept
 
-    return margin
-
-
-def _draw(scores: Tensor, seed: Tensor) -> Tensor:
-    margin = _margin_by_bits(seed)
-    (mask,) = blockwise(lambda s: (exceeds(margin(s), 0.0),), scores)
-    return mask.view(torch.uint8)
+    return mask(scores).view(torch.uint8)
 
 
-def _draw_batch(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-    """Under vmap: with `randomness="different"` the seed has a batch, with "same" it has none."""
+_operation = torch.library.custom_op("masktorch::draw", _draw, mutates_args=())
+
+
+@_operation.register_fake
+def _(scores: Tensor, seed: Tensor) -> Tensor:
+    return torch.empty_like(scores, dtype=torch.uint8)
+
+
+@_operation.register_vmap
+def _(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
+    """With `randomness="different"` the seed has a batch, with "same" it has none."""
     parts = (
         [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
         for tensor, dim in zip((scores, seed), in_dims, strict=True)
     )
-    drawn = [torch.ops.masktorch.draw(*part) for part in zip(*parts, strict=True)]
-    return torch.stack(drawn), 0
-
-
-def _like_a_mask(scores: Tensor, seed: Tensor) -> Tensor:
-    return torch.empty_like(scores, dtype=torch.uint8)
-
-
-if not hasattr(torch.ops.masktorch, "draw"):  # else this module is imported once more
-    schema = "(Tensor scores, Tensor seed) -> Tensor"
-    torch.library.define("masktorch::draw", schema, tags=torch.Tag.pt2_compliant_tag)
-    torch.library.impl("masktorch::draw", "CPU", _draw)
-    torch.library.register_fake("masktorch::draw", _like_a_mask)
-    torch.library.register_vmap("masktorch::draw", _draw_batch)
+    return torch.stack([_operation(*part) for part in zip(*parts, strict=True)]), 0

@@ -5,7 +5,6 @@ back to it. The formulas are in `masktorch.functional`.
 """
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from masktorch import functional
+from masktorch.checks import check_number, check_switch
 
 
 @runtime_checkable
@@ -20,22 +20,20 @@ class Estimator(Protocol):
     """What `masktorch.wrap` asks of an estimator: two methods.
 
     `__call__(scores)` gives the mask used in training: floating point, shaped like `scores`,
-    differentiable by the estimator's rule. `mode(scores)` gives the deterministic mask: bool, the
-    same shape; it is used in evaluation, when frozen, in files and in reports.
-
-    An estimator may offer more, each found by its name:
+    differentiable by the estimator's rule. `mode(scores)` gives the deterministic one of
+    evaluation, frozen masks, files and reports: bool, the same shape. It may offer more, by name:
 
     - `draws`: False where the mask of training follows from the scores alone (else a draw is held
       for one forward);
     - `init`: the scores to start from, a number or a function of the weight (else 1.0);
-    - `product(scores, weight)`: `weight` times the mask of training, in fewer passes over memory;
-    - `mode_product(scores, weight)`: the same with the deterministic mask;
+    - `product(scores, weight)`, `mode_product(scores, weight)`: the weight times the mask of
+      training, or the deterministic one, in fewer passes over memory;
     - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
       `masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere);
     - `expected(scores)`: the probability that each entry is kept, differentiable, for
       `masktorch.expected_density` (else the mask of training, one draw);
-    - `sample(scores)`: a bool mask drawn for `masktorch.sample_masks` (else where the mask of
-      training is positive).
+    - `sample(scores)`: a bool mask for `masktorch.sample_masks` (else where that of training is
+      positive).
 
     Examples:
         >>> isinstance(Threshold(), Estimator)
@@ -47,13 +45,14 @@ class Estimator(Protocol):
 
 
 class Method:
-    """What the library's own estimators share: each is one formula, `masked`, of `functional`.
+    """What the library's own estimators share: each is one formula of `functional`, `product`.
 
-    The deterministic mask is `1[s > at]`, and scores start above it, at `init`: a fresh model
-    computes as the plain one in evaluation.
+    The deterministic mask is `1[s > at]`, and scores start above it: a fresh model computes as the
+    plain one in evaluation.
     """
 
     draws: ClassVar[bool] = True
+    start: ClassVar[float] = 1.0  # above the threshold
 
     @property
     def at(self) -> float:
@@ -61,17 +60,14 @@ class Method:
 
     @property
     def init(self) -> Any:
-        return self.at + 1.0
+        return self.at + self.start
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        """The mask of training, or `weight` times it."""
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+        """`weight` times the mask of training, or that mask."""
         raise NotImplementedError
 
     def __call__(self, scores: Tensor) -> Tensor:
-        return self.masked(scores, None)
-
-    def product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return self.masked(scores, weight)
+        return self.product(scores, None)
 
     def expected(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores) if self.draws else self(scores)
@@ -80,7 +76,7 @@ class Method:
         return functional.keeps(scores, self.at)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return functional.mode_product(scores, weight, self.at)
+        return functional.piggyback(scores.detach(), self.at, weight=weight)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""
@@ -94,7 +90,7 @@ class _Probability(Method):
     tau: float
 
     def __post_init__(self) -> None:
-        _check(self, "tau", above=0, below=1, hint="It is compared with sigma(score).")
+        functional.logit(self.tau, type(self).__name__)
 
     @property
     def at(self) -> float:
@@ -106,8 +102,8 @@ class _Probability(Method):
 class Threshold(_Probability):
     """Straight-through threshold: see `masktorch.functional.threshold`.
 
-    Scores start at 1.0, or 1 above another threshold: everything is kept. Usual training: Adam,
-    learning rate 1e-2. Raises `ValueError` for a `tau` outside (0, 1).
+    Scores start at 1.0, or 1 above another threshold. Usual training: Adam, learning rate 1e-2.
+    Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
         >>> Threshold().mode(torch.tensor([-1.0, 1.0]))
@@ -117,7 +113,7 @@ class Threshold(_Probability):
     tau: float = 0.5
     draws: ClassVar[bool] = False
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.threshold(scores, self.tau, weight=weight)
 
 
@@ -136,12 +132,9 @@ class Bernoulli(_Probability):
     """
 
     tau: float = 0.5
+    start: ClassVar[float] = 3.0
 
-    @property
-    def init(self) -> float:
-        return self.at + 3.0
-
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.bernoulli(scores, weight=weight)
 
 
@@ -157,11 +150,8 @@ class IntermediateSampling(_Probability):
 
     The gradient of the scores does not grow with the loss, so a `torch.amp.GradScaler`, which
     divides by the factor that it gave the loss, makes it too small by that factor. Give it back:
-
-        scaler.unscale_(optimizer)
-        for scores in masktorch.mask_parameters(model):
-            scores.grad.mul_(scaler.get_scale())
-        scaler.step(optimizer)
+    `scores.grad.mul_(scaler.get_scale())` for all `scores` of `masktorch.mask_parameters(model)`
+    between `scaler.unscale_(optimizer)` and `scaler.step(optimizer)`.
 
     Examples:
         >>> IntermediateSampling(step_size=0.2)
@@ -173,9 +163,10 @@ class IntermediateSampling(_Probability):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self, "step_size", above=0, hint="It is in units of rms(dL/dmask).")
+        hint = "It is in units of rms(dL/dmask)."
+        check_number("IntermediateSampling", "step_size", self.step_size, above=0, hint=hint)
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.intermediate(scores, self.step_size, weight=weight)
 
 
@@ -184,9 +175,8 @@ class IntermediateSampling(_Probability):
 class Piggyback(Method):
     """A threshold on the score itself: see `masktorch.functional.piggyback`.
 
-    Scores start at 1e-2, or as far above another threshold: everything is kept. Usual training:
-    pretrained weights, Adam, learning rate 1e-4. Raises `ValueError` for a `threshold` that is not
-    finite.
+    Scores start at 1e-2, or as far above another threshold. Usual training: pretrained weights,
+    Adam, learning rate 1e-4. Raises `ValueError` for a `threshold` that is not finite.
 
     Examples:
         >>> Piggyback().mode(torch.tensor([0.0, 1e-2]))
@@ -197,7 +187,7 @@ class Piggyback(Method):
     draws: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        _check(self, "threshold")
+        check_number("Piggyback", "threshold", self.threshold)
 
     @property
     def at(self) -> float:
@@ -207,7 +197,7 @@ class Piggyback(Method):
     def init(self) -> float:
         return self.threshold + max(5e-3, 0.01 * abs(self.threshold))  # above it in bfloat16 too
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.piggyback(scores, self.threshold, weight=weight)
 
 
@@ -216,13 +206,12 @@ class Piggyback(Method):
 class HardConcrete(Method):
     """Hard concrete gates, those of L0 regularisation: see `masktorch.functional.hard_concrete`.
 
-    The mask of training is relaxed: it lies in [0, 1], and an entry is not 0 with the probability
-    `sigma(s - beta * log(-gamma / zeta))`. The deterministic one is `1[s > 0]`, with the
-    usual `gamma` and `zeta` the binary mask nearest to the gates that the paper evaluates with,
-    `min(1, max(0, sigma(s) * (zeta - gamma) + gamma))`; those may lie between 0 and 1, so that
-    accuracies differ a little from the paper's way. Scores start at `logit(0.9)`. Usual training:
-    Adam, with a penalty on `masktorch.expected_density`. Raises `ValueError` unless `beta > 0`
-    and `gamma < 0 < 1 < zeta`.
+    An entry is not 0 with the probability `sigma(s - beta * log(-gamma / zeta))`. The deterministic
+    mask is `1[s > 0]`, with the usual `gamma` and `zeta` the binary one nearest to the gates that
+    the paper evaluates with, `min(1, max(0, sigma(s) * (zeta - gamma) + gamma))`; those may lie
+    between, so that accuracies differ a little. Scores start at `logit(0.9)`. Usual training: Adam,
+    with a penalty on `masktorch.expected_density`. Raises `ValueError` unless `beta > 0` and
+    `gamma < 0 < 1 < zeta`.
 
     Examples:
         >>> HardConcrete().mode(torch.tensor([-1.0, 1.0]))
@@ -232,17 +221,15 @@ class HardConcrete(Method):
     beta: float = 2 / 3
     gamma: float = -0.1
     zeta: float = 1.1
+    start: ClassVar[float] = functional.logit(0.9)
 
     def __post_init__(self) -> None:
-        _check(self, "beta", above=0)
-        _check(self, "gamma", below=0, hint="From gamma to zeta lies [0, 1] with room beyond.")
-        _check(self, "zeta", above=1, hint="From gamma to zeta lies [0, 1] with room beyond.")
+        hint = "From gamma to zeta lies [0, 1] with room beyond."
+        check_number("HardConcrete", "beta", self.beta, above=0)
+        check_number("HardConcrete", "gamma", self.gamma, below=0, hint=hint)
+        check_number("HardConcrete", "zeta", self.zeta, above=1, hint=hint)
 
-    @property
-    def init(self) -> float:
-        return functional.logit(0.9)
-
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.hard_concrete(scores, self.beta, self.gamma, self.zeta, weight=weight)
 
     def expected(self, scores: Tensor) -> Tensor:
@@ -254,11 +241,10 @@ class HardConcrete(Method):
 class Concrete(Method):
     """Binary concrete or Gumbel-sigmoid masks: see `masktorch.functional.concrete`.
 
-    `hard` masks are 0 or 1 in training, soft ones lie between; the deterministic mask is
-    `1[s > 0]`, and an entry is kept with the probability `sigma(s)`. Scores start at 1.0. A
-    temperature that falls is `masktorch.set_estimator` with another value. Usual training: Adam,
-    with a penalty on `masktorch.expected_density`. Raises `ValueError` for a `temperature` that is
-    not positive and finite.
+    `hard` masks are 0 or 1 in training, soft ones lie between; an entry is kept with the
+    probability `sigma(s)`. A temperature that falls is `masktorch.set_estimator` with another
+    value. Usual training: Adam, with a penalty on `masktorch.expected_density`. Raises `ValueError`
+    for a `temperature` that is not positive and finite.
 
     Examples:
         >>> Concrete(temperature=0.5)
@@ -269,11 +255,10 @@ class Concrete(Method):
     hard: bool = True
 
     def __post_init__(self) -> None:
-        _check(self, "temperature", above=0)
-        if not isinstance(self.hard, bool):
-            raise TypeError(f"Concrete expected hard to be True or False, found {self.hard!r}.")
+        check_number("Concrete", "temperature", self.temperature, above=0)
+        check_switch("Concrete", "hard", self.hard)
 
-    def masked(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.concrete(scores, self.temperature, self.hard, weight=weight)
 
     def sample(self, scores: Tensor) -> Tensor:
@@ -288,21 +273,3 @@ class Given:
         return scores
 
     mode = __call__
-
-
-def _check(
-    estimator: object,
-    field: str,
-    *,
-    above: float = -math.inf,
-    below: float = math.inf,
-    hint: str = "",
-) -> None:
-    """Raises unless a field is a number between the two."""
-    value, name = getattr(estimator, field), type(estimator).__name__
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"{name} expected {field} to be a number, found {value!r}. {hint}".strip())
-    if not above < float(value) < below:
-        raise ValueError(
-            f"{name} expected {field} in ({above}, {below}), found {value!r}. {hint}".strip()
-        )

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from masktorch.ranks import check_density
+from masktorch.checks import check_density
 
 
 def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:

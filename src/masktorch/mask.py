@@ -102,7 +102,7 @@ class Mask(nn.Module):
             masked = weight * mask
         else:
             mask = self.mode()
-            masked = select(weight, mask)
+            masked = select(mask, weight)
         if self.rescale:
             kept = mask.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
             # may be too large for half precision; where nothing is kept, nothing is scaled
