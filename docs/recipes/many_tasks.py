@@ -56,8 +56,7 @@ def scores_key(name):
 def one_mask_per_example(model, tasks, inputs, which):
     """The outputs for a batch in which every example is of a task of its own."""
     masks = {
-        scores_key(name): torch.stack([tasks[t][name] for t in which.tolist()])
-        for name in tasks[0]
+        scores_key(name): torch.stack([tasks[t][name] for t in which.tolist()]) for name in tasks[0]
     }
 
     def one(masks, example):
