@@ -138,7 +138,7 @@ REFUSED = [
     (lambda: two_layers(TopK()), {"0.weight": 0.5, "1.weight": 2.0}, ValueError, "'1.weight'"),
     (lambda: two_layers(Threshold()), 0.5, ValueError, "found no estimator with a density: the "
      "masks have Threshold(tau=0.5). masktorch.set_estimator(model, masktorch.TopK(d, absolute="),
-    (given, 0.5, ValueError, "found no estimator with a density"),
+    (given, 0.5, ValueError, "Given masks take masktorch.set_masks(model, keep_largest(...))."),
     (lambda: NO, 0.5, ValueError, "set_density() expected a wrapped model"),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import masktorch
@@ -179,6 +180,23 @@ def test_nothing_to_wrap():
         masktorch.wrap(nn.Sequential(nn.ReLU(), nn.Flatten()))
 
 
+def test_under_torch_prune():
+    model = nn.Sequential(nn.Linear(2, 2))
+    prune.identity(model[0], "weight")
+    message = (
+        "wrap() can't mask '0.weight': torch.nn.utils.prune computes it. Call prune.remove first"
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        masktorch.wrap(model, targets=["0.weight"])
+    with (
+        pytest.warns(UserWarning, match="leaves out 0.weight: .*, prune.remove first"),
+        pytest.raises(ValueError, match="found nothing to mask"),
+    ):
+        masktorch.wrap(model)
+    prune.remove(model[0], "weight")
+    assert masktorch.report(masktorch.wrap(model)).kept == 4
+
+
 def test_wrapped_already(small):
     masktorch.wrap(small, targets=["head.weight"])
     before = snapshot(small)
@@ -249,7 +267,8 @@ SET_MASKS = [
     ({}, ValueError, "one mask for each masked tensor, by name. Missing: 0.weight, 1.weight. "
      "masktorch.masks(model) shows the names."),
     ({"0.weight": YES, "1.weight": YES, "2.weight": YES}, ValueError, "Not masked in this model: "
-     "2.weight."),
+     "2.weight. masktorch.masks(model) shows the names. To mask others, masktorch.unwrap(model, "
+     "bake=False) first."),
     ({"0.weight": YES, "1.weight": YES[:1]}, ValueError, "expected a mask of shape (2, 2) for "
      "'1.weight', found (1, 2)."),
     ({"0.weight": YES, "1.weight": YES.float()}, TypeError, "expected a bool tensor for "

@@ -220,6 +220,15 @@ def test_taking_out_what_nothing_reads_changes_nothing(network):
         assert smaller.get_parameter(name).shape[1] == int(kept.sum())
 
 
+def test_a_channel_that_a_norm_reads_is_not_taken_out():
+    pytest.importorskip("torch_pruning")
+    program = importlib.import_module("smaller")
+    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
+    masktorch.wrap(model, masktorch.TopK(0.5, block=(None, 1)), targets=program.readers(model))
+    with pytest.raises(AssertionError, match="not close"):
+        program.without_unread_channels(masktorch.unwrap(model), torch.randn(4, 8))
+
+
 def test_elsewhere(data, tmp_path):
     rows = run("elsewhere", data, tmp_path, "--epochs", "6")
     assert rows[0]["accuracy"] == rows[1]["accuracy"] > 0.5

@@ -52,6 +52,12 @@ def server(messages):
     }
 
 
+def one_round(model, scores, parts):
+    """What the clients send, and the scores that the server makes of it."""
+    messages = [client(model, scores, *part) for part in parts]
+    return messages, server(messages)
+
+
 def sampled_accuracy(model, images, labels, draws=10):
     """The mean over drawn masks, which is what was trained; the mode is one more mask."""
     found = []
@@ -119,8 +125,7 @@ def main(arguments=None):
             parts = shards(*data, options.clients, classes)
             scores = {n: s.detach().clone() for n, s in masktorch.named_mask_parameters(model)}
             for number in range(1, options.rounds + 1):
-                messages = [client(model, scores, *part) for part in parts]
-                scores = server(messages)
+                messages, scores = one_round(model, scores, parts)
                 set_scores(model, scores)
                 rows.append(
                     {

@@ -47,14 +47,16 @@ def least_entropy(model, tasks, inputs):
     return min(range(len(tasks)), key=lambda t: entropy(tasks[t]))
 
 
+def scores_key(name):
+    *module, tensor = name.split(".")
+    return ".".join([*module, "parametrizations", tensor, "scores"])
+
+
 @torch.no_grad()
 def one_mask_per_example(model, tasks, inputs, which):
     """The outputs for a batch in which every example is of a task of its own."""
     masks = {
-        f"{name.removesuffix('weight')}parametrizations.weight.scores": torch.stack(
-            [tasks[t][name] for t in which.tolist()]
-        )
-        for name in tasks[0]
+        scores_key(name): torch.stack([tasks[t][name] for t in which.tolist()]) for name in tasks[0]
     }
 
     def one(masks, example):

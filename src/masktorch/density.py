@@ -54,7 +54,7 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
             "set_density() found no estimator with a density: the masks have "
             f"{masked[0][0].estimator!r}. masktorch.set_estimator(model, "
             "masktorch.TopK(d, absolute=False)) keeps the share d of the highest scores of any "
-            "mask that learns."
+            "mask that learns. Given masks take masktorch.set_masks(model, keep_largest(...))."
         )
     what = "density for each tensor whose estimator has one"
     chosen = by_name("set_density", what, found, density, others="Not among them")

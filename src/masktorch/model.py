@@ -25,7 +25,7 @@ def masked_tensors(model: nn.Module, caller: str) -> Masked:
     if not found:
         raise ValueError(
             f"{caller}() expected a wrapped model: nothing is masked in {describe(model)}. Call "
-            "masktorch.wrap(model) first."
+            "masktorch.wrap(model) or masktorch.set_masks(model, masks) first."
         )
     return found
 
@@ -69,6 +69,7 @@ def by_name(
             + (f"Missing: {', '.join(missing)}. " if missing else "")
             + (f"{others}: {', '.join(map(str, unknown))}. " if unknown else "")
             + "masktorch.masks(model) shows the names."
+            + (" To mask others, masktorch.unwrap(model, bake=False) first." if unknown else "")
         )
     return chosen
 
@@ -137,6 +138,7 @@ def warn_if_empty(name: str, mask: Tensor) -> None:
     if mask.numel() and not mask.is_meta and not total(mask):
         warnings.warn(
             f"The mask of {name!r} keeps nothing: its layer computes with zeros. Start the scores "
-            "higher (init=...), lower tau, or leave the tensor out of targets.",
+            "higher (init=...), lower tau, or leave the tensor out of targets. For given masks, "
+            "keep_largest with a mapping gives each tensor its own density.",
             stacklevel=3,
         )

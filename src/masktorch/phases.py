@@ -24,8 +24,8 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
     for mask, (place, *_) in found:
         if not frozen and not mask.learns:
             raise ValueError(
-                f"freeze_mask(model, False) can't let {place.name!r} learn: its mask was loaded "
-                "onto a plain model and has no scores. Wrap the model first, then load the masks."
+                f"freeze_mask(model, False) can't let {place.name!r} learn: its mask was given "
+                "(load_masks, set_masks) and has no scores. Wrap the model first, then give them."
             )
     for mask, _ in found:
         mask.frozen = bool(frozen)

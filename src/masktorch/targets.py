@@ -140,7 +140,8 @@ def _chosen(modules: dict[str, nn.Module], targets: Targets) -> list[str]:
     if computed:
         warnings.warn(
             f"wrap() leaves out {', '.join(computed)}: not a parameter, a parametrization such as "
-            "weight_norm computes it. Name what it is computed from in targets to mask that.",
+            "weight_norm or torch.nn.utils.prune computes it. Name what it is computed from in "
+            "targets to mask that; of prune, prune.remove first, or docs/recipes/elsewhere.md.",
             stacklevel=4,
         )
     return chosen
@@ -162,6 +163,11 @@ def _named(
             f"{caller}() can't mask {name!r}: another parametrization computes it. Mask what it is "
             f"computed from, targets={[known for known in parameters if known.startswith(inside)]},"
             " or remove that parametrization first."
+        )
+    if f"{name}_orig" in parameters:
+        raise ValueError(
+            f"{caller}() can't mask {name!r}: torch.nn.utils.prune computes it. Call prune.remove "
+            "first, or see docs/recipes/elsewhere.md."
         )
     near = difflib.get_close_matches(name, parameters, n=3)
     some = ", ".join([*parameters][:5] + ["..."] * (len(parameters) > 5))
