@@ -18,7 +18,7 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 @pytest.fixture(autouse=True)
 def nothing_to_guess_from():
-    selection._outside.clear()
+    selection._last.clear()
 
 
 @pytest.fixture(params=["whole", "blocks"])
@@ -164,25 +164,48 @@ def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
         values = memory.view(dtype)[:20]
         values.copy_(torch.randn(20))
         assert torch.equal(largest(values, 7), by_argsort(values, 7))
-    assert len(selection._outside) == 3
+    assert len(selection._last) == 3
 
 
 def test_unchanged_values_are_not_partitioned_again(monkeypatch):
     values = torch.randn(50)
-    mask = largest(values, 9)
-    monkeypatch.setattr(selection, "_next_largest", lambda *_: pytest.fail("partitioned"))
+    for _ in range(2):
+        mask = largest(values, 9)
+    monkeypatch.setattr(selection, "_brackets", lambda *_: pytest.fail("partitioned"))
     assert torch.equal(largest(values, 9), mask)
     values += 0.5  # the cut moved: only then
     with pytest.raises(pytest.fail.Exception):
         largest(values, 9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_last_cut_is_a_guess_whatever_moves(dtype, absolute, monkeypatch):
+    """Small steps, jumps, none, ties, and what is not a number."""
+    rng = np.random.default_rng(0)
+    values = torch.tensor(rng.normal(size=3000), dtype=dtype)
+    passes, parts = [], selection._parts
+    monkeypatch.setattr(selection, "_parts", lambda *a: passes.append(1) or parts(*a))
+    monkeypatch.setattr(selection, "_SAMPLE", 256)
+    for step in range(120):
+        if step % 40 == 39:
+            values.mul_(2).add_(1)
+        elif step % 40 == 20:
+            values[rng.integers(3000)] = rng.choice(SPECIAL)
+        elif step % 40 < 35:
+            values.add_(torch.tensor(rng.normal(size=3000) * 1e-2, dtype=dtype))
+        assert torch.equal(
+            largest(values, 900, absolute=absolute), by_argsort(values, 900, absolute)
+        )
+    assert len(passes) < 1.5 * 120 or dtype is torch.bfloat16  # whose cuts are coarse
+
+
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(selection, "_OUTSIDE", 5)
+    monkeypatch.setattr(selection, "_LAST", 5)
     values = torch.randn(50)
     for k in range(1, 40):
         assert torch.equal(largest(values, k), by_stable_argsort(values, k))
-        assert len(selection._outside) <= 5
+        assert len(selection._last) <= 5
 
 
 def test_no_sort_on_a_cpu(monkeypatch):

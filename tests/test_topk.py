@@ -560,4 +560,4 @@ def test_scores_do_not_leak_between_models_of_the_same_memory():
         expected = topk_by_hand(scores.double().numpy(), 0.3)
         assert TopK(0.3).mode(scores).numpy().tolist() == expected.tolist()
         del scores
-    assert len(selection._outside) <= selection._OUTSIDE
+    assert len(selection._last) <= selection._LAST

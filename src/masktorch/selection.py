@@ -68,10 +68,9 @@ def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return parted(function(*map(gathered, tensors)), tensors[0])
 
 
-_Key = tuple[Any, ...]
-_outside: dict[_Key, tuple[float, bool]] = {}
-"""Where the last cuts were, and whether that was where the ones before them were: a guess."""
-_OUTSIDE = 1024  # of them at most
+_last: dict[tuple[Any, ...], tuple[float, float]] = {}
+"""Where the last cuts were, and how far they had moved: a guess at the next."""
+_LAST = 1024  # of them at most
 _SAMPLE = 2**16
 """Entries of a sample by which the others are passed over; all are taken where they are few."""
 
@@ -105,54 +104,50 @@ def is_cut(values: Tensor) -> bool:
 def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
     """The largest value that is not among the `k` largest, and how many of those are equal to it.
 
-    Where it was last time is a guess that one pass proves or refutes, made unless the values have
-    lately changed each time.
+    Between two values it most likely lies what is there is copied, the rest is counted, which shows
+    whether it does. Where it was last time is a guess that one count proves, if it did not move.
     """
     key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
-    last, same = _outside.get(key, (math.nan, False))
+    last, moved = _last.get(key, (math.nan, math.nan))
     entries = sum(values.numel() for values in tensors)
-
-    def counted(compare: Callable[..., Any]) -> int:
+    if moved == 0:
         parts = _parts(tensors, absolute)
-        return sum(int(np.count_nonzero(compare(part, last))) for part in parts)
+        if k + sum(int(np.count_nonzero(part <= last)) for part in parts) == entries:
+            return last, 0
+    place = entries - k - 1  # from below, what is not a number at the top
+    for low, high in _brackets(tensors, place / entries, absolute, last, moved):
+        below, between = 0, []
+        for part in _parts(tensors, absolute):
+            under = part < low
+            below += int(np.count_nonzero(under))
+            inside = ~under if math.isnan(high) else under != (part <= high)
+            between.append(part[np.flatnonzero(inside)])
+        near = np.concatenate(between)
+        if 0 <= place - below < near.size:
+            break
+    near.partition(place - below)
+    at, above = float(near[place - below]), near[place - below + 1 :]
+    if len(_last) >= _LAST:
+        _last.clear()
+    _last[key] = at, 0.0 if at == last else max(abs(at - last), moved / 2)
+    return at, int(np.count_nonzero(above != above if math.isnan(at) else above == at))
 
-    if same:
-        ties = k + counted(np.less_equal) - entries
-        if ties == 0 or 0 < ties <= counted(np.equal):
-            return last, ties
-    at, ties = _next_largest(tensors, entries - k - 1, entries, absolute)
-    if len(_outside) >= _OUTSIDE:
-        _outside.clear()
-    _outside[key] = at, key not in _outside or at == last
-    return at, ties
 
-
-def _next_largest(
-    tensors: Sequence[Tensor], place: int, entries: int, absolute: bool
-) -> tuple[float, int]:
-    """The value at a place from below, and how many further up are equal to it.
-
-    A sorted sample says between which two values it most likely lies. Only what is between them is
-    copied, the rest is counted, which shows whether it does.
-    """
-    low, high = -math.inf, math.nan  # no bounds
+def _brackets(
+    tensors: Sequence[Tensor], share: float, absolute: bool, last: float, moved: float
+) -> Iterator[tuple[float, float]]:
+    """Between which values the one with so large a share below it lies, likeliest first: around
+    the last cut, around its place in a sorted sample, anywhere."""
+    if math.isfinite(moved):
+        yield last - 4 * moved, last + 4 * moved
+    entries = sum(values.numel() for values in tensors)
     if entries > _SAMPLE:
         stride = (entries - 1) // _SAMPLE + 1
         sample = np.sort(np.concatenate(list(_parts(tensors, absolute, stride))))
-        at, margin = place * sample.size // entries, 4 * math.isqrt(_SAMPLE)
-        low = sample[at - margin] if at >= margin else low
-        high = sample[at + margin] if at + margin < sample.size else high
-    below, between = 0, []
-    for part in _parts(tensors, absolute):
-        under = part < low
-        below += int(np.count_nonzero(under))
-        between.append(part[~under if math.isnan(high) else ~under & (part <= high)])
-    near = np.concatenate(between)
-    if not 0 <= place - below < near.size:  # an unlucky sample
-        near, below = np.concatenate(list(_parts(tensors, absolute))), 0
-    near.partition(place - below)  # what is not a number at the top
-    at, above = near[place - below], near[place - below + 1 :]
-    return float(at), int(np.count_nonzero(above != above if np.isnan(at) else above == at))
+        at, margin = int(share * sample.size), 4 * math.isqrt(_SAMPLE)
+        low = sample[at - margin] if at >= margin else -math.inf
+        yield low, sample[at + margin] if at + margin < sample.size else math.nan
+    yield -math.inf, math.nan
 
 
 def _parts(
