@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.random import SFC64
-from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch.blocks import blockwise, is_plain
@@ -41,17 +40,6 @@ def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Te
     return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's own are from [0, 1)
 
 
-class _Start(ISeedSequence):
-    """A number as all that a bit generator starts from, which is how the author of SFC64 has it.
-    numpy's own way, by way of a hash, takes longer than the draw of a small mask."""
-
-    def __init__(self, number: int):
-        self.number = number
-
-    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
-        return np.full(n_words, self.number, dtype)
-
-
 def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     """On a CPU, with as few random bits as will do, for they come one number after the other.
 
@@ -59,7 +47,7 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     once in 2^15, which is all that two neighbours share: their covariance is at most
     2^-15 p (1 - p) of the next one's p.
     """
-    generator = SFC64(cast(Any, _Start(int(seed))))  # numpy's types know only its own
+    generator = SFC64(int(seed))
 
     @blockwise
     def mask(scores: Tensor) -> Tensor:

@@ -121,12 +121,7 @@ def _spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
 
 
 def n_of_m(
-    scores: Tensor,
-    n: int = 2,
-    m: int = 4,
-    *,
-    absolute: bool = True,
-    weight: Tensor | None = None,
+    scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = True, weight: Tensor | None = None
 ) -> Tensor:
     """The largest scores of every group.
 
