@@ -75,7 +75,7 @@ class Method:
         return functional.keeps(scores, self.at)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return functional.piggyback(scores.detach(), self.at, weight=weight)
+        return functional.mode_product(scores, weight, self.at)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores; those not beyond the threshold, on their side of the mask, 1 beyond it."""
