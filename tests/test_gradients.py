@@ -418,7 +418,7 @@ def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks
     assert torch.equal(functional.keeps(scores, at), expected)
     assert torch.equal(functional.threshold(scores, tau), expected.to(dtype))
     ones = torch.ones(3, dtype=dtype)
-    assert torch.equal(functional.piggyback(scores.detach(), at, weight=ones), expected.to(dtype))
+    assert torch.equal(functional.mode_product(scores, ones, at), expected.to(dtype))
 
 
 def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():

@@ -20,7 +20,7 @@ LEVELS = {
     "functional": {"checks", "blocks", "selection", "draws", "rules", "ranks"},
     "targets": set(),
     "estimators": {"checks", "functional"},
-    "counted": {"checks", "estimators", "ranks", "selection"},
+    "counted": {"blocks", "checks", "estimators", "ranks", "selection"},
     "mask": {"targets", "estimators", "selection"},
     "parametrization": {"mask", "blocks"},
     "model": {"targets", "mask", "parametrization", "estimators"},

@@ -13,9 +13,9 @@ BLOCK = 2**17
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors, if they are large and on the CPU in blocks of their entries, else as they are.
 
-    What is computed of a block stays in the cache, and no memory is asked of the system for it
-    (there a fresh large tensor costs more than a pass over one). As they are, too, where gradients
-    or a transform must see what happens, or layouts differ; a number goes with every block.
+    What is computed of a block stays in the cache, and no memory is asked of the system for it. As
+    they are, too, where gradients or a transform must see what happens, or layouts differ; a number
+    goes with every block.
     """
     first = tensors[0]
     if (

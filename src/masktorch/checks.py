@@ -1,7 +1,7 @@
 """What a number, a switch or a block must be: checked where it is given."""
 
-import math
 import numbers
+from math import inf
 from typing import Any
 
 Block = tuple[int | None, int | None]
@@ -13,13 +13,7 @@ def is_number(value: Any) -> bool:
 
 
 def check_number(
-    caller: str,
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    below: float = math.inf,
-    hint: str = "",
+    caller: str, name: str, value: Any, *, above: float = -inf, below: float = inf, hint: str = ""
 ) -> None:
     """Raises unless it is a number between the two."""
     if is_number(value) and above < value < below:

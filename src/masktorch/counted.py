@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from masktorch import ranks
+from masktorch.blocks import is_plain
 from masktorch.checks import Block, check_block, check_density, check_n_of_m, check_switch
 from masktorch.estimators import Method
-from masktorch.selection import whole
+from masktorch.selection import select, whole
 
 
 class _Ranked(Method):
@@ -30,7 +31,9 @@ class _Ranked(Method):
         return torch.empty_like(weight, requires_grad=False).uniform_(-bound, bound)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return self.product(scores.detach(), weight)
+        if is_plain(scores):
+            return self.product(scores.detach(), weight)
+        return select(self.mode(scores), weight)  # which forward mode can differentiate too
 
     def expected(self, scores: Tensor) -> Tensor:
         """The mask, without a gradient: how many it keeps does not depend on the scores."""

@@ -23,11 +23,10 @@ class Estimator(Protocol):
     differentiable by the estimator's rule. `mode(scores)` gives the deterministic one of
     evaluation, frozen masks, files and reports: bool, the same shape. It may offer more, by name:
 
-    - `draws`: False where the mask of training follows from the scores alone (else a draw is held
-      for one forward);
+    - `draws`: False where the mask of training follows from the scores (else it is held for one
+      forward);
     - `init`: the scores to start from, a number or a function of the weight (else 1.0);
-    - `product(scores, weight)`, `mode_product(scores, weight)`: the weight times the mask of
-      training, or the deterministic one, in fewer passes over memory;
+    - `product(scores, weight)`, `mode_product(scores, weight)`: the weight times either mask;
     - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
       `masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere);
     - `expected(scores)`: the probability that each entry is kept, differentiable, for
@@ -76,10 +75,10 @@ class Method:
         return functional.keeps(scores, self.at)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return functional.piggyback(scores.detach(), self.at, weight=weight)
+        return functional.mode_product(scores, weight, self.at)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores with those not yet beyond the threshold, on their side, set 1 beyond it."""
+        """The scores; those not beyond the threshold, on their side of the mask, 1 beyond it."""
         decided = (functional.keeps(scores, self.at) == mask) & (scores != self.at)
         return torch.where(decided, scores, mask.to(scores.dtype).mul_(2).add_(self.at - 1))
 
@@ -102,7 +101,7 @@ class _Probability(Method):
 class Threshold(_Probability):
     """Straight-through threshold: see `masktorch.functional.threshold`.
 
-    Scores start at 1.0, or 1 above another threshold. Usual training: Adam, learning rate 1e-2.
+    Scores start 1 above the threshold. Usual training: Adam, learning rate 1e-2.
     Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
@@ -122,9 +121,8 @@ class Threshold(_Probability):
 class Bernoulli(_Probability):
     """Bernoulli samples, gradient of the expectation: see `masktorch.functional.bernoulli`.
 
-    `tau` is the threshold of the deterministic mask only. Scores start at 3.0, or 3 above another
-    threshold. Usual training: Adam, learning rate 0.3. Raises `ValueError` for a `tau` outside
-    (0, 1).
+    `tau` is the threshold of the deterministic mask only. Scores start 3 above it. Usual training:
+    Adam, learning rate 0.3. Raises `ValueError` for a `tau` outside (0, 1).
 
     Examples:
         >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
@@ -143,10 +141,9 @@ class Bernoulli(_Probability):
 class IntermediateSampling(_Probability):
     """Intermediate sampling: see `masktorch.functional.intermediate`.
 
-    `step_size` is the step on a draw in units of the root mean square of the tensor's gradient.
-    `tau` is the threshold of the deterministic mask only. Scores start at 1.0, or 1 above another
-    threshold. Raises `ValueError` for a `tau` outside (0, 1) or a `step_size` that is not positive
-    and finite.
+    `step_size` is the step on a draw in units of the root mean square of the tensor's gradient,
+    `tau` the threshold of the deterministic mask only. Scores start 1 above it. Raises `ValueError`
+    for a `tau` outside (0, 1) or a `step_size` that is not positive and finite.
 
     The gradient of the scores does not grow with the loss, so a `torch.amp.GradScaler`, which
     divides by the factor that it gave the loss, makes it too small by that factor. Give it back:
@@ -175,8 +172,8 @@ class IntermediateSampling(_Probability):
 class Piggyback(Method):
     """A threshold on the score itself: see `masktorch.functional.piggyback`.
 
-    Scores start at 1e-2, or as far above another threshold. Usual training: pretrained weights,
-    Adam, learning rate 1e-4. Raises `ValueError` for a `threshold` that is not finite.
+    Scores start 5e-3 above it. Usual training: pretrained weights, Adam, learning rate 1e-4.
+    Raises `ValueError` for a `threshold` that is not finite.
 
     Examples:
         >>> Piggyback().mode(torch.tensor([0.0, 1e-2]))

@@ -62,10 +62,15 @@ def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
     return blockwise(lambda s: ~(s <= at))(scores.detach())
 
 
+def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
+    """`weight` under that mask, without a tensor for the mask; differentiable by the weight."""
+    return select_above(weight, scores.detach(), _at_most(at, scores.dtype))
+
+
 def _above(at: float, scores: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
     """That mask or the weight under it, with a rule for the gradient."""
-    at = _at_most(at, scores.dtype)
-    return masked(scores, weight, scores, lambda s, w: select_above(w, s, at), rule)
+    at, read = _at_most(at, scores.dtype), scores.detach()  # Dynamo takes no tensor twice
+    return masked(scores, weight, read, lambda s, w: select_above(w, s, at), rule)
 
 
 @blockwise
@@ -153,9 +158,9 @@ def _step_rule(
     scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor
 ) -> Tensor:
     """`p - q`, both cases in one: `m - q = x / (1 + x)` where m = 1, `x / (1 - x)` where m = 0."""
-    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp_(-MAX_STEP, MAX_STEP)
+    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp(-MAX_STEP, MAX_STEP)
     m = as_number(drawn, alpha.dtype)
-    divisor = (1 - x).addcmul_(m, x, value=2)
+    divisor = torch.addcmul(1 - x, m, x, value=2)
     noise = torch.sigmoid(scores.to(alpha.dtype)) - m
     return torch.addcdiv(noise, x, divisor).to(scores.dtype)
 

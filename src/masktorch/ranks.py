@@ -57,14 +57,14 @@ def topk(
     """
     if not isinstance(density, Tensor):
         check_density(density, "topk")
-    rule = straight_rule(absolute, block if scores.numel() else None)
-    n = scores.numel()
+    rule, n = straight_rule(absolute, block if scores.numel() else None), scores.numel()
     if block is None and is_cut(scores) and (k := count(float(density), n)) < n:
-        at, ties = cut([scores.detach()], k, absolute)
+        read = scores.detach()
+        at, ties = cut([read], k, absolute)
         if not ties:
             product = blockwise(lambda s, w: select_above(w, s.abs() if absolute else s, at))
-            return masked(scores, weight, scores, product, rule)
-        kept = beyond([scores.detach()], at, ties, absolute)[0]
+            return masked(scores, weight, read, product, rule)
+        (kept,) = beyond([read], at, ties, absolute)
     else:
         kept = keeps_largest(scores, density, absolute=absolute, block=block)
     return masked(scores, weight, kept, select, rule)
@@ -121,12 +121,7 @@ def _spread(per_block: Tensor, tiles: Tensor, like: Tensor) -> Tensor:
 
 
 def n_of_m(
-    scores: Tensor,
-    n: int = 2,
-    m: int = 4,
-    *,
-    absolute: bool = True,
-    weight: Tensor | None = None,
+    scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = True, weight: Tensor | None = None
 ) -> Tensor:
     """The largest scores of every group.
 
