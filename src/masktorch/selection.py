@@ -157,7 +157,8 @@ def _parts(
     dtype = functools.reduce(torch.promote_types, (v.dtype for v in tensors), torch.float32)
     for values in tensors:
         for (block,) in blocks(values):
-            part = block.reshape(-1)[::stride].to("cpu", dtype).numpy()
+            # numpy() would forbid FSDP2 to free the storage
+            part = np.from_dlpack(block.reshape(-1)[::stride].to("cpu", dtype))
             yield np.abs(part) if absolute else part
 
 
