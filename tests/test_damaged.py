@@ -61,58 +61,52 @@ def other_npz(content):
 
 # (what becomes of the bytes of a file, words of the error)
 UNREADABLE = [
-    (lambda b: b"", "found nothing (a stream is read on from where it stands: seek(0) first)"),
-    (lambda b: b"\x93NUMPY" * 99, "found no .npz file"),
-    (lambda b: b[: len(b) // 2], "found one that ends early, after "),
-    (lambda b: b[:-1], "found one that ends early, after "),
-    (checkpoint, "found the entries 'archive/data.pkl', "),
-    (other_npz, "found the entries 'mask.npy' in place of 'header.npy', 'masks.npy', "
-     "'digest.npy'"),
-    (lambda b: rewritten(b, {"masks": "weights"}), "found the entries 'header.npy', "
-     "'weights.npy', 'digest.npy' in place of"),
-    (lambda b: rewritten(b, {"digest": None}), "found the entries"),
-    (lambda b: rewritten(b, {"masks": "header", "header": "masks"}), "found JSONDecodeError"),
-    (lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}), "found a digest that is not "
-     "that of its contents"),
-    (lambda b: rewritten(b, header=lambda h: b"{"), "found JSONDecodeError"),
-    (lambda b: rewritten(b, header=lambda h: b"[" * 100_000), "found RecursionError"),
-    (lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"), "found a header that does not say "
-     "format='masktorch masks'"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))), "found a header "
-     "that does not say format='masktorch masks'"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))), "found a header "
-     "without a format version"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(version=0))), "found a header "
-     "without a format version"),
+    (lambda b: b"", "found 0 bytes that are none (BadZipFile: "),
+    (lambda b: b"\x93NUMPY" * 99, "found 594 bytes that are none (BadZipFile: "),
+    (lambda b: b[: len(b) // 2], "bytes that are none (BadZipFile: "),
+    (lambda b: b[:-1], "bytes that are none (BadZipFile: "),
+    (checkpoint, "bytes that are none (KeyError: \"There is no item named 'header.npy'"),
+    (other_npz, "There is no item named 'header.npy'"),
+    (lambda b: rewritten(b, {"masks": "weights"}), "There is no item named 'masks.npy'"),
+    (lambda b: rewritten(b, {"digest": None}), "There is no item named 'digest.npy'"),
+    (lambda b: rewritten(b, {"masks": "header", "header": "masks"}), "JSONDecodeError"),
+    (lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}), "another format, or a digest "
+     "that is not that of its contents"),
+    (lambda b: rewritten(b, header=lambda h: b"{"), "JSONDecodeError"),
+    (lambda b: rewritten(b, header=lambda h: b"[" * 100_000), "RecursionError"),
+    (lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"), "TypeError: list indices"),
+    (lambda b: rewritten(b, header=header(lambda h: h.pop("format"))), "KeyError: 'format'"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))), "another format"),
+    (lambda b: rewritten(b, header=header(lambda h: h.pop("version"))), "KeyError: 'version'"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))), "TypeError: '>' not"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(version=0))), "KeyError: 0"),
     (lambda b: rewritten(b, header=header(lambda h: h.update(masktorch="9")), redigest=False),
-     "found a digest that is not that of its contents"),
-    (lambda b: rewritten(b, redigest=False, header=row("kept", 12)), "found a digest that is not"),
-    (lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]), "found a digest that is not"),
-    (lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"), "found a digest that is"),
-    (lambda b: rewritten(b, masks=lambda m: m + b"\0"), "bytes of masks, not the "),
-    (lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))), "found a header"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))), "of other fields"),
+     "a digest that is not that of its contents"),
+    (lambda b: rewritten(b, redigest=False, header=row("kept", 12)), "a digest that is not"),
+    (lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]), "a digest that is not"),
+    (lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"), "a digest that is"),
+    (lambda b: rewritten(b, masks=lambda m: m + b"\0"), "a header of other masks, or with a name"),
+    (lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))), "KeyError: 'tensors'"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))), "TypeError: 'int' obj"),
     (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))),
-     "found two tensors of one name in its header"),
-    (lambda b: rewritten(b, header=row("sparsity", 0.5)), "of other fields: "),
+     "a header of other masks, or with a name twice"),
+    (lambda b: rewritten(b, header=row("name", 3)), "a name twice or of another kind"),
+    (lambda b: rewritten(b, header=row("tied", ["head.bias"])), "a name twice"),
+    (lambda b: rewritten(b, header=row("sparsity", 0.5)), "argument 'sparsity'"),
     (lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].clear())), "'kept'"),
-    (lambda b: rewritten(b, header=row("kept", True)), "found a field of the wrong kind "
+    (lambda b: rewritten(b, header=row("kept", True)), "a field of the wrong kind "
      "in its header for tensor 2"),
     (lambda b: rewritten(b, header=row("shape", [4, 3, 3, 3.0])), "of the wrong kind"),
     (lambda b: rewritten(b, header=row("shape", [-4, 3, -3, 3])), "of the wrong kind"),
     (lambda b: rewritten(b, header=row("bytes", -1)), "of the wrong kind"),
-    (lambda b: rewritten(b, header=row("kept", 50)), "for 'conv.weight' a code that is not of a "
-     "mask with 50 of 108 entries kept"),
+    (lambda b: rewritten(b, header=row("kept", 50)), "the mask of 'conv.weight' is damaged: a code "
+     "not of a mask with 50 of 108 entries kept, by 'bits'"),
     (lambda b: rewritten(b, header=row("kept", 109)), "with 109 of 108 entries kept"),
-    (lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)), "found for 'scale' a code that "
-     "is not of a mask with "),
-    (lambda b: zipped(header=b"", masks=b"", digest=b""), "found EOF: "),
-    (lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""), "found an "
-     "entry 'header.npy' of object"),
-    (lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""), "of bool and shape "
-     "(3,)"),
-    (lambda b: zipped(header=npy(np.ones((3, 1), np.uint8)), masks=b"", digest=b""), "of uint8 and "
-     "shape (3, 1)"),
+    (lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)), "the mask of 'scale' is damaged: a "
+     "code not of a mask with "),
+    (lambda b: zipped(header=b"", masks=b"", digest=b""), "JSONDecodeError"),
+    (lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""), "UnicodeDecodeError"),
+    (lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""), "JSONDecodeError"),
 ]  # fmt: skip
 
 
@@ -126,10 +120,8 @@ def test_a_file_that_cannot_be_read(path, damage, message, onto):
     before = snapshot(model)
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         load_masks(model, path)
-    assert str(raised.value).startswith(
-        f"load_masks() can't read {path!r}: expected a file that masktorch.save_masks wrote, found "
-    )
-    assert str(raised.value).endswith("If it was one, it is damaged: copy or save it again.")
+    assert str(raised.value).startswith(f"load_masks() can't load {path!r}: ")
+    assert len(str(raised.value)) < 600
     assert unchanged(model, before)
 
 
@@ -139,11 +131,7 @@ def test_a_newer_format(path, digest):
     save_masks(model, path)
     newer = header(lambda h: h.update(version=3, tensors=None))
     Path(path).write_bytes(rewritten(Path(path).read_bytes(), header=newer, redigest=digest))
-    message = (
-        f"load_masks() can't read {path!r}: expected format version 2 at most, found version 3, of "
-        "a newer masktorch. Upgrade masktorch."
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match="format version 3, not 2 at most: upgrade masktorch"):
         load_masks(plain(model), path)
 
 
@@ -230,7 +218,7 @@ def test_only_what_is_stored_or_deflated_is_inflated(damage, method):
     with zipfile.ZipFile(content) as old, zipfile.ZipFile(out, "w", method) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(ValueError, match=r"an entry 'header.npy' that is neither stored nor defl"):
+    with pytest.raises(ValueError, match=r"an entry 'header.npy' .* neither stored nor deflated"):
         masktorch.read_masks(io.BytesIO(out.getvalue()))
 
 
@@ -246,8 +234,10 @@ def test_a_small_file_with_a_large_header(damage, part):
 def test_a_shape_of_many_dimensions_or_digits(damage):
     for shape in ([7] * 300_000, [1] * 1000, [2**62] * 60, [0, *[2**62] * 60], [10**4000]):
         edit = header(lambda h, s=shape: h["tensors"][0].update(shape=s))
-        with pytest.raises(ValueError, match="field of the wrong kind in its header for tensor 0"):
-            masktorch.read_masks(io.BytesIO(rewritten(damage.content, header=edit)))
+        content = rewritten(damage.content, header=edit)
+        with at_most(megabytes=30), pytest.raises(ValueError, match=r"read_masks\(\) can't load "):
+            masktorch.read_masks(io.BytesIO(content))
+        assert not damage.loads(content)
 
 
 def test_without_a_model_no_more_entries_than_expected():
@@ -255,13 +245,13 @@ def test_without_a_model_no_more_entries_than_expected():
     save_masks(masktorch.wrap(nn.Linear(100, 100, bias=False)), file)
     assert masktorch.read_masks(io.BytesIO(file.getvalue()), most=10_000)["weight"].all()
     message = (
-        "read_masks() expected at most 9999 entries in a BytesIO, found 10000, a byte of memory "
-        "each. If you trust the file, read_masks(path, most=10000)."
+        "expected at most 9999 entries, found 10000, a byte of memory each. If you trust the file, "
+        "read_masks(path, most=10000)."
     )
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=f": {re.escape(message)}$"):
         masktorch.read_masks(io.BytesIO(file.getvalue()), most=9_999)
     edit = header(lambda h: h["tensors"][0].update(shape=[2**40], kept=2**40))
-    with at_most(megabytes=1), pytest.raises(ValueError, match="at most 1073741824 entries in a"):
+    with at_most(megabytes=1), pytest.raises(ValueError, match="at most 1073741824 entries, f"):
         masktorch.read_masks(io.BytesIO(rewritten(file.getvalue(), header=edit)))
 
 
@@ -309,7 +299,7 @@ def test_every_field_of_the_header_edited(damage, digest):
         for i, described_row in enumerate(described["tensors"]):
             for field in described_row:
                 edit = header(lambda h, i=i, f=field, v=value: h["tensors"][i].update({f: v}))
-                changed = described_row[field] != value
+                changed = described_row[field] != (value or [] if field == "tied" else value)
                 # A right digest makes another kept count another file, not a damaged one.
                 loads = damage.loads(
                     rewritten(damage.content, header=edit, redigest=digest),

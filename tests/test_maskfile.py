@@ -416,15 +416,14 @@ def test_where_nothing_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match=r"save_masks\(\) expected a wrapped model"):
         save_masks(Net(), tmp_path / "x")
     meta = masktorch.wrap(nn.Linear(2, 2, device="meta"))
-    with pytest.raises(ValueError, match=r"save_masks\(\) .* 'weight': it has no values yet"):
+    with pytest.raises(ValueError, match=r"save_masks\(\) needs all values of 'weight'"):
         save_masks(meta, tmp_path / "x")
     missing = str(tmp_path / "no folder" / "x")
-    message = rf"can't write this file \(No such .*\)\. Make its folder first\.: {missing!r}$"
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(FileNotFoundError, match=re.escape(missing)):
         save_masks(wrapped(), missing)
-    with pytest.raises(IsADirectoryError, match=rf"can't write this file .*: {str(tmp_path)!r}$"):
+    with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
         save_masks(wrapped(), tmp_path)
-    with pytest.raises(TypeError, match=r"expected a path or a file of bytes \('wb'\), found list"):
+    with pytest.raises(TypeError, match=r"expected str, bytes or os.PathLike object, not list"):
         save_masks(wrapped(), [])
     assert os.listdir(tmp_path) == []
 
@@ -467,26 +466,22 @@ def untied_name(model):
 
 
 UNFIT = [
-    (trained, "expected the weights that the masks were saved over, found others in 2 of 6 "
-     "tensors: 'embed.weight', 'head.bias' (fingerprint "),
-    (trained, "accept these with load_masks(model, path, any_weights=True)."),
-    (other_dtype, "found others in 1 of 6 tensors: 'scale' (fingerprint "),
-    (reshaped, "expected shape (4, 3, 5, 5) for 'conv.weight', found (4, 3, 3, 3) in the file. "
-     "Build the model"),
-    (without_scale, "expected parameters by the names in the file. In the file only: 'scale'. "
-     "Build the model that the masks were saved from."),
-    (untied_name, "In the file only: 'conv.weight', 'conv.bias'. Build the model"),
-    (lambda model: nn.Linear(2, 2), "In the file only: 'scale', 'none', 'conv.weight', ... (7 in "
-     "all)."),
-    (lazy, "'conv.weight' needs its weights: it has no values yet (a lazy module or the meta"),
-    (lambda model: model.to("meta"), "'scale' needs its weights: it has no values yet"),
-    (lambda model: wrapped(model, targets=EVERYTHING[1:]), "expected its masked tensors by the "
-     "names in the file. In the file only: 'conv.weight'. Wrap the same tensors (targets=[...]), "
-     "or unwrap the model first."),
-    (lambda model: wrapped(model, rescale=True), "expected rescale=True for 'scale', found "
-     "rescale=False in the file, with which the layer computes something else. Wrap the model "
-     "with rescale=False."),
-    (lambda model: trained(wrapped(model)), "found others in"),
+    (trained, r"expected fingerprint \w{32} for 'embed.weight', found \w{32} in the file. Build,"),
+    (trained, r"weights alone are to be others, load_masks\(model, path, any_weights=True\)"),
+    (other_dtype, r"expected fingerprint \w{32} for 'scale', found \w{32} in the file"),
+    (reshaped, r"expected shape \[4, 3, 5, 5\] for 'conv.weight', found \[4, 3, 3, 3\] in the file."
+     " Build, wrap and load the model as when the masks were saved"),
+    (without_scale, r"expected the names of its parameters, found 1 in the file only \['scale'\], 0"
+     r" masked in the model only \[\]. Build the model, and wrap the tensors, that the masks were"),
+    (untied_name, r"found 2 in the file only \['conv.weight', 'conv.bias'\], 0 masked"),
+    (lambda model: nn.Linear(2, 2), r"7 in the file only \['scale', 'none', 'conv.weight'\], 0 m"),
+    (lazy, r"needs all values of 'conv.weight', found none \(a lazy module, the meta device\)"),
+    (lambda model: model.to("meta"), "needs all values of 'scale', found none"),
+    (lambda model: wrapped(model, targets=EVERYTHING[1:]), "expected the names of its masked "
+     r"tensors, found 1 in the file only \['conv.weight'\], 0 masked in the model only \[\]."),
+    (lambda model: wrapped(model, rescale=True), "expected rescale True for 'scale', found False in"
+     " the file. Build, wrap and load the model as when the masks were saved"),
+    (lambda model: trained(wrapped(model)), "expected fingerprint "),
 ]  # fmt: skip
 
 
@@ -497,13 +492,12 @@ def test_a_model_that_does_not_fit(path, onto, message):
     save_masks(model, path)
     model = onto(plain(model))
     before = snapshot(model)
-    start = f"load_masks() can't put the masks of {path!r} on this model: "
-    with pytest.raises(ValueError, match=re.escape(message)) as raised:
+    with pytest.raises(ValueError, match=message) as raised:
         load_masks(model, path)
-    assert str(raised.value).startswith(start)
+    assert str(raised.value).startswith(f"load_masks() can't load {path!r}: ")
     assert unchanged(model, before)
-    if "any_weights" not in str(raised.value):  # then this error remains
-        with pytest.raises(ValueError, match=re.escape(message)):
+    if "fingerprint" not in str(raised.value):  # then this error remains
+        with pytest.raises(ValueError, match=message):
             load_masks(model, path, any_weights=True)
         assert unchanged(model, before)
 
@@ -514,8 +508,8 @@ def test_more_masked_in_the_model_than_in_the_file(path):
     model = wrapped(plain(model))
     before = snapshot(model)
     message = (
-        "expected its masked tensors by the names in the file. Masked in the model only: "
-        "'conv.weight', 'conv.bias'. Wrap the same tensors (targets=[...]), or unwrap"
+        "expected the names of its masked tensors, found 0 in the file only [], 2 masked in the "
+        "model only ['conv.weight', 'conv.bias']. Build the model, and wrap the tensors, that"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_masks(model, path)
@@ -529,8 +523,8 @@ def test_a_tensor_that_goes_by_another_name_here(path):
     tied = plain(untied)
     tied.embed.weight = tied.head.weight  # so its name is that of the first place
     message = (
-        "expected one mask for 'head.weight' and 'embed.weight', the same tensor in this model "
-        "(tied weights), found none for the second. Untie them, as they were"
+        "expected one mask for ['embed.weight', 'head.weight'], the same tensor in this model "
+        "(tied weights), found two, or none for one of the names. Untie them, as when the masks"
     )
     before = snapshot(tied)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -575,8 +569,8 @@ def test_two_masks_are_not_put_on_one_tensor(path, onto):
     tied.load_state_dict(plain(model).state_dict(), strict=False)
     before = snapshot(tied)
     message = (
-        "expected one mask for 'first.weight' and 'second.weight', the same tensor in this model "
-        "(tied weights), found two. Untie them"
+        "expected one mask for ['first.weight', 'second.weight'], the same tensor in this model "
+        "(tied weights), found two, or none"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_masks(tied, path)
@@ -608,7 +602,7 @@ def test_a_name_of_a_tie_that_the_model_lacks(path):
     save_masks(wrapped(Two("weight"), targets=["first.weight"]), path)
     model = Two("weight")
     del model.second
-    with pytest.raises(ValueError, match=r"In the file only: 'second.weight'. Build the model"):
+    with pytest.raises(ValueError, match=r"found 1 in the file only \['second.weight'\]"):
         load_masks(model, path, any_weights=True)
 
 
@@ -617,22 +611,15 @@ def test_a_model_one_level_deeper_or_higher(path, onto):
     layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     save_masks(wrapped(copy.deepcopy(layers), targets=["0.weight", "1.weight"]), path)
     deeper = onto(nn.ModuleDict({"encoder": nn.ModuleDict({"layers": layers})}))
-    message = (
-        "In the file only: '0.weight', '1.weight'. {}Every name in the file lacks the prefix "
-        "'encoder.layers.' that this model has: load the masks into "
-        "model.get_submodule('encoder.layers')."
-    )
-    extra = "Masked in the model only: 'encoder.layers.0.weight', 'encoder.layers.1.weight'. "
     wraps = onto is masktorch.wrap
-    with pytest.raises(ValueError, match=re.escape(message.format(extra if wraps else ""))):
+    extra = "2 masked in the model only ['encoder.layers.0.weight', 'encoder.layers.1.weight']"
+    message = f"found 2 in the file only ['0.weight', '1.weight'], {extra if wraps else '0 masked'}"
+    with pytest.raises(ValueError, match=re.escape(message)) as raised:
         load_masks(deeper, path)
+    assert "or load them into that part of the model, model.get_submodule(" in str(raised.value)
     load_masks(deeper.get_submodule("encoder.layers"), path)
     save_masks(deeper, path)
-    message = (
-        "Every name in the file has the prefix 'encoder.layers.' that this model lacks: load the "
-        "masks into the module that has this model as its 'encoder.layers'."
-    )
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=r"in the file only \['encoder.layers.0.weight', "):
         load_masks(deeper.get_submodule("encoder.layers") if wraps else
                    masktorch.unwrap(deeper).get_submodule("encoder.layers"), path)  # fmt: skip
 
@@ -683,7 +670,7 @@ TIED_OF_FORMAT_1 = base64.b64decode(
 @pytest.mark.parametrize("onto", [nn.Linear(6, 4), masktorch.wrap(nn.Linear(6, 4))])
 def test_as_many_entries_in_another_shape(path, onto):
     save_masks(wrapped(nn.Linear(4, 6), targets=["weight"]), path)
-    message = r"expected shape \(4, 6\) for 'weight', found \(6, 4\) in the file"
+    message = r"expected shape \[4, 6\] for 'weight', found \[6, 4\] in the file"
     with pytest.raises(ValueError, match=message):
         load_masks(onto, path, any_weights=True)
 
@@ -698,7 +685,7 @@ def test_other_weights_accepted_knowingly(path):
     assert same(masktorch.masks(other), masks)
 
     weights_trained = trained(masktorch.freeze_mask(model))
-    with pytest.raises(ValueError, match="found others in 2 of 6 tensors"):
+    with pytest.raises(ValueError, match=r"expected fingerprint .* for 'embed.weight', found"):
         load_masks(weights_trained, path)
     save_masks(weights_trained, path)
     load_masks(weights_trained, path)
@@ -719,7 +706,7 @@ def test_a_mask_that_the_estimator_cannot_express(path):
     save_masks(layer, path)
     model = masktorch.wrap(plain(layer), AllOrNone())
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"masks of '.*some masks' on .* can't give 'weight'"):
+    with pytest.raises(ValueError, match=r"can't load '.*some masks': .* can't give 'weight'"):
         load_masks(model, path)
     assert unchanged(model, before)
 

@@ -5,11 +5,9 @@
 """
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
-import math
 import os
 import secrets
 import shutil
@@ -19,15 +17,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-Buffer = bytes | memoryview  # `bytes` is a field of `Row`
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
 _FORMAT, _VERSION = "masktorch masks", 2
+_IMPLIED: dict[int, dict[str, Any]] = {1: {"tied": [], "coding": "gaps"}, 2: {}}  # by version
 _ENTRIES = ["header.npy", "masks.npy", "digest.npy"]
 _SMALL = 2**16  # bytes of an array up to which it is deflated
 _INFLATED = 2**20  # bytes that an array may have beyond those of its file
 _SPARE = 2**24  # bytes that a file may have beyond those of its masks
-_SIZES = range(2**63)
 
 
 class Row(NamedTuple):
@@ -42,134 +39,61 @@ class Row(NamedTuple):
     coding: str  # of its mask: see masktorch.coding
     bytes: int  # of its coded mask
     fingerprint: str  # of the tensor under the mask
-    code: Buffer = b""  # not in the header
-
-    @property
-    def mask(self) -> tuple[object, ...]:
-        """What is alike in two rows of one mask."""
-        return self.shape, self.kept, self.rescale, self.coding, self.code
-
-    def is_valid(self) -> bool:
-        """Whether every field is of its kind, as it need not be in a file."""
-        return (
-            [type(value) for value in self[:-1]] == _KINDS
-            and all(type(name) is str for name in self.tied)
-            and all(type(n) is int and n in _SIZES for n in (self.kept, self.bytes, *self.shape))
-            and len(self.shape) <= 64
-            and math.prod(max(n, 1) for n in self.shape) in _SIZES
-        )
+    code: Any = b""  # bytes, not in the header
 
 
-_KINDS = [str, list, list, int, bool, str, str, int, str]
-
-
-def read(source: PathOrFile, caller: str, most: int) -> tuple[str, int, dict[str, Row]]:
-    """What errors call the file, its version, its rows by every name; `ValueError` if it is not as
-    written, or longer than masks of `most` entries take."""
-    if isinstance(source, str | os.PathLike):
-        with open(os.fsdecode(source), "rb") as file:
-            return read(file, caller, most)
-    called, limit, content = _checked(source, caller, "rb"), most // 4 + _SPARE, bytearray()
-    while piece := source.read(2**20):
+def read(source: PathOrFile, most: int) -> tuple[int, list[Row]]:
+    """The version and the rows of a file, which has masks of at most so many entries in all."""
+    if not hasattr(source, "read"):
+        with open(os.fspath(source), "rb") as file:
+            return read(file, most)
+    limit, content = most // 4 + _SPARE, bytearray()
+    while len(content) <= limit and (piece := source.read(2**20)):
         content += piece
-        if len(content) > limit:
-            raise ValueError(
-                f"{caller}() expected at most {limit} bytes from {called}, more than masks of "
-                f"{most} entries take, found more. Is it a mask file, and of this model?"
-            )
     try:
-        header, masks, digest = _arrays(content)
+        archive = zipfile.ZipFile(io.BytesIO(content))
+        if archive.infolist()[0].header_offset or content[-22:-18] != b"PK\x05\x06":
+            raise ValueError("other bytes before or after it")
+        header, masks, digest = (_array(archive, name, len(content)) for name in _ENTRIES)
         described = json.loads(bytes(header))
-        if not isinstance(described, dict) or described.get("format") != _FORMAT:
-            raise ValueError(f"a header that does not say format={_FORMAT!r}")
-        version = described.get("version")
-        if type(version) is not int or version < 1:
-            raise ValueError("a header without a format version")
-        if version <= _VERSION:
-            if digest != hashlib.sha256(bytes(header) + masks).digest():
-                raise ValueError("a digest that is not that of its contents")
-            return called, version, _rows(described, version, masks)
-    except Exception as error:  # whatever the readers of zip, npy and JSON raise
-        found = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise unreadable(caller, called, found) from error
-    raise ValueError(
-        f"{caller}() can't read {called}: expected format version {_VERSION} at most, found "
-        f"version {version}, of a newer masktorch. Upgrade masktorch."
-    )
+        if (version := described["version"]) > _VERSION:
+            raise ValueError(f"format version {version}, not {_VERSION} at most: upgrade masktorch")
+        whole = digest == hashlib.sha256(bytes(header) + masks).digest()
+        if described["format"] != _FORMAT or not whole:
+            raise ValueError("another format, or a digest that is not that of its contents")
+        return version, _rows(described["tensors"], _IMPLIED[version], masks)
+    except Exception as error:  # whatever the readers of zip and JSON raise
+        raise ValueError(
+            f"expected a file that masktorch.save_masks wrote, of at most {limit} bytes, found "
+            f"{len(content)} bytes that are none ({type(error).__name__}: {error}). If damaged, "
+            "copy or save it again. A stream is read from where it stands: seek(0) first."
+        ) from error
 
 
-def unreadable(caller: str, called: str, found: str) -> ValueError:
-    return ValueError(
-        f"{caller}() can't read {called}: expected a file that masktorch.save_masks wrote, found "
-        f"{found}. If it was one, it is damaged: copy or save it again."
-    )
+def _array(archive: zipfile.ZipFile, name: str, size: int) -> memoryview:
+    """The bytes of an array, without its npy header, in a file of that size."""
+    entry = archive.getinfo(name)
+    inflatable = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    if not inflatable or entry.file_size > _INFLATED + size:
+        raise ValueError(f"an entry {name!r} that is too large, or neither stored nor deflated")
+    npy = archive.open(entry).read(entry.file_size)  # inflates no more than that
+    return memoryview(npy)[10 + int.from_bytes(npy[8:10], "little") :]
 
 
-def some(names: list[str]) -> str:
-    """The first few of some names, and how many there are."""
-    shown = ", ".join(map(repr, names[:3]))
-    return shown if len(names) <= 3 else f"{shown}, ... ({len(names)} in all)"
-
-
-def _arrays(content: bytearray) -> list[memoryview]:
-    """The three arrays of a file. What a damaged one claims to hold is not allocated."""
-    if not content:
-        raise ValueError("nothing (a stream is read on from where it stands: seek(0) first)")
-    if not zipfile.is_zipfile(file := io.BytesIO(content)):
-        early = f"one that ends early, after {len(content)} bytes"
-        raise ValueError(early if content.startswith(b"PK\x03\x04") else "no .npz file")
-    archive, arrays = zipfile.ZipFile(file), []
-    if sorted(names := archive.namelist()) != sorted(_ENTRIES):
-        raise ValueError(f"the entries {some(names)} in place of {some(_ENTRIES)}")
-    if archive.infolist()[0].header_offset or content[-22:-18] != b"PK\x05\x06":
-        raise ValueError("other bytes before or after it, another file perhaps")
-    for name in _ENTRIES:
-        entry = archive.getinfo(name)
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"an entry {name!r} that is neither stored nor deflated")
-        if entry.file_size > _INFLATED + len(content):
-            raise ValueError(f"an entry {name!r} that is too large")
-        npy = io.BytesIO(archive.open(entry).read(entry.file_size))  # inflates no more than that
-        np.lib.format.read_magic(npy)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(npy)
-        arrays.append(npy.getbuffer()[npy.tell() :])
-        if dtype != np.uint8 or shape != (len(arrays[-1]),):
-            raise ValueError(f"an entry {name!r} of {dtype} and shape {shape}")
-    return arrays
-
-
-def _rows(described: dict[str, Any], version: int, masks: memoryview) -> dict[str, Row]:
-    since: dict[str, Any] = {"tied": [], "coding": "gaps"} if version == 1 else {}
-    try:
-        rows = [Row(**since, **row) for row in described["tensors"]]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"a header of other fields: {error}") from error
-    named: dict[str, Row] = {}
+def _rows(tensors: list[dict[str, Any]], implied: dict[str, Any], masks: memoryview) -> list[Row]:
+    rows: list[Row] = []
     end = 0
-    for i, row in enumerate(rows):
-        if not row.is_valid():
-            raise ValueError(f"a field of the wrong kind in its header for tensor {i}")
-        coded = row._replace(code=masks[end : end + row.bytes])
+    for fields in tensors:
+        row = Row(**implied, **fields)
+        counts = [row.kept, row.bytes, *row.shape]
+        if len(counts) > 64 or not all(type(n) is int and n >= 0 for n in counts):
+            raise ValueError(f"a field of the wrong kind in its header for tensor {len(rows)}")
+        rows.append(row._replace(code=masks[end : end + row.bytes]))
         end += row.bytes
-        for name in (row.name, *row.tied):
-            if name in named:
-                raise ValueError("two tensors of one name in its header")
-            named[name] = coded
-    if end != len(masks):
-        raise ValueError(f"{len(masks)} bytes of masks, not the {end} of its header")
-    return named
-
-
-def _checked(file: BinaryIO, caller: str, mode: str) -> str:
-    """What errors call a stream, if it is one."""
-    if not hasattr(file, "read" if mode == "rb" else "write") or hasattr(file, "encoding"):
-        found = "one of text" if hasattr(file, "encoding") else type(file).__name__
-        raise TypeError(f"{caller}() expected a path or a file of bytes ({mode!r}), found {found}.")
-    name = getattr(file, "name", None)
-    called = repr(name) if isinstance(name, str) else f"a {type(file).__name__}"
-    if getattr(file, "closed", False):
-        raise ValueError(f"{caller}() expected an open file, found a closed one ({called}).")
-    return called
+    names = [name for row in rows for name in (row.name, *row.tied)]
+    if end != len(masks) or len(set(names)) < len(names) or {*map(type, names)} - {str}:
+        raise ValueError("a header of other masks, or with a name twice or of another kind")
+    return rows
 
 
 def write(target: PathOrFile, rows: list[Row]) -> None:
@@ -187,44 +111,30 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
         for name, part in zip(_ENTRIES, parts, strict=True):
             np.save(array := io.BytesIO(), np.frombuffer(part, np.uint8))
             method = zipfile.ZIP_DEFLATED if len(part) <= _SMALL else zipfile.ZIP_STORED
-            # of a set date: equal masks give equal files
-            archive.writestr(zipfile.ZipInfo(name), array.getbuffer(), method)
-    if isinstance(target, str | os.PathLike):
-        _replace(os.path.realpath(os.fsdecode(target)), file.getvalue())
+            archive.writestr(zipfile.ZipInfo(name), array.getbuffer(), method)  # of a set date
+    content = file.getvalue()
+    if not hasattr(target, "write"):
+        _replace(os.path.realpath(os.fsdecode(target)), content)
     else:
-        _checked(target, "save_masks", "wb")
-        _send(target, file.getvalue())
+        while content:  # an unbuffered file may take a part; one of the user's own need not count
+            content = content[target.write(content) or len(content) :]
 
 
 def _replace(path: str, content: bytes) -> None:
     """Writes beside a path and renames, or straight into what is no file (a pipe, a device)."""
-    is_there = os.path.exists(path)
-    beside = os.path.join(os.path.dirname(path), f".masktorch-{secrets.token_hex(8)}.tmp")
+    if os.path.exists(path) and not os.path.isfile(path):
+        with open(path, "wb") as pipe:
+            pipe.write(content)
+        return
+    beside = f"{path}.{secrets.token_hex(8)}.tmp"
     try:
-        if is_there and not os.path.isfile(path):
-            with open(path, "wb") as pipe:
-                return _send(pipe, content)
         with open(beside, "xb") as file:
-            if is_there:
+            if os.path.exists(path):
                 shutil.copymode(path, beside)  # before there is anything to read
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError as error:
-        hint = " Make its folder first." if error.errno == errno.ENOENT else ""
-        message = f"save_masks() can't write this file ({error.strerror or error}).{hint}"
-        raise OSError(error.errno, message, path) from error
     finally:
         with contextlib.suppress(OSError):
             os.remove(beside)
-
-
-def _send(file: BinaryIO, content: bytes) -> None:
-    while content:
-        written = file.write(content)  # an unbuffered file may take a part of it, or nothing now
-        if written is None and not isinstance(file, io.RawIOBase):
-            return  # a file of the user's own that does not count
-        if not written:
-            raise BlockingIOError(errno.EAGAIN, "save_masks() met a stream that takes no more")
-        content = content[written:]

@@ -30,32 +30,24 @@ def encode(mask: Bools) -> tuple[str, bytes]:
 
 
 def decode(coding: str, code: bytes | memoryview, kept: int, size: int) -> Bools:
-    """The flat mask of `size` entries, `kept` of them True; `ValueError` or `zlib.error` where the
-    code is not that of such a mask, with no more work than it would take."""
-    wrong = ValueError(f"a code that is not of a mask with {kept} of {size} entries kept")
-    if not 0 <= kept <= size:
+    """The flat mask of `size` entries, `kept` of them True. Where the code is not that of such a
+    mask, it raises (also what numpy and zlib do) after no more work than the mask would take."""
+    wrong = ValueError(f"a code not of a mask with {kept} of {size} entries kept, by {coding!r}")
+    if coding not in ("gaps", "bits", "deflated bits") or not 0 <= kept <= size:
         raise wrong
+    most = min(kept, size - kept) + size // _PASS if coding == "gaps" else -(-size // 8)
+    content = code if coding == "bits" else _inflated(code, most)
     if coding == "gaps":
-        rare_is_kept = 2 * kept <= size
+        rare_is_kept, last = 2 * kept <= size, -1
         mask = np.full(size, not rare_is_kept)
-        steps = _inflated(code, min(kept, size - kept) + size // _PASS, wrong)
-        last = -1
-        for at in range(0, len(steps), _PIECE):
-            piece = np.frombuffer(steps[at : at + _PIECE], np.uint8)
+        for at in range(0, len(content), _PIECE):
+            piece = np.frombuffer(content[at : at + _PIECE], np.uint8)
             ends = last + np.cumsum(piece + (piece != _PASS), dtype=np.int64)
-            last, rare = int(ends[-1]), ends[piece != _PASS]
-            if rare.size and rare[-1] >= size:
-                raise wrong
-            mask[rare] = rare_is_kept
-    elif coding in ("bits", "deflated bits"):
-        length = -(-size // 8)
-        bits = code if coding == "bits" else _inflated(code, length, wrong)
-        if len(bits) != length:
-            raise wrong
-        mask = np.unpackbits(np.frombuffer(bits, np.uint8), count=size).view(np.bool_)
+            mask[ends[piece != _PASS]] = rare_is_kept
+            last = int(ends[-1])
     else:
-        raise ValueError(f"the unknown coding {coding!r}")
-    if np.count_nonzero(mask) != kept:
+        mask = np.unpackbits(np.frombuffer(content, np.uint8), count=size).view(np.bool_)
+    if np.count_nonzero(mask) != kept or (coding != "gaps" and len(content) != most):
         raise wrong
     return mask
 
@@ -78,10 +70,10 @@ def _deflated(content: bytes) -> bytes:
     return deflated(content, min(_STRATEGIES, key=lambda s: len(deflated(content[:_SAMPLE], s))))
 
 
-def _inflated(code: bytes | memoryview, most: int, wrong: ValueError) -> bytes:
+def _inflated(code: bytes | memoryview, most: int) -> bytes:
     """A whole deflate stream of at most `most` bytes, inflated no further than that."""
     inflate = zlib.decompressobj(wbits=-15)
     content = inflate.decompress(code, most + 1)
     if len(content) > most or not inflate.eof or inflate.unused_data:
-        raise wrong
+        raise ValueError(f"a code that is no deflate stream of at most {most} bytes")
     return content

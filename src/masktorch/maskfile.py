@@ -3,17 +3,16 @@
 import hashlib
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from masktorch.archive import PathOrFile, Row, read, some, unreadable, write
+from masktorch.archive import PathOrFile, Row, read, write
 from masktorch.coding import Bools, decode, encode
 from masktorch.mask import Mask, described, is_sharded
 from masktorch.model import Model, find_masks, masked_tensors
@@ -21,9 +20,6 @@ from masktorch.parametrization import attached
 from masktorch.targets import join, plain_name
 from masktorch.values import set_masks
 from masktorch.wrapping import give_masks
-
-T = TypeVar("T")
-Rows = dict[str, Row]  # by every name of their tensors
 
 
 class _Tensor(NamedTuple):
@@ -39,9 +35,8 @@ def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
 
     The file, a numpy `.npz`, also holds a fingerprint of each tensor under a mask, by which
     `load_masks` tells whether it meets the same weights. It goes to a path, used as given, where a
-    crash leaves the old file, or into a file open for writing bytes.
-    Raises `ValueError` if nothing is masked, a tensor is on the meta device or the file is closed,
-    `TypeError` for a file of text, `OSError` where nothing can be written.
+    crash leaves the old file, or into a file open for writing bytes. Raises `ValueError` if nothing
+    is masked or a tensor has no values, and what Python raises where nothing can be written.
 
     Examples:
         >>> import io
@@ -52,9 +47,8 @@ def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
     """
     masked_tensors(model, "save_masks")
     tensors = _tensors(model, masked=True)
-    for (name, *_), parameter, _ in tensors:
-        if why := _out_of_reach(parameter):
-            raise ValueError(f"save_masks() can't save the mask of {name!r}: {why}")
+    for tensor in tensors:
+        _check_values("save_masks", tensor)
     kept = [mask.mode().cpu().numpy() for _, _, mask in tensors if mask]
     write(path_or_file, _in_parallel(_row, tensors, kept))
 
@@ -64,26 +58,24 @@ def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tens
 
     No model is needed, and no weights are compared. A tied tensor is under its first name. A file
     open for reading bytes is read from where it stands to its end. The masks may have `most`
-    entries in all: a byte of memory each is what a file can ask for that was made to do harm.
-    Raises `ValueError` where the file is damaged, is none of `save_masks`, of a newer format, or of
-    more entries; `TypeError` for a file of text.
+    entries in all, a byte of memory each, lest a file made to do harm asks for more. Raises
+    `ValueError` for more, and where the file is damaged, none of `save_masks` or of a newer format.
 
     Examples:
         >>> import io
         >>> from masktorch import wrap
         >>> save_masks(wrap(nn.Linear(2, 1)), file := io.BytesIO())
-        >>> _ = file.seek(0)
-        >>> read_masks(file)
+        >>> read_masks(io.BytesIO(file.getvalue()))
         {'weight': tensor([[True, True]])}
     """
-    called, _, rows = read(path_or_file, "read_masks", most)
-    found = sum(math.prod(row.shape) for name, row in rows.items() if name == row.name)
-    if found > most:
-        raise ValueError(
-            f"read_masks() expected at most {most} entries in {called}, found {found}, a byte of "
-            f"memory each. If you trust the file, read_masks(path, most={found})."
-        )
-    return _decoded(rows, "read_masks", called)
+    with _naming("read_masks", path_or_file):
+        _, rows = read(path_or_file, most)
+        if (found := sum(math.prod(row.shape) for row in rows)) > most:
+            raise ValueError(
+                f"expected at most {most} entries, found {found}, a byte of memory each. If you "
+                f"trust the file, read_masks(path, most={found})."
+            )
+        return _decoded(rows)
 
 
 def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = False) -> Model:
@@ -92,10 +84,8 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
     A plain model gets masks that do not learn. The masked tensors of a wrapped one must be those
     of the file; their scores move as by `masktorch.set_masks`, so that learning can go on. A tensor
     that had several names where the masks were saved (tied weights) is masked under all of them.
-    Weights other than those the masks were saved over are accepted with `any_weights=True`. On an
-    error nothing changes. Raises `ValueError` where the file is damaged, is none of `save_masks` or
-    of a newer format, and where its tensors, their shapes, `rescale` or fingerprints are not those
-    of the model; `TypeError` for a file of text.
+    Raises as `read_masks`, and `ValueError` where names, shapes, `rescale` or, unless
+    `any_weights=True`, the weights are other than when the masks were saved; nothing has changed.
 
     Examples:
         >>> import io
@@ -107,18 +97,17 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
         tensor([[ True, False]])
     """
     wrapped = bool(find_masks(model, "load_masks"))
-    entries = sum(p.numel() for p in model.parameters() if not is_lazy(p))
-    called, version, rows = read(path_or_file, "load_masks", entries)
     tensors = _tensors(model, masked=wrapped)
-    if version == 1:  # it says the first name only
-        tensors = [tensor._replace(names=tensor.names[:1]) for tensor in tensors]
-    with _fitting(called):
-        tensors = _checked(rows, tensors, wrapped)
-        if not any_weights:
-            _check_weights(rows, tensors)
-    decoded = _decoded(rows, "load_masks", called)
-    loaded = {name: decoded[rows[name].name] for (name, *_), _, _ in tensors}
-    with _fitting(called):  # another parametrization, an estimator that can't express it
+    with _naming("load_masks", path_or_file):
+        entries = sum(p.numel() for p in model.parameters() if not is_lazy(p))
+        version, saved = read(path_or_file, entries)
+        if version == 1:  # it says the first name only
+            tensors = [tensor._replace(names=tensor.names[:1]) for tensor in tensors]
+        rows = {name: row for row in saved for name in (row.name, *row.tied)}
+        tensors = _named(rows, tensors, wrapped)
+        _in_parallel(lambda tensor: _check(rows, tensor, any_weights), tensors)
+        decoded = _decoded(saved)
+        loaded = {name: decoded[rows[name].name] for (name, *_), _, _ in tensors}
         if wrapped:
             return set_masks(model, loaded)
         rescale = {name: rows[name].rescale for name in loaded}
@@ -126,12 +115,12 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
 
 
 @contextmanager
-def _fitting(called: str) -> Iterator[None]:
+def _naming(caller: str, source: PathOrFile) -> Iterator[None]:
+    """Completes errors by who raises them, and over which file."""
     try:
         yield
     except ValueError as error:
-        message = f"load_masks() can't put the masks of {called} on this model: {error}"
-        raise ValueError(message) from error
+        raise ValueError(f"{caller}() can't load {source!r}: {error}") from error
 
 
 def _tensors(model: nn.Module, *, masked: bool) -> list[_Tensor]:
@@ -155,105 +144,63 @@ def _row(tensor: Any, kept: Bools) -> Row:
     return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
 
 
-def _decoded(rows: Rows, caller: str, called: str) -> dict[str, Tensor]:
+def _decoded(rows: list[Row]) -> dict[str, Tensor]:
     def mask(row: Row) -> Tensor:
         try:
             entries = decode(row.coding, row.code, row.kept, math.prod(row.shape))
-        except (ValueError, zlib.error) as error:
-            raise unreadable(caller, called, f"for {row.name!r} {error}") from error
-        return torch.from_numpy(entries).view(row.shape)
+            return torch.from_numpy(entries).view(row.shape)
+        except Exception as error:  # whatever numpy, zlib and torch raise
+            raise ValueError(f"the mask of {row.name!r} is damaged: {error}") from error
 
-    own = {name: row for name, row in rows.items() if name == row.name}
-    return dict(zip(own, _in_parallel(mask, own.values()), strict=True))
-
-
-def _out_of_reach(parameter: nn.Parameter) -> str | None:
-    """Why there are no values to save a mask over, or to put one on."""
-    if is_lazy(parameter) or parameter.is_meta:
-        return "it has no values yet (a lazy module or the meta device). Load its weights first."
-    if is_sharded(parameter):
-        return "each process holds a part of it. Save and load masks before fully_shard (FSDP2)."
-    return None
+    return dict(zip([row.name for row in rows], _in_parallel(mask, rows), strict=True))
 
 
-def _checked(rows: Rows, tensors: list[_Tensor], wrapped: bool) -> list[_Tensor]:
-    """The tensors that the masks are of; raises where they can't be, whatever their values."""
+def _check_values(caller: str, tensor: _Tensor) -> None:
+    (name, *_), parameter, _ = tensor
+    if is_lazy(parameter) or parameter.is_meta or is_sharded(parameter):
+        raise ValueError(
+            f"{caller}() needs all values of {name!r}, found none (a lazy module, the meta device) "
+            "or a part (FSDP2). Load its weights first; save and load masks before fully_shard."
+        )
+
+
+def _named(rows: dict[str, Row], tensors: list[_Tensor], wrapped: bool) -> list[_Tensor]:
+    """The tensors that go by the names in a file; raises where names are left over."""
     known = {name for tensor in tensors for name in tensor.names}
     missing = [name for name in rows if name not in known]
-    found = [tensor for tensor in tensors if not rows.keys().isdisjoint(tensor.names)]
     extra = [t.names[0] for t in tensors if wrapped and rows.keys().isdisjoint(t.names)]
     if missing or extra:
         raise ValueError(
-            f"expected {'its masked tensors' if wrapped else 'parameters'} by the names in the "
-            "file. "
-            + (f"In the file only: {some(missing)}. " if missing else "")
-            + (f"Masked in the model only: {some(extra)}. " if extra else "")
-            + _what_to_do(rows, known, wrapped)
+            f"expected the names of its {'masked tensors' if wrapped else 'parameters'}, found "
+            f"{len(missing)} in the file only {missing[:3]}, {len(extra)} masked in the model only "
+            f"{extra[:3]}. Build the model, and wrap the tensors, that the masks were saved from, "
+            "or load them into that part of the model, model.get_submodule(prefix)."
         )
-    for names, parameter, mask in found:
-        name = next(name for name in names if name in rows)
-        row = rows[name]
-        if why := _out_of_reach(parameter):
-            raise ValueError(f"{name!r} needs its weights: {why}")
-        if row.shape != list(parameter.shape):
+    return [tensor for tensor in tensors if not rows.keys().isdisjoint(tensor.names)]
+
+
+def _check(rows: dict[str, Row], tensor: _Tensor, any_weights: bool) -> None:
+    """Raises where a tensor is not the one that its mask in a file was saved over."""
+    _check_values("load_masks", tensor)
+    names, parameter, mask = tensor
+    saved = [rows[name] for name in names if name in rows]
+    present: dict[str, object] = {"shape": list(parameter.shape)}
+    if mask:
+        present["rescale"] = mask.rescale
+    if not any_weights:
+        present["fingerprint"] = _fingerprint(parameter)
+    for field, expected in present.items():
+        if found := [getattr(row, field) for row in saved if getattr(row, field) != expected]:
             raise ValueError(
-                f"expected shape {tuple(parameter.shape)} for {name!r}, found {tuple(row.shape)} "
-                "in the file. Build the model that the masks were saved from."
+                f"expected {field} {expected} for {names[0]!r}, found {found[0]} in the file. "
+                "Build, wrap and load the model as when the masks were saved; if its weights alone "
+                "are to be others, load_masks(model, path, any_weights=True)."
             )
-        for other in names:
-            if other not in rows or rows[other].mask != row.mask:
-                count = "two" if other in rows else "none for the second"
-                raise ValueError(
-                    f"expected one mask for {name!r} and {other!r}, the same tensor in this model "
-                    f"(tied weights), found {count}. Untie them, as they were when the masks were "
-                    "saved."
-                )
-        if mask and mask.rescale != row.rescale:
-            raise ValueError(
-                f"expected rescale={mask.rescale} for {name!r}, found rescale={row.rescale} in the "
-                "file, with which the layer computes something else. Wrap the model with "
-                f"rescale={row.rescale}."
-            )
-    return found
-
-
-def _what_to_do(rows: Rows, known: set[str], wrapped: bool) -> str:
-    first = next(iter(rows), "")
-    for name in known:
-        prefix = name.removesuffix(first)
-        if name.endswith(f".{first}") and all(prefix + row in known for row in rows):
-            return (
-                f"Every name in the file lacks the prefix {prefix!r} that this model has: load the "
-                f"masks into model.get_submodule({prefix[:-1]!r})."
-            )
-        prefix = first.removesuffix(name)
-        if first.endswith(f".{name}") and rows.keys() <= {prefix + other for other in known}:
-            return (
-                f"Every name in the file has the prefix {prefix!r} that this model lacks: load the "
-                f"masks into the module that has this model as its {prefix[:-1]!r}."
-            )
-    if wrapped:
-        return "Wrap the same tensors (targets=[...]), or unwrap the model first."
-    return "Build the model that the masks were saved from."
-
-
-def _check_weights(rows: Rows, tensors: list[_Tensor]) -> None:
-    """Raises where the fingerprints of the tensors of a model are not those of the file."""
-    found = _in_parallel(_fingerprint, [tensor.parameter for tensor in tensors])
-    other = {
-        rows[name].name: (rows[name].fingerprint, present)
-        for (names, *_), present in zip(tensors, found, strict=True)
-        for name in names
-        if rows[name].fingerprint != present
-    }
-    if other:
-        name, (expected, present) = next(iter(other.items()))
+    masks = [(row.rescale, row.kept, row.code) for row in saved]
+    if len(masks) < len(names) or masks.count(masks[0]) < len(masks):
         raise ValueError(
-            "expected the weights that the masks were saved over, found others in "
-            f"{len(other)} of {len({row.name for row in rows.values()})} tensors: "
-            f"{some([*other])} (fingerprint {expected} in the file for {name!r}, {present} in the "
-            "model). Load those weights first, or accept these with "
-            "load_masks(model, path, any_weights=True)."
+            f"expected one mask for {names}, the same tensor in this model (tied weights), "
+            "found two, or none for one of the names. Untie them, as when the masks were saved."
         )
 
 
@@ -265,7 +212,7 @@ def _fingerprint(tensor: Tensor) -> str:
     return sha.hexdigest()[:32]
 
 
-def _in_parallel(function: Callable[..., T], *values: Iterable[Any]) -> list[T]:
+def _in_parallel(function: Callable[..., Any], *values: Iterable[Any]) -> list[Any]:
     """The results in order; zlib and hashing release the interpreter lock."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(function, *values))

@@ -41,16 +41,10 @@ class Report:
             table.append((row.name, shape, *_numbers(row), state))
         table.append(("total", "", *_numbers(self), ""))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = []
-        for cells in table:
-            aligned = zip(cells, "<<>>>>><", widths, strict=True)
-            lines.append("  ".join(f"{cell:{side}{width}}" for cell, side, width in aligned))
-        lines.append(
-            f"under masks: {self.size:,} of {self.parameters:,} parameters ({self.share:.1%})"
-        )
-        if not self.masked:
-            lines.append("nothing is masked yet: every entry is kept")
-        return "\n".join(map(str.rstrip, lines))
+        aligned = "  ".join(f"{{:{side}{n}}}" for side, n in zip("<<>>>>><", widths, strict=True))
+        lines = [aligned.format(*cells).rstrip() for cells in table]
+        of_all = f"{self.size:,} of {self.parameters:,} parameters ({self.share:.1%})"
+        return "\n".join([*lines, f"under masks: {of_all}"])
 
 
 def report(model: nn.Module) -> Report:
@@ -81,8 +75,7 @@ def report(model: nn.Module) -> Report:
 
 def _counts(size: int, kept: int) -> tuple[int, int, int, float, float]:
     """`size`, `kept`, `masked`, `density` and `masked_fraction`."""
-    masked = size - kept
-    return size, kept, masked, kept / max(size, 1), masked / max(size, 1)
+    return size, kept, size - kept, kept / max(size, 1), (size - kept) / max(size, 1)
 
 
 def _numbers(counted: Report.Row | Report) -> tuple[str, str, str, str, str]:
