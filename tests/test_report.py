@@ -47,6 +47,11 @@ def test_the_class_of_a_row_has_a_public_name():
     assert pickle.loads(pickle.dumps(report)) == report
 
 
+def test_a_fresh_model_says_that_nothing_is_masked_yet():
+    lines = str(masktorch.report(masktorch.wrap(nn.Linear(3, 2)))).splitlines()
+    assert lines[-1] == "nothing is masked yet: every entry is kept"
+
+
 def test_parameters_are_counted_once_and_without_scores():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight

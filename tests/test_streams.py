@@ -216,6 +216,15 @@ def test_a_stream_without_end_is_left():
         read_masks(Endless(), most=100)
 
 
+def test_a_stream_that_takes_no_more_for_now():
+    class Full(Slow):
+        def write(self, some):
+            return super().write(some) if self.content.tell() < 300 else None
+
+    with pytest.raises(BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"):
+        save_masks(wrapped(), Full())
+
+
 def test_masks_that_were_read_are_values():
     model = wrapped(Net(), kept=0.3)
     masks = read_masks(io.BytesIO(saved(model)))

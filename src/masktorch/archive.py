@@ -116,8 +116,10 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
     if not hasattr(target, "write"):
         _replace(os.path.realpath(os.fsdecode(target)), content)
     else:
-        while content:  # an unbuffered file may take a part; one of the user's own need not count
-            content = content[target.write(content) or len(content) :]
+        while content:  # an unbuffered file may take a part of it
+            if (written := target.write(content)) is None and isinstance(target, io.RawIOBase):
+                raise BlockingIOError("save_masks() met a stream that takes no more for now")
+            content = content[written or len(content) :]  # one of the user's own need not count
 
 
 def _replace(path: str, content: bytes) -> None:

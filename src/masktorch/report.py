@@ -44,7 +44,8 @@ class Report:
         aligned = "  ".join(f"{{:{side}{n}}}" for side, n in zip("<<>>>>><", widths, strict=True))
         lines = [aligned.format(*cells).rstrip() for cells in table]
         of_all = f"{self.size:,} of {self.parameters:,} parameters ({self.share:.1%})"
-        return "\n".join([*lines, f"under masks: {of_all}"])
+        fresh = [] if self.masked else ["nothing is masked yet: every entry is kept"]
+        return "\n".join([*lines, f"under masks: {of_all}", *fresh])
 
 
 def report(model: nn.Module) -> Report:
