@@ -49,13 +49,13 @@ def test_a_tied_tensor_in_a_mapping():
 
     assert kept(masktorch.wrap(tied(), {"1.weight": TopK(0.25)})) == {"0.weight": 4}
     both = {"0.weight": TopK(0.25), "1.weight": TopK(0.5)}
-    with pytest.raises(ValueError, match=r"one estimator for '0.weight'.*tied"):
+    with pytest.raises(ValueError, match=r"one estimator, found two for '0.weight', tied"):
         masktorch.wrap(tied(), both)
 
 
 WRAP = [
-    (({"0.weight": TopK()},), {"bias": True}, TypeError, "found a mapping"),
-    (({"0.weight": TopK()},), {"targets": ["0.weight"]}, TypeError, "found a mapping"),
+    (({"0.weight": TopK()},), {"bias": True}, ValueError, "Missing: 0.bias."),
+    (({"0.weight": TopK()},), {"targets": ["0.bias"]}, ValueError, "Missing: 0.bias."),
     (({"0.wieght": TopK()},), {}, ValueError, "no parameter '0.wieght' in the model. Did you"),
     (({"0.weight": TopK},), {}, TypeError, "an estimator such as masktorch.Threshold()"),
     (({"0.weight": 0.5},), {}, TypeError, "Found 0.5"),

@@ -23,11 +23,11 @@ LEVELS = {
     "counted": {"blocks", "checks", "estimators", "ranks", "selection"},
     "mask": {"targets", "estimators", "selection"},
     "parametrization": {"mask", "blocks"},
-    "model": {"targets", "mask", "parametrization", "estimators"},
+    "model": {"targets", "mask", "parametrization", "estimators", "selection"},
     "wrapping": {"model", "targets", "mask", "parametrization", "estimators"},
     "phases": {"model"},
     "density": {"model", "mask", "estimators", "selection"},
-    "values": {"model", "mask", "selection", "wrapping"},
+    "values": {"model", "mask", "wrapping"},
     "coding": set(),
     "archive": set(),
     "maskfile": {

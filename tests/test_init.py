@@ -53,7 +53,7 @@ def test_the_random_stream_is_left_alone():
 @pytest.mark.parametrize(
     ("arguments", "exception", "message"),
     [
-        ((torch.ones(3),), ValueError, "two dimensions or more, found shape (3,)"),
+        ((torch.ones(3),), ValueError, "found shape (3,)"),
         ((torch.ones(2, 2), 0.0), ValueError, "expected a density in (0, 1], found 0.0"),
         ((torch.ones(2, 2), True), TypeError, "found True"),
         ((torch.ones(2, 2, dtype=torch.int64),), TypeError, "found torch.int64"),
@@ -67,5 +67,5 @@ def test_what_it_refuses(arguments, exception, message):
 
 def test_the_computed_weight_of_a_masked_layer_is_refused():
     layer = masktorch.wrap(torch.nn.Linear(4, 4))
-    with pytest.raises(ValueError, match=r"found a computed tensor.*weight.original"):
+    with pytest.raises(ValueError, match=r"weight.original\), found a computed tensor"):
         masktorch.init.signed_constant_(layer.weight)

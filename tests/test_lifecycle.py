@@ -419,7 +419,7 @@ def test_a_tensor_masked_at_another_place_is_not_masked_again(masked, chosen):
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
     masktorch.wrap(model[masked], Bernoulli(), targets=["weight"])
-    with pytest.raises(ValueError, match=rf"found a mask on '{masked}.weight' already"):
+    with pytest.raises(ValueError, match=rf"'{masked}.weight': it has a mask already"):
         masktorch.wrap(model, targets=[chosen])
     assert model[masked].parametrizations.weight.estimator == Bernoulli()
 

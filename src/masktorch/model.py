@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from masktorch.estimators import Estimator
-from masktorch.mask import Mask, deterministic, total
+from masktorch.mask import Mask, deterministic, is_sharded, total
 from masktorch.parametrization import attached
-from masktorch.targets import Place, describe, places_of
+from masktorch.selection import parted
+from masktorch.targets import Place, places_of
 
 Model = TypeVar("Model", bound=nn.Module)
 Masked = list[tuple[Mask, list[Place]]]
@@ -24,17 +25,15 @@ def masked_tensors(model: nn.Module, caller: str) -> Masked:
     found = find_masks(model, caller)
     if not found:
         raise ValueError(
-            f"{caller}() expected a wrapped model: nothing is masked in {describe(model)}. Call "
-            "masktorch.wrap(model) or masktorch.set_masks(model, masks) first."
+            f"{caller}() expected a wrapped model: nothing is masked in {type(model).__name__}. "
+            "Call masktorch.wrap(model) or masktorch.set_masks(model, masks) first."
         )
     return found
 
 
 def find_masks(model: nn.Module, caller: str) -> Masked:
     """The same, empty where nothing is masked."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller}() expected a torch.nn.Module, found {type(model).__name__}.")
-    for module in _distributed(model):
+    for module in _distributed(model, caller):
         if not isinstance(module, DistributedDataParallel):
             module.reshard()  # what FSDP2 has gathered is a copy: changes to it would be lost
     found: dict[Mask, list[Place]] = {}
@@ -52,41 +51,33 @@ def by_name(
     if not isinstance(values, Mapping):
         return {places[0].name: values for _, places in found}
     chosen: dict[str, Any] = {}
-    unknown = dict.fromkeys(values)
     for _, places in found:
-        first = places[0].name
-        for name in (place.name for place in places if place.name in values):
-            unknown.pop(name, None)
-            if not _same(chosen.setdefault(first, values[name]), values[name]):
+        names = [place.name for place in places if place.name in values]
+        for name in names:
+            one, two = values[names[0]], values[name]
+            same = one is two or (torch.equal(one, two) if isinstance(two, Tensor) else one == two)
+            if not same:
                 raise ValueError(
-                    f"{caller}() expected one {what.split()[0]} for {first!r}, found two for "
-                    f"{first!r}, which is the same tensor as {name!r} (tied weights)."
+                    f"{caller}() expected one {what}, found two for {names[0]!r}, tied to {name!r}."
                 )
+            chosen[places[0].name] = two
+    known = {place.name for _, places in found for place in places}
     missing = [places[0].name for _, places in found if places[0].name not in chosen]
+    unknown = [str(name) for name in values if name not in known]
     if missing or unknown:
         raise ValueError(
-            f"{caller}() expected one {what}, by name. "
-            + (f"Missing: {', '.join(missing)}. " if missing else "")
-            + (f"{others}: {', '.join(map(str, unknown))}. " if unknown else "")
-            + "masktorch.masks(model) shows the names."
-            + (" To mask others, masktorch.unwrap(model, bake=False) first." if unknown else "")
+            f"{caller}() expected one {what}, by name. Missing: {', '.join(missing) or 'none'}. "
+            f"{others}: {', '.join(unknown) or 'none'}. masktorch.masks(model) shows the names."
         )
     return chosen
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one is other or torch.equal(one, other)
-    return one is other or one == other
 
 
 def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
     """Raises where an estimator is none, or can't be used on these scores."""
     if isinstance(estimator, type | nn.Module) or not isinstance(estimator, Estimator):
         raise TypeError(
-            f"{caller}() expected an estimator such as masktorch.Threshold(): a value with "
-            f"__call__(scores) and mode(scores). Found {estimator!r}. Call a class, Threshold(); "
-            "for a density write masktorch.TopK(density)."
+            f"{caller}() expected an estimator such as masktorch.Threshold(), with "
+            f"__call__(scores) and mode(scores). Found {estimator!r}."
         )
     try:
         deterministic(estimator, scores)
@@ -94,19 +85,25 @@ def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor
         raise ValueError(f"{caller}() can't mask {name!r}: {error}") from error
 
 
-def checked_mask(caller: str, name: str, mask: object, shape: torch.Size) -> Tensor:
-    """The mask, if it is a bool tensor of that shape."""
-    if not isinstance(mask, Tensor) or (mask.dtype, mask.layout) != (torch.bool, torch.strided):
-        found: object = type(mask).__name__
-        if isinstance(mask, Tensor):
-            found = mask.layout if mask.dtype is torch.bool else mask.dtype
-        raise TypeError(f"{caller}() expected a bool tensor for {name!r}, found {found}.")
-    if mask.shape != shape:
-        raise ValueError(
-            f"{caller}() expected a mask of shape {tuple(shape)} for {name!r}, found "
-            f"{tuple(mask.shape)}."
+def checked_masks(caller: str, found: Found, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The masks by the first names of their tensors, on their devices and in their shards."""
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"{caller}() expected a dict from tensor names to masks, found {type(masks).__name__}."
         )
-    return mask
+    wanted = by_name(caller, "mask for each masked tensor", found, masks)
+    for _, (place, *_) in found:
+        mask, own = wanted[place.name], place.parameter
+        expected = f"{caller}() expected a dense bool tensor for {place.name!r}"
+        dense = isinstance(mask, Tensor) and mask.layout is torch.strided
+        if not dense or mask.dtype is not torch.bool:
+            raise TypeError(f"{expected}, found {mask.dtype if dense else type(mask).__name__}.")
+        if mask.shape != own.shape:
+            raise ValueError(f"{expected} of shape {tuple(own.shape)}, found {tuple(mask.shape)}.")
+        mask = mask.to(own.device)
+        sharded = is_sharded(own) and not is_sharded(mask)
+        wanted[place.name] = parted(mask, own) if sharded else mask
+    return wanted
 
 
 def check_flag(caller: str, name: str, value: bool) -> None:
@@ -114,17 +111,19 @@ def check_flag(caller: str, name: str, value: bool) -> None:
         raise TypeError(f"{caller}() expected {name} to be True or False, found {value!r}.")
 
 
-def _distributed(model: nn.Module) -> list[Any]:
+def _distributed(model: nn.Module, caller: str) -> list[Any]:
     """The modules that DDP or FSDP2 has taken."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{caller}() expected a torch.nn.Module, found {type(model).__name__}.")
     fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
     return [m for m in model.modules() if isinstance(m, (DistributedDataParallel, fsdp))]
 
 
 def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
-    if isinstance(model, nn.Module) and (taken := _distributed(model)):
+    for module in _distributed(model, caller):
         raise ValueError(
             f"{caller}() can't change a model that is distributed already: it found a "
-            f"{type(taken[0]).__name__}, which has fixed what the parameters are. {instead}"
+            f"{type(module).__name__}, which has fixed what the parameters are. {instead}"
         )
 
 
@@ -137,8 +136,6 @@ def set_trains(parameter: Tensor, trains: bool) -> None:
 def warn_if_empty(name: str, mask: Tensor) -> None:
     if mask.numel() and not mask.is_meta and not total(mask):
         warnings.warn(
-            f"The mask of {name!r} keeps nothing: its layer computes with zeros. Start the scores "
-            "higher (init=...), lower tau, or leave the tensor out of targets. For given masks, "
-            "keep_largest with a mapping gives each tensor its own density.",
+            f"The mask of {name!r} keeps nothing, its layer computes zeros. Start scores higher.",
             stacklevel=3,
         )

@@ -2,22 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from masktorch.mask import Mask, is_sharded
-from masktorch.model import (
-    Masked,
-    Model,
-    by_name,
-    checked_mask,
-    find_masks,
-    masked_tensors,
-    warn_if_empty,
-)
-from masktorch.selection import parted
+from masktorch.mask import Mask
+from masktorch.model import Model, checked_masks, find_masks, masked_tensors, warn_if_empty
 from masktorch.wrapping import give_masks
 
 
@@ -50,20 +40,17 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         >>> model.parametrizations.weight.scores.data
         tensor([[ 1., -1.]])
     """
-    _check_mapping("set_masks", masks)
     found = (find_masks if masks else masked_tensors)(model, "set_masks")
     if not found:
-        return give_masks(model, masks, rescale=dict.fromkeys(masks, False), caller="set_masks")
-    wanted = _checked("set_masks", found, masks)
+        return give_masks(model, masks, rescale=False, caller="set_masks")
+    wanted = checked_masks("set_masks", found, masks)
     if any(mask.used is not None for mask, _ in found):
         raise ValueError("set_masks() within masktorch.using would not be seen: leave it first.")
-    moved = [
-        _scores_for(name, mask, given) if mask.learns else given for mask, name, given in wanted
-    ]
+    moved = [(mask, _scores_for(mask, p.name, wanted[p.name])) for mask, (p, *_) in found]
     with torch.no_grad():
-        for (mask, *_), scores in zip(wanted, moved, strict=True):
+        for mask, scores in moved:
             mask.scores.copy_(scores)
-    for _, name, given in wanted:
+    for name, given in wanted.items():
         warn_if_empty(name, given)
     return model
 
@@ -74,7 +61,7 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
 
     `masks`, `report` and `save_masks` see them too, scores get no gradient, and nothing is drawn.
     On leaving everything is as before. It nests. Call `backward` within it too where activations
-    are checkpointed. Raises as `set_masks`, and `RuntimeError` in code that is being compiled.
+    are checkpointed. Raises as `set_masks`.
 
     Examples:
         >>> from masktorch import wrap
@@ -83,19 +70,13 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
         ...     layer(torch.ones(1, 2)).item()
         0.0
     """
-    if torch.compiler.is_compiling():
-        raise RuntimeError(
-            "using() can't be entered in code that is being compiled. Enter it outside, and call "
-            "the compiled model within."
-        )
     found = masked_tensors(model, "using")
     if masks is None:
         masks = {p.name: torch.ones_like(m.scores, dtype=torch.bool) for m, (p, *_) in found}
-    _check_mapping("using", masks)
-    wanted, before = _checked("using", found, masks), [mask.used for mask, _ in found]
+    wanted, before = checked_masks("using", found, masks), [mask.used for mask, _ in found]
     try:
-        for mask, _, used in wanted:
-            mask.used = used
+        for mask, (place, *_) in found:
+            mask.used = wanted[place.name]
         yield model
     finally:
         for (mask, _), its_own in zip(found, before, strict=True):
@@ -115,57 +96,31 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
         >>> sample_masks(model)
         {'weight': tensor([[True, True]])}
     """
-    if generator is not None and not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"sample_masks() expected a torch.Generator, found {type(generator).__name__}."
-        )
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"sample_masks() expected a torch.Generator, found {generator!r}.")
     found = masked_tensors(model, "sample_masks")
-    with contextlib.ExitStack() as stack, torch.no_grad():
+    devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
+    with torch.random.fork_rng(devices, enabled=generator is not None), torch.no_grad():
         if generator is not None:
-            devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
-            stack.enter_context(torch.random.fork_rng(devices))
-            seed = torch.empty((), dtype=torch.int64, device=generator.device)
-            seed.random_(generator=generator)
+            seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
             cuda = [torch.cuda.default_generators[device.index] for device in devices]
             for stream in (torch.default_generator, *cuda):  # of no device that is not forked
                 stream.manual_seed(int(seed))
         return {place.name: mask.sample() for mask, (place, *_) in found}
 
 
-def _check_mapping(caller: str, masks: Mapping[str, Tensor]) -> None:
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"{caller}() expected a dict from tensor names to masks, as masktorch.masks(model) "
-            f"returns it, found {type(masks).__name__}."
-        )
-
-
-def _checked(
-    caller: str, found: Masked, masks: Mapping[str, Tensor]
-) -> list[tuple[Mask, str, Tensor]]:
-    """What each mask, of the tensor of that name, is to be: on its device and in its shards."""
-    masks = by_name(caller, "mask for each masked tensor", found, masks)
-    checked = []
-    for mask, (place, *_) in found:
-        name, scores = place.name, mask.scores
-        wanted = checked_mask(caller, name, masks[name], scores.shape).to(scores.device)
-        if is_sharded(scores) and not is_sharded(wanted):
-            wanted = parted(wanted, scores)
-        checked.append((mask, name, wanted))
-    return checked
-
-
-def _scores_for(name: str, mask: Mask, wanted: Tensor) -> Tensor:
-    scores = mask.scores.detach()
-    scores_for = getattr(mask.estimator, "scores_for", None)
+def _scores_for(mask: Mask, name: str, wanted: Tensor) -> Tensor:
+    """The scores of exactly that mask; of a given mask it is the mask itself."""
+    if not mask.learns:
+        return wanted
+    scores_for = getattr(mask.estimator, "scores_for", lambda s, m: m.to(s.dtype))
     try:
-        moved = wanted.to(scores.dtype) if scores_for is None else scores_for(scores, wanted)
-    except ValueError as error:  # the estimator knows why, and not of which tensor
+        moved: Tensor = scores_for(mask.scores.detach(), wanted)
+        if not torch.equal(mask.estimator.mode(moved), wanted):
+            raise ValueError(
+                f"{mask.estimator!r} does not express it, or its scores_for() is wrong "
+                f"({int(wanted.sum())} of {wanted.numel()} entries kept)."
+            )
+    except ValueError as error:
         raise ValueError(f"set_masks() can't give {name!r} this mask: {error}") from error
-    if not torch.equal(mask.estimator.mode(moved), wanted):
-        raise ValueError(
-            f"set_masks() can't give {name!r} this mask: {mask.estimator!r} does not express it "
-            f"({int(wanted.sum())} of {wanted.numel()} entries kept). Give the estimator a method "
-            "scores_for(scores, mask) that does, or use a mask it can express."
-        )
-    return cast(Tensor, moved)
+    return moved
