@@ -61,7 +61,7 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
 
     `masks`, `report` and `save_masks` see them too, scores get no gradient, and nothing is drawn.
     On leaving everything is as before. It nests. Call `backward` within it too where activations
-    are checkpointed. Raises as `set_masks`.
+    are checkpointed. Raises as `set_masks`, and `RuntimeError` in code that is being compiled.
 
     Examples:
         >>> from masktorch import wrap
@@ -70,6 +70,8 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
         ...     layer(torch.ones(1, 2)).item()
         0.0
     """
+    if torch.compiler.is_compiling():
+        raise RuntimeError("using() can't be entered in code that is being compiled: enter outside")
     found = masked_tensors(model, "using")
     if masks is None:
         masks = {p.name: torch.ones_like(m.scores, dtype=torch.bool) for m, (p, *_) in found}
