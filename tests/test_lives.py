@@ -193,17 +193,6 @@ def test_a_copy_of_one_tied_layer_stands_alone():
     assert_learns(nn.Sequential(one[1]))
 
 
-def test_taking_the_mask_off_a_tied_place_with_a_new_parameter():
-    """`original` is the tensor of the place that is asked, not of the first one."""
-    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))
-    model[1].weight = model[0].weight
-    masktorch.wrap(model)
-    new = nn.Parameter(torch.randn(7, 4))
-    model[1].weight = new
-    parametrize.remove_parametrizations(model[1], "weight", leave_parametrized=False)
-    assert model[1].weight is new
-
-
 FRESH = """
 import sys, torch, masktorch
 model = torch.load(sys.argv[1], weights_only=False)

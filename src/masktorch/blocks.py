@@ -6,17 +6,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**17
-"""Entries that `blocks` takes at a time."""
+BLOCK = 2**17  # entries that `blocks` takes at a time
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, if they are large and on the CPU in blocks of their entries, else as they are.
-
-    What is computed of a block stays in the cache, and no memory is asked of the system for it. As
-    they are, too, where gradients or a transform must see what happens, or layouts differ; a number
-    goes with every block.
-    """
+    """The tensors, if they are large and on the CPU in blocks of their entries, which stay in the
+    cache, else as they are: also where gradients or a transform must see what happens, or layouts
+    differ. A number goes with every block."""
     first = tensors[0]
     if (
         first.numel() <= 2 * BLOCK  # two would cost more calls than they save
@@ -43,8 +39,7 @@ def blockwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             part = function(*block)
             if block[0] is tensors[0]:
                 return part
-            if whole is None:
-                whole = torch.empty_like(tensors[0], dtype=part.dtype)
+            whole = torch.empty_like(tensors[0], dtype=part.dtype) if whole is None else whole
             _part(whole, number * BLOCK).copy_(part)
         return cast(Tensor, whole)
 

@@ -1,8 +1,7 @@
 """Random masks, each entry kept with the probability `p = sigma(s)` of its score, and noise.
 
-A draw takes one number from PyTorch's generator, the *seed*, and is a function of scores and seed.
-In compiled code the number is PyTorch's own `randint`, which no compiler merges with another, and
-the function one operation, `torch.ops.masktorch.draw`, which may be computed again at will.
+A draw is a function of the scores and of a seed, PyTorch's own `randint`, which no compiler merges
+with another: in compiled code one operation, which may be computed again at will.
 """
 
 from typing import Any, cast
@@ -14,9 +13,6 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch.blocks import blockwise, is_plain
-
-BITS = np.uint64(0x7FFF_7FFF_7FFF_7FFF)
-"""15 of every 16 bits, so that a quarter of a word is no negative number."""
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -31,8 +27,7 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Numbers from the open interval (0, 1), shaped like the scores: float32, or float64 for scores
-    of that dtype. `generator` is PyTorch's own if left out."""
+    """Numbers from the open interval (0, 1), shaped like the scores: float32, or float64 for it."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     if generator is None:  # of all that draws, what every compiler knows and never merges
         u = torch.rand_like(scores, dtype=dtype)
@@ -41,31 +36,24 @@ def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Te
     return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's own are from [0, 1)
 
 
-class _Start(ISeedSequence):
-    """A number as all that a bit generator starts from, which is how the author of SFC64 has it.
-    numpy's own way, by way of a hash, takes longer than the draw of a small mask."""
-
-    def __init__(self, number: int):
-        self.number = number
+class _Start(int, ISeedSequence):
+    """All that a bit generator starts from: numpy's hash takes longer than to draw a small mask."""
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
-        return np.full(n_words, self.number, dtype)
+        return np.full(n_words, self, dtype)
 
 
 def _draw(scores: Tensor, seed: Tensor) -> Tensor:
-    """On a CPU, with as few random bits as will do, for they come one number after the other.
-
-    An entry has 15 bits, four entries to a number, and the next one's 15 below them. These decide
-    once in 2^15, which is all that two neighbours share: their covariance is at most
-    2^-15 p (1 - p) of the next one's p.
-    """
-    generator = SFC64(cast(Any, _Start(int(seed))))  # numpy's types know only its own
+    """On a CPU, with as few random bits as will do, for they come one number after the other: 15 an
+    entry, four entries to a number, and the next one's 15 below them. These decide once in 2^15, so
+    that two neighbours have a covariance of at most 2^-15 p (1 - p) of the next one's p."""
+    generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
 
     @blockwise
     def mask(scores: Tensor) -> Tensor:
         p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)
-        words &= BITS
+        words &= np.uint64(0x7FFF_7FFF_7FFF_7FFF)  # 15 of 16 bits, so that no int16 is negative
         bits = torch.from_numpy(words.view(np.int16))
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
@@ -88,8 +76,6 @@ def _(scores: Tensor, seed: Tensor) -> Tensor:
 @_operation.register_vmap
 def _(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
     """With `randomness="different"` the seed has a batch, with "same" it has none."""
-    parts = (
-        [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
-        for tensor, dim in zip((scores, seed), in_dims, strict=True)
-    )
-    return torch.stack([_operation(*part) for part in zip(*parts, strict=True)]), 0
+    tensors = zip((scores, seed), in_dims, strict=True)
+    parts = ([t] * info.batch_size if dim is None else t.unbind(dim) for t, dim in tensors)
+    return torch.stack([*map(_operation, *parts)]), 0

@@ -4,8 +4,7 @@ import json
 import re
 import warnings
 import weakref
-from collections.abc import Mapping
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +13,20 @@ from masktorch.estimators import Estimator
 from masktorch.selection import select
 from masktorch.targets import plain_name
 
-_CALLS = {
+_CALLS = {  # what a checkpoint knows of a mask, and the calls that make a model agree
     "rescale": "masktorch.wrap(..., rescale={})",
     "mask_frozen": "masktorch.freeze_mask(model, {})",
     "weights_frozen": "masktorch.freeze_weights(model, {})",
-    "estimator": "masktorch.set_estimator(model, {}). "
-    "Where tensors differ in it, give a mapping by name",
+    "estimator": "masktorch.set_estimator(model, {})",
 }
-"""What a checkpoint knows of a mask, and the calls that make a model agree."""
 
 
 class Mask(nn.Module):
-    """The mask of one tensor, shared by every place that holds the tensor.
-
-    Its scores are a parameter. Those of a given mask are the mask itself, a bool buffer that is
-    frozen for good.
-    """
+    """The mask of one tensor, shared by every place that holds the tensor. Its scores are a
+    parameter; those of a given mask are the mask itself, a bool buffer, frozen for good."""
 
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
-    __slots__ = ("_seen",)  # the tensor under a mask seen from one of its places
-
-    # For transformers' save_pretrained: the other names of the scores of tied weights, as a pattern
-    # that it puts after this mask's own name.
+    # transformers' save_pretrained puts it after this mask's name: the other names of tied scores
     _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
     def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
@@ -45,8 +36,22 @@ class Mask(nn.Module):
         self.estimator = estimator
         self.rescale = bool(rescale)
         self.trained = trained  # requires_grad of the tensor when it was wrapped
-        self.homes = weakref.WeakKeyDictionary[Masks, None]()
+        self.homes: Any = ()  # weak keys, once it has some
         self.used: Tensor | None = None  # within masktorch.using, the mask in place of its own
+
+    @property
+    def learning(self) -> bool:
+        """Whether training sees the estimator's own forward: not frozen, nothing used instead."""
+        return not self.frozen and self.used is None
+
+    @property
+    def learns(self) -> bool:
+        """Whether there are scores to train: not where the mask was given."""
+        return isinstance(self.scores, nn.Parameter)
+
+    def draws(self, training: bool) -> bool:
+        """Whether two reads of the tensor may see two masks."""
+        return training and self.learning and getattr(self.estimator, "draws", True)
 
     def mode(self) -> Tensor:
         """The deterministic mask, bool."""
@@ -67,20 +72,6 @@ class Mask(nn.Module):
         sample = getattr(self.estimator, "sample", lambda scores: self.estimator(scores) > 0)
         return cast(Tensor, sample(self.scores))
 
-    def draws(self, training: bool) -> bool:
-        """Whether two reads of the tensor may see two masks."""
-        return training and self.learning and getattr(self.estimator, "draws", True)
-
-    @property
-    def learning(self) -> bool:
-        """Whether training sees the estimator's own forward: not frozen, nothing used instead."""
-        return not self.frozen and self.used is None
-
-    @property
-    def learns(self) -> bool:
-        """Whether there are scores to train: not where the mask was given."""
-        return isinstance(self.scores, nn.Parameter)
-
     def forward(self, weight: Tensor, training: bool) -> Tensor:
         """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
         learning = training and self.learning
@@ -91,13 +82,10 @@ class Mask(nn.Module):
         if learning:
             mask = self.estimator(self.scores)
             learns = torch.is_grad_enabled() and self.scores.requires_grad
-            fits = mask.is_floating_point() and mask.shape == self.scores.shape
-            if not fits or (learns and not mask.requires_grad):
+            if mask.shape != self.scores.shape or (learns and not mask.requires_grad):
                 raise TypeError(
-                    f"{self.estimator!r} expected to return a floating-point mask of shape "
-                    f"{tuple(self.scores.shape)} that depends on the scores differentiably, found "
-                    f"{mask.dtype} of shape {tuple(mask.shape)}, "
-                    f"requires_grad={mask.requires_grad}."
+                    f"{self.estimator!r} expected to return a floating-point mask that depends on "
+                    f"the scores differentiably, of shape {tuple(self.scores.shape)}, found {mask}."
                 )
             masked = weight * mask
         else:
@@ -112,30 +100,20 @@ class Mask(nn.Module):
 
     def places(self) -> "list[tuple[Masks, str]]":
         """Where the mask is: the masks of a module, the name of the parameter."""
-        return [
-            (home, name)
-            for home in self.homes
-            for name, mask in home.own().items()
-            if mask.homes is self.homes
-        ]
-
-    def originals(self) -> list[Tensor]:
-        """The tensor under the mask; several if something has untied what was tied."""
-        return list(dict.fromkeys(home.tensors[name] for home, name in self.places()))
+        return [(h, name) for h in self.homes for name, mask in h.own().items() if mask is self]
 
     @property
     def original(self) -> Tensor:
-        """The tensor under the mask; torch's remove_parametrizations asks for it."""
-        seen = getattr(self, "_seen", None)
-        return self.originals()[0] if seen is None else seen
+        """The tensor under the mask; torch's remove_parametrizations asks for it, too."""
+        (tensor,) = {h.tensors[name] for h, name in self.places()}  # several: come untied
+        return cast(Tensor, tensor)
 
     def get_extra_state(self) -> Tensor:
-        """What a checkpoint knows of the mask beside its scores, as JSON in bytes: of one size, as
-        loading in place asks for."""
+        """What a checkpoint knows of it, as JSON in bytes: of one size, to be loaded in place."""
         known = {
             "rescale": self.rescale,
             "mask_frozen": self.frozen,
-            "weights_frozen": not any(tensor.requires_grad for tensor in self.originals()),
+            "weights_frozen": not any(h.tensors[name].requires_grad for h, name in self.places()),
             "estimator": described(self.estimator),
         }
         code = json.dumps(known).encode().ljust(512)
@@ -146,17 +124,12 @@ class Mask(nn.Module):
 
     def compare(self, name: str, state: Tensor) -> None:
         """Warns where a checkpoint of the tensor `name` knows something else of its mask."""
+        here = json.loads(bytes(self.get_extra_state().tolist()))
         try:
-            here, there = (json.loads(bytes(s.tolist())) for s in (self.get_extra_state(), state))
+            there = json.loads(bytes(state.tolist()))
             saved = {key: there[key] for key in here if there[key] != here[key]}
-        except (KeyError, TypeError, ValueError):
-            warnings.warn(
-                f"load_state_dict() can't read what the checkpoint knows of the mask of {name!r}: "
-                "it may be of another version of masktorch. Check that it is of the same "
-                "estimator, rescale and phase.",
-                stacklevel=2,
-            )
-            return
+        except (KeyError, TypeError, ValueError):  # averaged, or of another version of masktorch
+            saved = dict.fromkeys(here, "?")
         if saved:
             warnings.warn(
                 f"load_state_dict() of {name!r}: its mask was saved with "
@@ -168,17 +141,7 @@ class Mask(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has places of its own, and what masktorch.using put in place of it ends there."""
-        return {**self.__dict__, "used": None, "homes": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "homes": weakref.WeakKeyDictionary()})  # type: ignore[no-untyped-call]
-
-    def append(self, parametrization: nn.Module) -> NoReturn:
-        """torch's register_parametrization asks for it."""
-        raise TypeError(
-            "a masked tensor can't be parametrized further. Register other parametrizations before "
-            "masktorch.wrap, and mask the tensors they compute with (targets=[...])."
-        )
+        return {**self.__dict__, "used": None, "homes": ()}
 
     def extra_repr(self) -> str:
         state = "frozen" if self.frozen else "learning"
@@ -188,33 +151,20 @@ class Mask(nn.Module):
 class Masks(nn.ModuleDict):
     """The masks of one module by the names of its parameters: its `parametrizations`."""
 
-    def __init__(self, modules: Mapping[str, nn.Module], tensors: dict[str, Any]):
+    def __init__(self, modules: dict[str, Any], tensors: dict[str, Any]):
         super().__init__(modules)
-        self.tensors = tensors  # the parameters of the module
-        for mask in self.own().values():
-            mask.homes[self] = None
+        self.__setstate__({"tensors": tensors})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.tensors: dict[str, Any] = state["tensors"]  # the parameters of the module
         for mask in self.own().values():
+            mask.homes = mask.homes or weakref.WeakKeyDictionary()
             mask.homes[self] = None
 
     def own(self) -> dict[str, Mask]:
         """The masks among what computes the parameters of the module."""
         return {name: mask for name, mask in self.items() if isinstance(mask, Mask)}
-
-    def __getitem__(self, name: str) -> nn.Module:
-        return cast(nn.Module, getattr(self, name))
-
-    def __getattr__(self, name: str) -> Any:
-        """A mask; where its places hold several tensors, as one whose `original` is that here."""
-        mask = super().__getattr__(name)
-        if torch.compiler.is_compiling() or not isinstance(mask, Mask) or len(mask.originals()) < 2:
-            return mask
-        seen = Mask.__new__(Mask)
-        object.__setattr__(seen, "__dict__", mask.__dict__)
-        object.__setattr__(seen, "_seen", self.tensors[name])
-        return seen
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
         """Compares what a checkpoint knows of each mask, once where weights are tied."""
@@ -227,9 +177,8 @@ class Masks(nn.ModuleDict):
             if isinstance(scores, Tensor) and (scores.dtype is torch.bool) == mask.learns:
                 what = "scores, found a mask" if mask.learns else "a mask, found scores"
                 arguments[-1].append(
-                    f"{key!r}: expected {what} ({scores.dtype}). Masks that learn have scores, "
-                    "those that load_masks put on a plain model have none: leave the 'scores' keys "
-                    "out, and move masks with masktorch.load_masks or set_masks."
+                    f"{key!r}: expected {what} ({scores.dtype}). Leave the 'scores' keys out, and "
+                    "move masks with masktorch.set_masks."
                 )
                 state_dict[key] = mask.scores  # they stay
             elif first and key in state_dict and isinstance(known, Tensor) and not known.is_meta:
@@ -238,8 +187,7 @@ class Masks(nn.ModuleDict):
 
 def described(estimator: Estimator) -> str:
     """An estimator's repr in ASCII, cut, without the address that stands in some."""
-    text = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(estimator))
-    return text.encode("ascii", "backslashreplace")[:200].decode()
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", ascii(estimator))[:200]
 
 
 def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:
@@ -248,8 +196,7 @@ def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:
     if mask.dtype is not torch.bool or mask.shape != scores.shape:
         raise TypeError(
             f"{estimator!r}.mode() expected to return a bool tensor of shape "
-            f"{tuple(scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}. "
-            "mode() is the mask itself, True where a weight is kept."
+            f"{tuple(scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
         )
     return mask
 

@@ -15,18 +15,17 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
 
     Examples:
         >>> from masktorch import wrap
-        >>> model = freeze_mask(wrap(nn.Linear(2, 1)))
-        >>> model.parametrizations.weight.scores.requires_grad
+        >>> freeze_mask(wrap(nn.Linear(2, 1))).parametrizations.weight.scores.requires_grad
         False
     """
     check_flag("freeze_mask", "frozen", frozen)
     found = masked_tensors(model, "freeze_mask")
-    for mask, (place, *_) in found:
-        if not frozen and not mask.learns:
-            raise ValueError(
-                f"freeze_mask(model, False) can't let {place.name!r} learn: its mask was given "
-                "(load_masks, set_masks) and has no scores. Wrap the model first, then give them."
-            )
+    given = [place.name for mask, (place, *_) in found if not mask.learns]
+    if given and not frozen:
+        raise ValueError(
+            f"freeze_mask(model, False) can't let {given[0]!r} learn: its mask was given, without "
+            "scores. Wrap the model first, then give it masks."
+        )
     for mask, _ in found:
         mask.frozen = bool(frozen)
         set_trains(mask.scores, not frozen)

@@ -8,10 +8,8 @@ from torch import Tensor
 
 from masktorch.blocks import is_plain
 
-Product = Callable[[Tensor, Tensor], Tensor]
-"""(what the mask is read off, weight) -> weight * m"""
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(scores, weight, what the mask is read off, G) -> dL/dscores"""
+Product = Callable[[Tensor, Tensor], Tensor]  # (what the mask is read off, weight) -> weight * m
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (scores, weight, read, G) -> dL/dscores
 
 
 class _Masked(torch.autograd.Function):
@@ -20,9 +18,7 @@ class _Masked(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        scores: Tensor, weight: Tensor, read: Tensor, product: Product, rule: Rule
-    ) -> Tensor:
+    def forward(scores: Any, weight: Any, read: Any, product: Any, rule: Any) -> Any:
         return product(read, weight)
 
     @staticmethod
@@ -33,25 +29,18 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, weight, read = ctx.saved_tensors
-        for_scores, for_weight, *_ = ctx.needs_input_grad
-        return (
-            ctx.rule(scores, weight, read, grad) if for_scores else None,
-            ctx.product(read, grad) if for_weight else None,
-            None,
-            None,
-            None,
-        )
+        for_scores = ctx.rule(scores, weight, read, grad) if ctx.needs_input_grad[0] else None
+        for_weight = ctx.product(read, grad) if ctx.needs_input_grad[1] else None
+        return for_scores, for_weight, None, None, None
 
 
 def masked(
     scores: Tensor, weight: Tensor | None, read: Tensor, product: Product, rule: Rule
 ) -> Tensor:
-    """`weight * m`, or the mask alone: the product with a weight of one. `m` is read off the scores
-    or off a mask that was chosen from them."""
+    """`weight * m`, or the mask alone: the product with a weight of one."""
     if torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
         raise RuntimeError(
-            "masktorch can't compile a torch.func transform of a mask: torch loses its gradient "
-            "there. Use one of the two, torch.func or torch.compile."
+            "torch.compile of a torch.func transform of a mask loses the gradient. Use one of them."
         )
     factor = scores.new_ones(()) if weight is None else weight
     apply = _Masked.apply

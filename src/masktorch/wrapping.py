@@ -96,6 +96,14 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     check_not_distributed(model, "unwrap", "Unwrap DDP's .module, or a gathered copy of FSDP2's.")
     check_flag("unwrap", "bake", bake)
     found = masked_tensors(model, "unwrap")
+    inside = {place.module._modules["parametrizations"] for _, places in found for place in places}
+    for mask, (place, *_) in found:
+        outside = [h.tensors[name] for h, name in mask.places() if h not in inside]
+        if bake and mask.rescale and any(place.parameter is tensor for tensor in outside):
+            raise ValueError(
+                f"unwrap() can't bake {place.name!r} here: a module outside this model holds it "
+                "too (tied weights) and would rescale it once more. Unwrap the model of both."
+            )
     for mask, places in found:
         for parameter in {place.parameter for place in places}:
             if bake:
