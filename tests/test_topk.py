@@ -317,9 +317,9 @@ def test_values():
         (lambda: functional.topk(X, 1.5), ValueError, "topk expected a density in (0, 1]"),
         (lambda: functional.topk(X, 0.5, block=(4, None)), ValueError,
          "blocks of (4, None) don't divide shape (6, 8): take others"),
-        (lambda: functional.topk(X, 0.5, block=(None, 3)), ValueError, "(None, 3) don't divide shape (6, 8)"),
-        (lambda: functional.topk(X[0], 0.5, block=(1, None)), ValueError, "don't divide shape (8,)"),
-        (lambda: functional.n_of_m(X, 2, 3), ValueError, "dimension 1 of shape (6, 8) is no multiple of 3"),
+        (lambda: functional.topk(X, 0.5, block=(None, 3)), ValueError, "(None, 3) don't divide"),
+        (lambda: functional.topk(X[0], 0.5, block=(1, None)), ValueError, "divide shape (8,)"),
+        (lambda: functional.n_of_m(X, 2, 3), ValueError, "shape (6, 8) is no multiple of 3"),
         (lambda: functional.n_of_m(X[0], 2, 4), ValueError, "shape (8,) is no multiple of 4"),
     ],
 )  # fmt: skip

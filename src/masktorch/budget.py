@@ -112,6 +112,8 @@ def keep_largest(
         >>> keep_largest({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])}, 0.5)
         {'a': tensor([ True, False]), 'b': tensor([False,  True])}
     """
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"keep_largest() expected a dict by tensor names, found {type(scores)}.")
     for name, tensor in scores.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = getattr(tensor, "dtype", type(tensor))
@@ -159,8 +161,7 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
 
     A tensor's density is in proportion to `sum(shape) / prod(shape)`; where that is more than 1 the
     tensor is dense and the others share the rest. The counts, rounded by the largest remainder and
-    at least 1, add up as those of `overall`, which raises the same. Source: Evci et al., "Rigging
-    the Lottery" (arXiv 1911.11134).
+    at least 1, add up as those of `overall`, which raises the same. Source: arXiv 1911.11134.
 
     Examples:
         >>> from masktorch import TopK, wrap
@@ -202,8 +203,7 @@ def _found(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Mas
 def cubic(start: float, end: float, progress: float) -> float:
     """The density at `progress`, fast at first: `end + (start - end) * (1 - progress)^3`.
 
-    `ValueError` for a progress outside [0, 1] or densities outside (0, 1]. Source: Zhu and Gupta
-    (arXiv 1710.01878).
+    `ValueError` unless progress lies in [0, 1], densities in (0, 1]. Source: arXiv 1710.01878.
 
     Examples:
         >>> [cubic(1.0, 0.5, t) for t in (0, 0.5, 1)]

@@ -61,9 +61,9 @@ class Method:
         return functional.mode_product(scores, weight, self.at)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores; those on the wrong side of the threshold go 1 beyond it."""
-        wanted = mask.to(scores.dtype).mul_(2).add_(self.at - 1)
-        return torch.where(functional.keeps(scores, self.at) == mask, scores, wanted)
+        """The scores; those not beyond the threshold on their side go 1 beyond it."""
+        decided = (functional.keeps(scores, self.at) == mask) & (scores != self.at)
+        return torch.where(decided, scores, mask.to(scores.dtype).mul_(2).add_(self.at - 1))
 
 
 class _Probability(Method):
