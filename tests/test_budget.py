@@ -104,16 +104,16 @@ def test_nothing_to_keep_and_parameters_and_what_is_not_a_number():
 @pytest.mark.parametrize(
     ("scores", "density", "exception", "message"),
     [
-        ([torch.ones(2)], 0.5, TypeError, "a dict from tensor names to scores, found list"),
-        ({"a": [1.0]}, 0.5, TypeError, "floating-point scores for 'a', found list"),
+        ([torch.ones(2)], 0.5, TypeError, "a dict by tensor names, found <class 'list'>"),
+        ({"a": [1.0]}, 0.5, TypeError, "floating point for 'a', found <class 'list'>"),
         ({"a": torch.ones(2, dtype=torch.int64)}, 0.5, TypeError, "for 'a', found torch.int64"),
         ({"a": torch.ones(2)}, 0, ValueError, "expected a density in (0, 1], found 0."),
         ({"a": torch.ones(2)}, math.nan, ValueError, "found nan"),
-        ({"a": torch.ones(2)}, True, TypeError, "expected a number as density, found True"),
+        ({"a": torch.ones(2)}, True, TypeError, "expected a density in (0, 1], found True"),
         ({"a": torch.ones(2)}, "0.5", TypeError, "found '0.5'"),
-        ({"a": torch.ones(2)}, {"a": 2}, ValueError, "keep_largest() for 'a' expected a density"),
-        ({"a": torch.ones(2)}, {}, ValueError, "Missing: a."),
-        ({"a": torch.ones(2)}, {"a": 1, "b": 1}, ValueError, "Without scores: b."),
+        ({"a": torch.ones(2)}, {"a": 2}, ValueError, "expected a density in (0, 1], found 2"),
+        ({"a": torch.ones(2)}, {}, ValueError, "expected scores and a density for each of ['a']"),
+        ({"a": torch.ones(2)}, {"a": 1, "b": 1}, ValueError, "for each of ['b']"),
     ],
 )
 def test_what_keep_largest_refuses(scores, density, exception, message):
@@ -262,11 +262,11 @@ def test_what_they_refuse(allocate):
     for model, density, exception, message in (
         (small(), 0.0, ValueError, f"{name} expected a density in (0, 1], found 0.0"),
         (small(), "0.1", TypeError, "found '0.1'"),
-        (small(), 1e-6, ValueError, "3 tensors empty, found 1e-06, which keeps 1 of 28 entries"),
-        (small(Threshold()), 0.5, ValueError, "found no mask whose estimator has a density"),
-        (small(NOfM(1, 1)), 0.5, ValueError, "found no mask whose estimator has a density"),
+        (small(), 1e-6, ValueError, "3 tensors empty: 1e-06 keeps 1 of 28 entries"),
+        (small(Threshold()), 0.5, ValueError, "found no estimator with a density but"),
+        (small(NOfM(1, 1)), 0.5, ValueError, "found no estimator with a density but"),
         (nn.Linear(2, 2), 0.5, ValueError, f"{name} expected a wrapped model"),
-        (small(TopK(block=(1, None))), 0.5, ValueError, "the entries of '0.weight': TopK("),
+        (small(TopK(block=(1, None))), 0.5, ValueError, "whole blocks kept of ['0.weight', '1."),
     ):
         with pytest.raises(exception, match=re.escape(message)):
             allocate(model, density)
@@ -295,25 +295,9 @@ def test_what_schedules_refuse(schedule):
         ((1.0, 0.1, 1.1), ValueError, "expected progress in [0, 1], found 1.1"),
         ((1.0, 0.1, -1e-9), ValueError, "found -1e-09"),
         ((1.0, 0.1, math.nan), ValueError, "found nan"),
-        ((1.0, 0.1, "0.5"), ValueError, "found '0.5'"),
+        ((1.0, 0.1, "0.5"), TypeError, "found '0.5'"),
         ((1.0, 0.0, 0.5), ValueError, "expected a density in (0, 1], found 0.0"),
         ((1.5, 0.1, 0.5), ValueError, "found 1.5"),
     ):
         with pytest.raises(exception, match=re.escape(message)):
             schedule(*arguments)
-
-
-def test_scores_of_one_byte_are_refused():
-    scores = {"a": torch.randn(4).to(torch.float8_e4m3fn)}
-    for density in (0.5, {"a": 0.5}):
-        with pytest.raises(TypeError, match=r"floating-point scores for 'a', found torch.float8"):
-            masktorch.keep_largest(scores, density)
-
-
-@pytest.mark.filterwarnings("ignore:Initializing zero-element")
-@pytest.mark.parametrize("allocate", [masktorch.budget.overall, masktorch.budget.erk])
-def test_a_tensor_without_entries_is_masked_but_has_no_budget(allocate):
-    layers = torch.nn.Linear(4, 0), torch.nn.Linear(4, 3)
-    model = masktorch.wrap(torch.nn.ModuleList(layers), masktorch.TopK())
-    with pytest.raises(ValueError, match=r"found no entries in '0.weight'"):
-        allocate(model, 0.5)

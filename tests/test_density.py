@@ -129,16 +129,16 @@ def given():
 
 NO = nn.Sequential(nn.Linear(6, 4))
 REFUSED = [
-    (lambda: two_layers(TopK()), 0.0, ValueError, "set_density() can't set '0.weight'"),
+    (lambda: two_layers(TopK()), 0.0, ValueError, "set_density() for '0.weight' expected a"),
     (lambda: two_layers(TopK()), 1.5, ValueError, "found 1.5"),
     (lambda: two_layers(TopK()), float("nan"), ValueError, "found nan"),
     (lambda: two_layers(TopK()), "0.5", TypeError, "found '0.5'"),
     (lambda: two_layers(TopK()), True, TypeError, "found True"),
     (lambda: two_layers(TopK()), {"0.weight": 0.5}, ValueError, "Missing: 1.weight"),
     (lambda: two_layers(TopK()), {"0.weight": 0.5, "1.weight": 2.0}, ValueError, "'1.weight'"),
-    (lambda: two_layers(Threshold()), 0.5, ValueError, "found no estimator with a density: the "
-     "masks have Threshold(tau=0.5). masktorch.set_estimator(model, masktorch.TopK(d, absolute="),
-    (given, 0.5, ValueError, "Given masks take masktorch.set_masks(model, keep_largest(...))."),
+    (lambda: two_layers(Threshold()), 0.5, ValueError, "found no estimator with a density but "
+     "Threshold(tau=0.5). masktorch.set_estimator(model, masktorch.TopK(d, absolute="),
+    (given, 0.5, ValueError, "found no estimator with a density but Given()."),
     (lambda: NO, 0.5, ValueError, "set_density() expected a wrapped model"),
 ]  # fmt: skip
 
@@ -160,7 +160,7 @@ ESTIMATORS_REFUSED = [
      ValueError, "Not masked in this model: x."),
     (lambda: two_layers(TopK()), NOfM(1, 4), ValueError, "can't mask '0.weight'"),
     (lambda: two_layers(TopK()), TopK(block=(2, 2)), ValueError, "can't mask '1.weight'"),
-    (given, TopK(), ValueError, "its mask was given and has no scores"),
+    (given, TopK(), ValueError, "found a given mask at '0.weight': wrap"),
     (lambda: NO, TopK(), ValueError, "set_estimator() expected a wrapped model"),
 ]  # fmt: skip
 

@@ -142,9 +142,9 @@ def test_wrap(arguments, exception, message):
         (lambda m: masktorch.freeze_mask(m, None), "expected frozen to be True or False, found No"),
         (lambda m: masktorch.freeze_weights(m, "no"), "freeze_weights() expected frozen to be"),
         (lambda m: masktorch.unwrap(m, bake="yes"), "unwrap() expected bake to be True or False"),
-        (lambda m: Threshold(tau="0.5"), "Threshold expected tau to be a number, found '0.5'"),
-        (lambda m: Bernoulli(tau=None), "Bernoulli expected tau to be a number, found None"),
-        (lambda m: IntermediateSampling("0.1"), "expected step_size to be a number, found '0.1'"),
+        (lambda m: Threshold(tau="0.5"), "Threshold expected tau in (0, 1), found '0.5'"),
+        (lambda m: Bernoulli(tau=None), "Bernoulli expected tau in (0, 1), found None"),
+        (lambda m: IntermediateSampling("0.1"), "expected step_size in (0, inf), found '0.1'"),
     ],
 )
 def test_arguments_of_the_wrong_kind(small, call, message):

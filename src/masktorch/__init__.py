@@ -1,9 +1,8 @@
 """Learnable weight masks for PyTorch."""
 
 from masktorch import budget, functional, init
-from masktorch.budget import keep_largest
+from masktorch.budget import expected_density, keep_largest, set_density, set_estimator
 from masktorch.counted import NOfM, TopK
-from masktorch.density import expected_density, set_density, set_estimator
 from masktorch.estimators import (
     Bernoulli,
     Concrete,

@@ -1,33 +1,29 @@
 """The estimators that keep a fixed number: as many as a density says, or n of every m."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from masktorch import ranks
 from masktorch.blocks import is_plain
-from masktorch.checks import Block, check_block, check_density, check_n_of_m, check_switch
+from masktorch.checks import Block, check_block, check_density, check_n_of_m
 from masktorch.estimators import Method
+from masktorch.ranks import keeps_largest, keeps_n_of_m, n_of_m, tiled, topk
 from masktorch.selection import select, whole
 
 
 class _Ranked(Method):
-    """What the two share: of so many rivals a fixed number is kept, the largest."""
+    """Of so many rivals a fixed number is kept, the largest."""
 
     draws: ClassVar[bool] = False
     absolute: bool
-
-    def _rivals(self, tensor: Tensor) -> Tensor:
-        """As (groups, rivals within the group, entries that are kept or masked as one)."""
-        raise NotImplementedError
+    _rivals: Callable[[Tensor], Tensor]  # as (groups, rivals, entries that go together)
 
     def init(self, weight: Tensor) -> Tensor:
-        """Uniform in `+-1 / sqrt(fan_in)` (Kaiming-uniform, a = sqrt(5)), from torch's stream."""
-        fan_in = math.prod(weight.shape[1:]) if weight.dim() > 1 else weight.numel()
-        bound = 1 / math.sqrt(max(fan_in, 1))
+        bound = 1 / math.sqrt(max(math.prod(weight.shape[1:] or weight.shape), 1))
         return torch.empty_like(weight, requires_grad=False).uniform_(-bound, bound)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
@@ -36,29 +32,20 @@ class _Ranked(Method):
         return select(self.mode(scores), weight)  # which forward mode can differentiate too
 
     def expected(self, scores: Tensor) -> Tensor:
-        """The mask, without a gradient: how many it keeps does not depend on the scores."""
-        return self(scores.detach())
+        return self(scores.detach())  # how many it keeps does not depend on them
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """The scores, exchanged between those on the wrong sides; where equal ones are on both
-        sides then, those kept are raised by a rounding step.
-
-        Raises `ValueError` for a mask of the wrong count, or that keeps a part of a block.
+        sides then, those kept are raised by a rounding step. A mask of another count stays unmet.
         """
         return whole(self._exchanged, scores, mask)
 
     def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:
-        entries, now = self._rivals(mask), self._rivals(self.mode(scores)).any(-1)
-        kept, found, places = entries.any(-1), entries.any(-1).sum(1), now.sum(1)
-        if not torch.equal(kept, entries.all(-1)):
-            raise ValueError(f"{self!r} keeps whole blocks, found one that is kept in part.")
-        if other := found[found != places].tolist():
-            raise ValueError(
-                f"{self!r} keeps {places[0]} of {kept.shape[1]}, found {other[0]} kept: give it a "
-                "mask of that count."
-            )
-        values = self._rivals(scores).clone()
+        kept, now = (self._rivals(m).any(-1) for m in (mask, self.mode(scores)))
         rising, falling = kept & ~now, now & ~kept
+        if rising.sum() != falling.sum():
+            return scores
+        values = self._rivals(scores).clone()
         values[rising], values[falling] = values[falling], values[rising]
         sizes = (values.abs() if self.absolute else values).mean(-1, dtype=torch.float64)
         tied = kept & (sizes <= sizes.masked_fill(kept, -math.inf).amax(1, keepdim=True))
@@ -69,17 +56,14 @@ class _Ranked(Method):
         return torch.empty_like(scores).put_(self._rivals(index), values)
 
 
-@final
 @dataclass(frozen=True)
 class TopK(_Ranked):
     """The largest scores, exactly as many as the density says: `masktorch.functional.topk`.
 
-    `TopK(density)` is edge-popup (arXiv 1911.13299), `absolute=False` movement pruning
-    (2005.07683), `block=(rows, columns)` keeps whole blocks: `(1, None)` output channels,
-    `(None, 1)` input channels. Scores start Kaiming-uniform (a = sqrt(5), from torch's random
-    stream). Usual training: SGD, learning rate 0.1, momentum 0.9, cosine schedule, on weights from
-    `masktorch.init.signed_constant_`. Raises `ValueError` or `TypeError` for a density outside
-    (0, 1] or a block of anything but positive whole numbers and at most one None.
+    `block=(1, None)` keeps output channels, `(None, 1)` input channels. Scores start
+    Kaiming-uniform (a = sqrt(5), from torch's random stream). Usual training: SGD, learning rate
+    0.1, momentum 0.9, cosine schedule, on weights from `masktorch.init.signed_constant_`.
+    `ValueError` for a density outside (0, 1], `TypeError` for none, both for blocks likewise.
 
     Examples:
         >>> TopK(0.5).mode(torch.tensor([-3.0, 1.0, 2.0, 0.0]))
@@ -93,36 +77,29 @@ class TopK(_Ranked):
 
     def __post_init__(self) -> None:
         check_density(self.density, "TopK")
-        check_switch("TopK", "absolute", self.absolute)
         if self.block is not None:
             check_block(self.block)
         object.__setattr__(self, "density", float(self.density))
-        # what compiled code takes as an input, so that another density is not another graph
+        # an input of compiled code, so that another density is not another graph
         number = torch.tensor(self.density, dtype=torch.float64, device="cpu")
         object.__setattr__(self, "_number", number)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return ranks.topk(
-            scores, self._number, absolute=self.absolute, block=self.block, weight=weight
-        )
+        return topk(scores, self._number, absolute=self.absolute, block=self.block, weight=weight)
 
     def mode(self, scores: Tensor) -> Tensor:
-        return ranks.keeps_largest(scores, self._number, absolute=self.absolute, block=self.block)
+        return keeps_largest(scores, self._number, absolute=self.absolute, block=self.block)
 
     def _rivals(self, tensor: Tensor) -> Tensor:
         if self.block is None:
             return tensor.reshape(1, -1, 1)
-        tiles = ranks.tiled(tensor.contiguous(), self.block)
-        return tiles.reshape(1, math.prod(tiles.shape[:2]), -1)
+        return tiled(tensor, self.block).flatten(2).flatten(0, 1)[None]
 
 
-@final
 @dataclass(frozen=True)
 class NOfM(_Ranked):
-    """The `n` largest scores of every `m` along dimension 1: `masktorch.functional.n_of_m`.
-
-    The 2:4 pattern (arXiv 2104.08378) and its kin, learned as edge-popup is: start and training as
-    for `TopK`. Raises `ValueError` or `TypeError` unless `1 <= n <= m`, both whole numbers.
+    """The `n` largest scores of every `m` along dimension 1: `masktorch.functional.n_of_m`. Start
+    and training as for `TopK`. `ValueError` unless `1 <= n <= m`, `TypeError` for no numbers.
 
     Examples:
         >>> NOfM(1, 2).mode(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]))
@@ -135,13 +112,12 @@ class NOfM(_Ranked):
 
     def __post_init__(self) -> None:
         check_n_of_m(self.n, self.m)
-        check_switch("NOfM", "absolute", self.absolute)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return ranks.n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)
+        return n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)
 
     def mode(self, scores: Tensor) -> Tensor:
-        return ranks.keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
+        return keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
 
     def _rivals(self, tensor: Tensor) -> Tensor:
         return torch.unflatten(tensor, 1, (-1, self.m)).movedim(2, -1).reshape(-1, self.m, 1)

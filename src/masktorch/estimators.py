@@ -1,18 +1,16 @@
-"""The estimators: how a mask is chosen from its scores, and what gradient the scores get.
-
-An estimator is a value, a frozen dataclass: two that are equal do the same, and its repr evaluates
-back to it. The formulas are in `masktorch.functional`.
-"""
+"""The estimators: each a method as a value, whose formula is in `masktorch.functional`. Two that
+are equal do the same, and the repr of one evaluates back to it."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from masktorch import functional
-from masktorch.checks import check_number, check_switch
+from masktorch.checks import check_number
 
 
 @runtime_checkable
@@ -21,18 +19,9 @@ class Estimator(Protocol):
 
     `__call__(scores)` gives the mask used in training: floating point, shaped like `scores`,
     differentiable by the estimator's rule. `mode(scores)` gives the deterministic one of
-    evaluation, frozen masks, files and reports: bool, the same shape. It may offer more, by name:
-
-    - `draws`: False where the mask of training follows from the scores (else it is held for one
-      forward);
-    - `init`: the scores to start from, a number or a function of the weight (else 1.0);
-    - `product(scores, weight)`, `mode_product(scores, weight)`: the weight times either mask;
-    - `scores_for(scores, mask)`: scores near the given ones whose `mode` is `mask` (else
-      `masktorch.set_masks` tries 1 where the mask keeps and 0 elsewhere);
-    - `expected(scores)`: the probability that each entry is kept, differentiable, for
-      `masktorch.expected_density` (else the mask of training, one draw);
-    - `sample(scores)`: a bool mask for `masktorch.sample_masks` (else where that of training is
-      positive).
+    evaluation, frozen masks, files and reports: bool, the same shape. What else it may offer, each
+    by its name, is a table of the page Estimators: `draws`, `init`, `product`, `mode_product`,
+    `scores_for`, `expected` and `sample`.
 
     Examples:
         >>> isinstance(Threshold(), Estimator)
@@ -44,14 +33,12 @@ class Estimator(Protocol):
 
 
 class Method:
-    """What the library's own estimators share: each is one formula of `functional`, `product`.
-
-    The deterministic mask is `1[s > at]`, and scores start above it: a fresh model computes as the
-    plain one in evaluation.
-    """
+    """What the library's own share: `product` gives the weight times the mask of training, or that
+    mask; the deterministic one is `1[s > at]`, and a fresh model evaluates as the plain one."""
 
     draws: ClassVar[bool] = True
-    start: ClassVar[float] = 1.0  # above the threshold
+    start: ClassVar[float] = 1.0  # above `at`
+    product: Callable[[Tensor, Tensor | None], Tensor]
 
     @property
     def at(self) -> float:
@@ -59,11 +46,7 @@ class Method:
 
     @property
     def init(self) -> Any:
-        return self.at + self.start
-
-    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        """`weight` times the mask of training, or that mask."""
-        raise NotImplementedError
+        return self.at + max(self.start, abs(self.at) / 100)  # above it in half precision too
 
     def __call__(self, scores: Tensor) -> Tensor:
         return self.product(scores, None)
@@ -78,7 +61,7 @@ class Method:
         return functional.mode_product(scores, weight, self.at)
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores; those not beyond the threshold, on their side of the mask, 1 beyond it."""
+        """The scores; those not beyond the threshold on their side go 1 beyond it."""
         decided = (functional.keeps(scores, self.at) == mask) & (scores != self.at)
         return torch.where(decided, scores, mask.to(scores.dtype).mul_(2).add_(self.at - 1))
 
@@ -96,13 +79,10 @@ class _Probability(Method):
         return functional.logit(self.tau)
 
 
-@final
 @dataclass(frozen=True)
 class Threshold(_Probability):
-    """Straight-through threshold: see `masktorch.functional.threshold`.
-
-    Scores start 1 above the threshold. Usual training: Adam, learning rate 1e-2.
-    Raises `ValueError` for a `tau` outside (0, 1).
+    """Straight-through: `masktorch.functional.threshold`. Scores start 1 above the threshold. Usual
+    training: Adam, learning rate 1e-2. `ValueError` for a `tau` outside (0, 1).
 
     Examples:
         >>> Threshold().mode(torch.tensor([-1.0, 1.0]))
@@ -116,13 +96,10 @@ class Threshold(_Probability):
         return functional.threshold(scores, self.tau, weight=weight)
 
 
-@final
 @dataclass(frozen=True)
 class Bernoulli(_Probability):
-    """Bernoulli samples, gradient of the expectation: see `masktorch.functional.bernoulli`.
-
-    `tau` is the threshold of the deterministic mask only. Scores start 3 above it. Usual training:
-    Adam, learning rate 0.3. Raises `ValueError` for a `tau` outside (0, 1).
+    """Samples: `masktorch.functional.bernoulli`. `tau` is the threshold of the deterministic mask
+    only. Scores start 3 above it. Usual training: Adam, learning rate 0.3. Raises as `Threshold`.
 
     Examples:
         >>> Bernoulli().mode(torch.tensor([-1.0, 1.0]))
@@ -136,44 +113,34 @@ class Bernoulli(_Probability):
         return functional.bernoulli(scores, weight=weight)
 
 
-@final
 @dataclass(frozen=True)
 class IntermediateSampling(_Probability):
-    """Intermediate sampling: see `masktorch.functional.intermediate`.
+    """Intermediate sampling: `masktorch.functional.intermediate`. Start, training and `tau` as for
+    `Threshold`, which raises the same; `ValueError` too for a `step_size` that is not positive.
 
-    `step_size` is the step on a draw in units of the root mean square of the tensor's gradient,
-    `tau` the threshold of the deterministic mask only. Scores start 1 above it. Raises `ValueError`
-    for a `tau` outside (0, 1) or a `step_size` that is not positive and finite.
-
-    The gradient of the scores does not grow with the loss, so a `torch.amp.GradScaler`, which
-    divides by the factor that it gave the loss, makes it too small by that factor. Give it back:
-    `scores.grad.mul_(scaler.get_scale())` for all `scores` of `masktorch.mask_parameters(model)`
-    between `scaler.unscale_(optimizer)` and `scaler.step(optimizer)`.
+    The gradient does not grow with the loss: give back to each `scores.grad` what the `unscale_` of
+    a `torch.amp.GradScaler` divides it by, `scores.grad.mul_(scaler.get_scale())`.
 
     Examples:
         >>> IntermediateSampling(step_size=0.2)
         IntermediateSampling(step_size=0.2, tau=0.5)
     """
 
-    step_size: float = functional.STEP_SIZE
+    step_size: float = 0.1
     tau: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        hint = "It is in units of rms(dL/dmask)."
-        check_number("IntermediateSampling", "step_size", self.step_size, above=0, hint=hint)
+        check_number("IntermediateSampling", "step_size", self.step_size, 0)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.intermediate(scores, self.step_size, weight=weight)
 
 
-@final
 @dataclass(frozen=True)
 class Piggyback(Method):
-    """A threshold on the score itself: see `masktorch.functional.piggyback`.
-
-    Scores start 5e-3 above it. Usual training: pretrained weights, Adam, learning rate 1e-4.
-    Raises `ValueError` for a `threshold` that is not finite.
+    """A threshold on the score: `masktorch.functional.piggyback`. Scores start 5e-3 above it. Usual
+    training: pretrained weights, Adam, learning rate 1e-4. `ValueError` unless it is finite.
 
     Examples:
         >>> Piggyback().mode(torch.tensor([0.0, 1e-2]))
@@ -182,6 +149,7 @@ class Piggyback(Method):
 
     threshold: float = 5e-3
     draws: ClassVar[bool] = False
+    start: ClassVar[float] = 5e-3
 
     def __post_init__(self) -> None:
         check_number("Piggyback", "threshold", self.threshold)
@@ -190,25 +158,16 @@ class Piggyback(Method):
     def at(self) -> float:
         return self.threshold
 
-    @property
-    def init(self) -> float:
-        return self.threshold + max(5e-3, 0.01 * abs(self.threshold))  # above it in bfloat16 too
-
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.piggyback(scores, self.threshold, weight=weight)
 
 
-@final
 @dataclass(frozen=True)
 class HardConcrete(Method):
-    """Hard concrete gates, those of L0 regularisation: see `masktorch.functional.hard_concrete`.
-
-    An entry is not 0 with the probability `sigma(s - beta * log(-gamma / zeta))`. The deterministic
-    mask is `1[s > 0]`, with the usual `gamma` and `zeta` the binary one nearest to the gates that
-    the paper evaluates with, `min(1, max(0, sigma(s) * (zeta - gamma) + gamma))`; those may lie
-    between, so that accuracies differ a little. Scores start at `logit(0.9)`. Usual training: Adam,
-    with a penalty on `masktorch.expected_density`. Raises `ValueError` unless `beta > 0` and
-    `gamma < 0 < 1 < zeta`.
+    """The gates of L0 regularisation: `masktorch.functional.hard_concrete`. The deterministic mask
+    is `1[s > 0]`, where the paper evaluates with gates that may lie between 0 and 1. Scores start
+    at `logit(0.9)`. Usual training: Adam, with a penalty on `masktorch.expected_density`, of
+    `sigma(s - beta * log(-gamma / zeta))`. `ValueError` unless `gamma < 0 < 1 < zeta`, `beta > 0`.
 
     Examples:
         >>> HardConcrete().mode(torch.tensor([-1.0, 1.0]))
@@ -221,10 +180,9 @@ class HardConcrete(Method):
     start: ClassVar[float] = functional.logit(0.9)
 
     def __post_init__(self) -> None:
-        hint = "From gamma to zeta lies [0, 1] with room beyond."
-        check_number("HardConcrete", "beta", self.beta, above=0)
-        check_number("HardConcrete", "gamma", self.gamma, below=0, hint=hint)
-        check_number("HardConcrete", "zeta", self.zeta, above=1, hint=hint)
+        check_number("HardConcrete", "beta", self.beta, 0)
+        check_number("HardConcrete", "gamma", self.gamma, high=0)
+        check_number("HardConcrete", "zeta", self.zeta, 1)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.hard_concrete(scores, self.beta, self.gamma, self.zeta, weight=weight)
@@ -233,15 +191,11 @@ class HardConcrete(Method):
         return torch.sigmoid(scores - self.beta * math.log(-self.gamma / self.zeta))
 
 
-@final
 @dataclass(frozen=True)
 class Concrete(Method):
-    """Binary concrete or Gumbel-sigmoid masks: see `masktorch.functional.concrete`.
-
-    `hard` masks are 0 or 1 in training, soft ones lie between; an entry is kept with the
-    probability `sigma(s)`. A temperature that falls is `masktorch.set_estimator` with another
-    value. Usual training: Adam, with a penalty on `masktorch.expected_density`. Raises `ValueError`
-    for a `temperature` that is not positive and finite.
+    """Gumbel-sigmoid masks, in training `hard` or soft: `masktorch.functional.concrete`. Scores
+    start at 1. Training as for `HardConcrete`; a falling temperature is `masktorch.set_estimator`
+    with another value. `ValueError` for a `temperature` that is not positive and finite.
 
     Examples:
         >>> Concrete(temperature=0.5)
@@ -252,8 +206,7 @@ class Concrete(Method):
     hard: bool = True
 
     def __post_init__(self) -> None:
-        check_number("Concrete", "temperature", self.temperature, above=0)
-        check_switch("Concrete", "hard", self.hard)
+        check_number("Concrete", "temperature", self.temperature, 0)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.concrete(scores, self.temperature, self.hard, weight=weight)

@@ -1,17 +1,15 @@
 """Comparing and selecting, in the forms that a CPU does fast; exactly the largest, without a sort.
 
-Of equal values the one of the lower row-major index counts as the larger, whatever the layout; a
-value that is not a number counts as the largest of all, and -0.0 equals 0.0.
+Of equal values that of the earlier tensor, then of the lower row-major index counts as the larger;
+what is not a number counts as the largest of all, and -0.0 equals 0.0.
 """
 
 import functools
 import math
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -29,22 +27,12 @@ def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def select(mask: Tensor, weight: Tensor) -> Tensor:
-    """`weight` where the mask, bools or bytes, is True, elsewhere exactly 0, whatever stands there.
-
-    Examples:
-        >>> select(torch.tensor([True, False]), torch.tensor([1.0, float("nan")]))
-        tensor([1., 0.])
-    """
+    """`weight` where the mask, bools or bytes, is True, elsewhere exactly 0, not 0 * NaN."""
     return blockwise(lambda m, w: select_above(w, as_number(m, w.dtype), 0.0))(mask, weight)
 
 
 def count(density: float, entries: int) -> int:
-    """The number of entries that a density keeps, computed in Python's floats.
-
-    Examples:
-        >>> count(0.1, 25), count(0.001, 25)
-        (3, 1)
-    """
+    """The number of entries that a density keeps, computed in Python's floats."""
     return max(1, math.floor(density * entries + 0.5))
 
 
@@ -57,32 +45,25 @@ def parted(tensor: Tensor, like: Any) -> Tensor:
     """Of a tensor that is whole the part that this process holds of another."""
     if not hasattr(like, "full_tensor"):
         return tensor
-    distributed: Any = sys.modules["torch.distributed.tensor"]
-    return cast(Tensor, distributed.distribute_tensor(tensor, like.device_mesh, like.placements))
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)
 
 
 def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """`function(*tensors)` of all their parts, where each process holds one."""
-    if torch.compiler.is_compiling() or not hasattr(tensors[0], "full_tensor"):
+    if torch.compiler.is_compiling():
         return function(*tensors)
     return parted(function(*map(gathered, tensors)), tensors[0])
 
 
-_last: dict[tuple[Any, ...], tuple[float, float]] = {}
-"""Where the last cuts were, and how far they had moved: a guess at the next."""
+_last: dict[tuple[Any, ...], tuple[float, float]] = {}  # cuts, and how far they had moved
 _LAST = 1024  # of them at most
-_SAMPLE = 2**16
-"""Entries of a sample by which the others are passed over; all are taken where they are few."""
-
-
-def largest(values: Tensor, k: int, *, absolute: bool = False) -> Tensor:
-    """The mask of the `k` largest entries, or the `k` of the largest magnitudes."""
-    return largest_of([values], k, absolute=absolute)[0]
+_SAMPLE = 2**16  # entries by which the others are passed over
 
 
 def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> list[Tensor]:
-    """The masks of the `k` largest entries of all tensors together, of equal ones those of the
-    earlier tensor."""
+    """The masks of the `k` entries of all tensors together that are largest (in magnitude)."""
     tensors = [values.detach() for values in tensors]
     if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
@@ -103,14 +84,11 @@ def is_cut(values: Tensor) -> bool:
 
 def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
     """The largest value that is not among the `k` largest, and how many of those are equal to it.
-
-    Between two values it most likely lies what is there is copied, the rest is counted, which shows
-    whether it does. Where it was last time is a guess that one count proves, if it did not move.
-    """
+    Values between two bounds are copied, the rest is counted, which shows whether it lies there."""
     key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
     last, moved = _last.get(key, (math.nan, math.nan))
     entries = sum(values.numel() for values in tensors)
-    if moved == 0:
+    if moved == 0:  # one count proves the guess
         parts = _parts(tensors, absolute)
         if k + sum(int(np.count_nonzero(part <= last)) for part in parts) == entries:
             return last, 0
@@ -150,9 +128,7 @@ def _brackets(
     yield -math.inf, math.nan
 
 
-def _parts(
-    tensors: Sequence[Tensor], absolute: bool, stride: int = 1
-) -> Iterator[npt.NDArray[Any]]:
+def _parts(tensors: Sequence[Tensor], absolute: bool, stride: int = 1) -> Iterator[Any]:
     """Every `stride`-th entry (its magnitude), by blocks, in a dtype that numpy has and all fit."""
     dtype = functools.reduce(torch.promote_types, (v.dtype for v in tensors), torch.float32)
     for values in tensors:
