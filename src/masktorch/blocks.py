@@ -31,16 +31,19 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def blockwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same elementwise function, computed by `blocks`."""
+    """The same elementwise function, computed by `blocks`; its last step writes into `out`, where
+    it is given one, which spares a pass."""
 
     def by_blocks(*tensors: Tensor) -> Tensor:
         whole: Tensor | None = None
         for number, block in enumerate(blocks(*tensors)):
-            part = function(*block)
+            out = None if whole is None else _part(whole, number * BLOCK)
+            part = function(*block, out=out)
             if block[0] is tensors[0]:
                 return part
-            whole = torch.empty_like(tensors[0], dtype=part.dtype) if whole is None else whole
-            _part(whole, number * BLOCK).copy_(part)
+            if whole is None:
+                whole = torch.empty_like(tensors[0], dtype=part.dtype)
+                _part(whole, 0).copy_(part)
         return cast(Tensor, whole)
 
     return by_blocks

@@ -13,6 +13,7 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch.blocks import blockwise, is_plain
+from masktorch.selection import above
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -50,17 +51,14 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
 
     @blockwise
-    def mask(scores: Tensor) -> Tensor:
+    def mask(scores: Tensor, out: Tensor | None) -> Tensor:
         p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)
         words &= np.uint64(0x7FFF_7FFF_7FFF_7FFF)  # 15 of 16 bits, so that no int16 is negative
         bits = torch.from_numpy(words.view(np.int16))
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
-        p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
-        kept = torch.empty_like(p, dtype=torch.bool)
-        np.logical_not(p.numpy() <= 0, out=kept.numpy())  # numpy compares ten times faster
-        return kept
+        return above(p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30), 0.0, out)
 
     return mask(scores).view(torch.uint8)
 

@@ -19,9 +19,14 @@ class Estimator(Protocol):
 
     `__call__(scores)` gives the mask used in training: floating point, shaped like `scores`,
     differentiable by the estimator's rule. `mode(scores)` gives the deterministic one of
-    evaluation, frozen masks, files and reports: bool, the same shape. What else it may offer, each
-    by its name, is a table of the page Estimators: `draws`, `init`, `product`, `mode_product`,
-    `scores_for`, `expected` and `sample`.
+    evaluation, frozen masks, files and reports: bool, the same shape. It may offer more, by name:
+
+    - `draws`: False where the mask of training follows from the scores;
+    - `init`: the scores to start from, a number or a function of the weight (else 1.0);
+    - `product(scores, weight)`, `mode_product(scores, weight)`: the weight times either mask;
+    - `scores_for(scores, mask)`: scores near those given whose `mode` is `mask` (else 1 and 0);
+    - `expected(scores)`: the probability that each entry is kept (else the mask of training);
+    - `sample(scores)`: a bool mask drawn as in training (else where that one is positive).
 
     Examples:
         >>> isinstance(Threshold(), Estimator)

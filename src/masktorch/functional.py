@@ -19,7 +19,7 @@ from masktorch.checks import check_number
 from masktorch.draws import drawn_mask, uniform_like
 from masktorch.ranks import n_of_m, straight_rule, topk
 from masktorch.rules import Rule, masked
-from masktorch.selection import as_number, select, select_above
+from masktorch.selection import above, as_number, select, select_above
 
 __all__ = [
     "bernoulli", "concrete", "hard_concrete", "intermediate", "n_of_m", "piggyback", "threshold",
@@ -45,7 +45,7 @@ def _at_most(at: float, dtype: torch.dtype) -> float:
 def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
     """The deterministic mask `m = 1[s > at]`, bool; a score that is not a number is kept."""
     at = _at_most(at, scores.dtype)
-    return blockwise(lambda s: ~(s <= at))(scores.detach())
+    return blockwise(lambda s, out: above(s, at, out))(scores.detach())
 
 
 def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
@@ -60,12 +60,14 @@ def _above(at: float, scores: Tensor, weight: Tensor | None, rule: Rule) -> Tens
 
 
 @blockwise
-def _logistic_rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
+def _logistic_rule(
+    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Tensor | None
+) -> Tensor:
     """`g * sigma(s) * (1 - sigma(s))`."""
     wide = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
     p = torch.sigmoid(scores.to(wide))
     slope = torch.ops.aten.sigmoid_backward(grad.to(wide), p)
-    return cast(Tensor, slope.mul_(weight).to(scores.dtype))
+    return torch.mul(slope, weight, out=slope if out is None else out).to(scores.dtype)
 
 
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:
@@ -121,22 +123,27 @@ def intermediate(
 
     def rule(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
         wide = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
-        norms = [torch.linalg.vector_norm(g.to(wide) * w) for g, w in blocks(grad, weight)]
-        rms = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(max(grad.numel(), 1))
-        alpha = (rms / step_size).clamp(min=torch.finfo(wide).tiny).reciprocal()
+        products = (g.to(wide) * w for g, w in blocks(grad, weight))
+        squares = [
+            torch.linalg.vector_norm(x, dtype=torch.float64) for x in products
+        ]  # no overflow
+        rms = torch.linalg.vector_norm(torch.stack(squares)) / math.sqrt(max(grad.numel(), 1))
+        alpha = (rms.to(wide) / step_size).clamp(min=torch.finfo(wide).tiny).reciprocal()
         return _step(scores, weight, drawn, grad, alpha)
 
     return masked(scores, weight, drawn_mask(scores, generator), select, rule)
 
 
 @blockwise
-def _step(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor) -> Tensor:
+def _step(
+    scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor, out: Tensor | None
+) -> Tensor:
     """`p - q`, both cases in one: `m - q = x / (1 + x)` where m = 1, `x / (1 - x)` where m = 0."""
-    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp(-MAX_STEP, MAX_STEP)
+    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp_(-MAX_STEP, MAX_STEP)
     m = as_number(drawn, alpha.dtype)
     divisor = torch.addcmul(1 - x, m, x, value=2)
     noise = torch.sigmoid(scores.to(alpha.dtype)) - m
-    return torch.addcdiv(noise, x, divisor).to(scores.dtype)
+    return torch.addcdiv(noise, x, divisor, out=out).to(scores.dtype)
 
 
 def piggyback(scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None) -> Tensor:

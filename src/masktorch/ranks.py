@@ -46,7 +46,11 @@ def topk(
         read = scores.detach()
         at, ties = selection.cut([read], k, absolute)
         if not ties:
-            product = blockwise(lambda s, w: select_above(w, s.abs() if absolute else s, at))
+
+            @blockwise
+            def product(scores: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+                return select_above(weight, scores.abs() if absolute else scores, at, out)
+
             return masked(scores, weight, read, product, rule)
         (kept,) = selection.beyond([read], at, ties, absolute)
     else:
@@ -150,11 +154,11 @@ def straight_rule(absolute: bool, block: Block | None = None) -> Rule:
     """`g`, or `g * sign(s)` with `sign(0) = 1`; by blocks with the mean of `g`."""
 
     @blockwise
-    def rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
-        g = grad * weight
-        if absolute:
-            g.mul_(1 - select_above(scores.new_full((), 2.0), -scores, 0.0))  # sign(s)
-        return g.to(scores.dtype)
+    def rule(
+        scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Tensor | None
+    ) -> Tensor:
+        g = torch.mul(grad, weight, out=out)
+        return (g.mul_(scores.sign().add_(0.5).sign_()) if absolute else g).to(scores.dtype)
 
     def by_blocks(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
         g = grad.to(torch.promote_types(grad.dtype, torch.float32)) * weight

@@ -16,9 +16,22 @@ from torch import Tensor
 from masktorch.blocks import blocks, blockwise, is_plain
 
 
-def select_above(weight: Tensor, margin: Tensor, at: float) -> Tensor:
+def select_above(weight: Tensor, margin: Tensor, at: float, out: Tensor | None = None) -> Tensor:
     """0 where `margin <= at`, else `weight`: on a CPU many times faster than `where`."""
-    return cast(Tensor, torch.ops.aten.threshold_backward(weight, margin, at))
+    operation = torch.ops.aten.threshold_backward
+    if out is None:
+        return cast(Tensor, operation(weight, margin, at))
+    return cast(Tensor, operation.grad_input(weight, margin, at, grad_input=out))
+
+
+def above(values: Tensor, at: float, out: Tensor | None = None) -> Tensor:
+    """The mask of all that is not `<= at`: numpy compares many times faster than PyTorch."""
+    if not is_cut(values):
+        return torch.logical_not(values <= at)
+    out = torch.empty_like(values, dtype=torch.bool) if out is None else out
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    np.logical_not(np.from_dlpack(wide) <= at, out=out.numpy())  # dlpack: see `_parts`
+    return out
 
 
 def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -28,7 +41,11 @@ def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def select(mask: Tensor, weight: Tensor) -> Tensor:
     """`weight` where the mask, bools or bytes, is True, elsewhere exactly 0, not 0 * NaN."""
-    return blockwise(lambda m, w: select_above(w, as_number(m, w.dtype), 0.0))(mask, weight)
+
+    def product(mask: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
+        return select_above(weight, as_number(mask, weight.dtype), 0.0, out)
+
+    return blockwise(product)(mask, weight)
 
 
 def count(density: float, entries: int) -> int:
@@ -142,17 +159,18 @@ def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> l
     """The masks of what is beyond a cut, and of so many that are equal to it, the first."""
     dtype = functools.reduce(torch.promote_types, (values.dtype for values in tensors))
 
-    def compared(compare: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-        return blockwise(lambda v: compare((v.abs() if absolute else v).to(dtype)))(values)
+    def sizes(values: Tensor) -> Tensor:
+        return (values.abs() if absolute else values).to(dtype)
 
     masks = []
     for values in tensors:
-        # a NaN is beyond all but a NaN, and equal to no other
-        mask = compared(lambda v: ~(v <= at) if at == at else v < v, values)
-        if ties:
-            equal = compared(lambda v: v == at if at == at else v != v, values)
-            first = equal.flatten().nonzero()[:ties, 0]
-            mask.put_(first, torch.ones_like(first, dtype=torch.bool))
-            ties -= len(first)
+        if math.isnan(at):  # nothing is beyond it, and all that is not a number equal to it
+            mask, equal = torch.zeros_like(values, dtype=torch.bool), values != values
+        else:
+            mask = blockwise(lambda v, out: above(sizes(v), at, out))(values)
+            equal = blockwise(lambda v, out: torch.eq(sizes(v), at, out=out))(values)
+        first = np.flatnonzero(equal.cpu().numpy())[:ties]
+        mask.put_(torch.from_numpy(first).to(mask.device), mask.new_ones(len(first)))
+        ties -= len(first)
         masks.append(mask)
     return masks
