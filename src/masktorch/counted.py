@@ -63,7 +63,7 @@ class TopK(_Ranked):
     `block=(1, None)` keeps output channels, `(None, 1)` input channels. Scores start
     Kaiming-uniform (a = sqrt(5), from torch's random stream). Usual training: SGD, learning rate
     0.1, momentum 0.9, cosine schedule, on weights from `masktorch.init.signed_constant_`.
-    `ValueError` for a density outside (0, 1], `TypeError` for none, both for blocks likewise.
+    `ValueError` for a density outside (0, 1] or block lengths below 1, `TypeError` for no numbers.
 
     Examples:
         >>> TopK(0.5).mode(torch.tensor([-3.0, 1.0, 2.0, 0.0]))
