@@ -8,7 +8,6 @@ memory and with the same gradients: `g = G * weight` reaches the rule and `G * m
 """
 
 import math
-from typing import cast
 
 import torch
 from torch import Generator, Tensor
@@ -67,7 +66,8 @@ def _logistic_rule(
     wide = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
     p = torch.sigmoid(scores.to(wide))
     slope = torch.ops.aten.sigmoid_backward(grad.to(wide), p)
-    return torch.mul(slope, weight, out=slope if out is None else out).to(scores.dtype)
+    product = slope.mul_(weight) if out is None else torch.mul(slope, weight, out=out)
+    return product.to(scores.dtype)
 
 
 def threshold(scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None) -> Tensor:
@@ -124,10 +124,8 @@ def intermediate(
     def rule(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
         wide = torch.promote_types(grad.dtype, torch.float32)  # alpha overflows half precision
         products = (g.to(wide) * w for g, w in blocks(grad, weight))
-        squares = [
-            torch.linalg.vector_norm(x, dtype=torch.float64) for x in products
-        ]  # no overflow
-        rms = torch.linalg.vector_norm(torch.stack(squares)) / math.sqrt(max(grad.numel(), 1))
+        norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in products]  # no overflow
+        rms = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(max(grad.numel(), 1))
         alpha = (rms.to(wide) / step_size).clamp(min=torch.finfo(wide).tiny).reciprocal()
         return _step(scores, weight, drawn, grad, alpha)
 

@@ -164,13 +164,15 @@ def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> l
 
     masks = []
     for values in tensors:
-        if math.isnan(at):  # nothing is beyond it, and all that is not a number equal to it
-            mask, equal = torch.zeros_like(values, dtype=torch.bool), values != values
-        else:
-            mask = blockwise(lambda v, out: above(sizes(v), at, out))(values)
-            equal = blockwise(lambda v, out: torch.eq(sizes(v), at, out=out))(values)
-        first = np.flatnonzero(equal.cpu().numpy())[:ties]
-        mask.put_(torch.from_numpy(first).to(mask.device), mask.new_ones(len(first)))
-        ties -= len(first)
+        mask = blockwise(lambda v, out: above(sizes(v), at, out))(values)
+        if math.isnan(at):  # nothing is beyond what is not a number
+            mask.fill_(False)
+        if ties:
+            equal = values != values
+            if not math.isnan(at):
+                equal = blockwise(lambda v, out: torch.eq(sizes(v), at, out=out))(values)
+            first = np.flatnonzero(equal.cpu().numpy())[:ties]
+            mask.put_(torch.from_numpy(first).to(mask.device), mask.new_ones(len(first)))
+            ties -= len(first)
         masks.append(mask)
     return masks
