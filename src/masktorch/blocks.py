@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 BLOCK = 2**17  # entries that `blocks` takes at a time
+Out = Tensor | None  # where a block's result goes; None leaves that to the operation
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

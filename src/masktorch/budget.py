@@ -61,9 +61,8 @@ def _with_density(model: nn.Module, caller: str) -> Masked:
     found = [(mask, places) for mask, places in masked if hasattr(mask.estimator, "density")]
     if not found:
         raise ValueError(
-            f"{caller}() found no estimator with a density but {masked[0][0].estimator!r}. "
-            "masktorch.set_estimator(model, masktorch.TopK(d, absolute=False)) keeps the share d "
-            "of the highest scores of any mask."
+            f"{caller}() found no estimator with a density but {masked[0][0].estimator!r}: "
+            "set_estimator(model, TopK(d, absolute=False)) keeps the highest scores of any mask."
         )
     return found
 

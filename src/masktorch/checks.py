@@ -12,13 +12,11 @@ def check_number(
 ) -> None:
     """Raises unless it is a number between the two; brackets as ends let in these too."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if number and low < value < high:
-        return
-    if number and ((value == low and ends[0] == "[") or (value == high and ends[1] == "]")):
-        return
-    raise (ValueError if number else TypeError)(
-        f"{caller} expected {what} in {ends[0]}{low}, {high}{ends[1]}, found {value!r}."
-    )
+    end = number and ((value == low and ends[0] == "[") or (value == high and ends[1] == "]"))
+    if not number or not (end or low < value < high):
+        raise (ValueError if number else TypeError)(
+            f"{caller} expected {what} in {ends[0]}{low}, {high}{ends[1]}, found {value!r}."
+        )
 
 
 def check_density(density: Any, caller: str) -> None:

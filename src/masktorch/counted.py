@@ -35,9 +35,8 @@ class _Ranked(Method):
         return self(scores.detach())  # how many it keeps does not depend on them
 
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores, exchanged between those on the wrong sides; where equal ones are on both
-        sides then, those kept are raised by a rounding step. A mask of another count stays unmet.
-        """
+        """The scores, exchanged between those on the wrong sides; of equal ones then on both sides,
+        those kept are raised by a rounding step. A mask of another count stays unmet."""
         return whole(self._exchanged, scores, mask)
 
     def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch.blocks import blockwise, is_plain
+from masktorch.blocks import Out, blockwise, is_plain
 from masktorch.selection import above
 
 
@@ -51,7 +51,7 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
 
     @blockwise
-    def mask(scores: Tensor, out: Tensor | None) -> Tensor:
+    def mask(scores: Tensor, out: Out) -> Tensor:
         p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)
         words &= np.uint64(0x7FFF_7FFF_7FFF_7FFF)  # 15 of 16 bits, so that no int16 is negative

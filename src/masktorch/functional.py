@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn.functional import hardtanh
 
-from masktorch.blocks import blocks, blockwise
+from masktorch.blocks import Out, blocks, blockwise
 from masktorch.checks import check_number
 from masktorch.draws import drawn_mask, uniform_like
 from masktorch.ranks import n_of_m, straight_rule, topk
@@ -24,8 +24,6 @@ __all__ = [
     "bernoulli", "concrete", "hard_concrete", "intermediate", "n_of_m", "piggyback", "threshold",
     "topk",
 ]  # fmt: skip
-
-MAX_STEP = 0.5  # bounds `|alpha * g|` in `intermediate`; below 1, `1 +- alpha * g` stays positive
 
 
 def logit(tau: float, caller: str = "threshold()") -> float:
@@ -59,9 +57,7 @@ def _above(at: float, scores: Tensor, weight: Tensor | None, rule: Rule) -> Tens
 
 
 @blockwise
-def _logistic_rule(
-    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Tensor | None
-) -> Tensor:
+def _logistic_rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out) -> Tensor:
     """`g * sigma(s) * (1 - sigma(s))`."""
     wide = torch.promote_types(scores.dtype, torch.float32)  # 1 - p is 0 in half precision
     p = torch.sigmoid(scores.to(wide))
@@ -134,10 +130,10 @@ def intermediate(
 
 @blockwise
 def _step(
-    scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor, out: Tensor | None
+    scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor, out: Out
 ) -> Tensor:
     """`p - q`, both cases in one: `m - q = x / (1 + x)` where m = 1, `x / (1 - x)` where m = 0."""
-    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp_(-MAX_STEP, MAX_STEP)
+    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp_(-0.5, 0.5)  # 1 +- x > 0
     m = as_number(drawn, alpha.dtype)
     divisor = torch.addcmul(1 - x, m, x, value=2)
     noise = torch.sigmoid(scores.to(alpha.dtype)) - m

@@ -18,9 +18,8 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
     Source: Ramanujan et al. (arXiv 1911.13299), Zhou et al. (1905.01067).
 
     Examples:
-        >>> signed_constant_(torch.tensor([[0.3, -0.1], [0.0, -2.0]]))
-        tensor([[ 1., -1.],
-                [ 1., -1.]])
+        >>> signed_constant_(torch.tensor([[0.3, -0.1]]))
+        tensor([[ 1., -1.]])
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         kind = getattr(tensor, "dtype", type(tensor).__name__)

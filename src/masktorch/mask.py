@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from masktorch.estimators import Estimator
-from masktorch.selection import select
+from masktorch.selection import gathered, select
 from masktorch.targets import plain_name
 
 _CALLS = {  # what a checkpoint knows of a mask, and the calls that make a model agree
@@ -208,6 +208,5 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def total(mask: Tensor) -> int:
     """The entries that a mask keeps, over all processes."""
-    if is_sharded(mask):
-        return int(mask.sum().full_tensor())  # type: ignore[attr-defined]
-    return int(torch.count_nonzero(mask))  # many times faster than the sum of a bool
+    # but for shards count_nonzero, many times faster than the sum of a bool
+    return int(gathered(mask.sum() if is_sharded(mask) else torch.count_nonzero(mask)))

@@ -89,12 +89,11 @@ def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = Fa
 
     Examples:
         >>> import io
-        >>> from masktorch import wrap
+        >>> from masktorch import masks, wrap
         >>> layer = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
         >>> save_masks(layer, file := io.BytesIO())
-        >>> _ = file.seek(0)
-        >>> load_masks(nn.Linear(2, 1), file, any_weights=True).parametrizations.weight.mode()
-        tensor([[ True, False]])
+        >>> masks(load_masks(layer, io.BytesIO(file.getvalue())))
+        {'weight': tensor([[ True, False]])}
     """
     wrapped = bool(find_masks(model, "load_masks"))
     tensors = _tensors(model, masked=wrapped)

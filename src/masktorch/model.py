@@ -101,8 +101,7 @@ def checked_masks(caller: str, found: Found, masks: Mapping[str, Tensor]) -> dic
         if mask.shape != own.shape:
             raise ValueError(f"{expected} of shape {tuple(own.shape)}, found {tuple(mask.shape)}.")
         mask = mask.to(own.device)
-        sharded = is_sharded(own) and not is_sharded(mask)
-        wanted[place.name] = parted(mask, own) if sharded else mask
+        wanted[place.name] = mask if is_sharded(mask) else parted(mask, own)
     return wanted
 
 

@@ -163,5 +163,4 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
 
 def _empty(original: Any, names: frozenset[str]) -> nn.Module:
-    cls = masked_class(original, names)
-    return cls.__new__(cls)
+    return nn.Module.__new__(masked_class(original, names))

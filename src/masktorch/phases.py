@@ -22,10 +22,7 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
     found = masked_tensors(model, "freeze_mask")
     given = [place.name for mask, (place, *_) in found if not mask.learns]
     if given and not frozen:
-        raise ValueError(
-            f"freeze_mask(model, False) can't let {given[0]!r} learn: its mask was given, without "
-            "scores. Wrap the model first, then give it masks."
-        )
+        raise ValueError(f"freeze_mask() can't let {given[0]!r} learn: a given mask has no scores.")
     for mask, _ in found:
         mask.frozen = bool(frozen)
         set_trains(mask.scores, not frozen)
@@ -66,9 +63,8 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The scores of all masks, each with the name of its tensor in the unwrapped model.
-
-    Raises `ValueError` if nothing is masked.
+    """The scores of all masks, each with the name of its tensor in the unwrapped model. Raises
+    `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import wrap

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from masktorch import blocks, selection
-from masktorch.blocks import blockwise
+from masktorch.blocks import Out, blockwise
 from masktorch.checks import Block, check_block, check_density, check_n_of_m
 from masktorch.rules import Rule, masked
 from masktorch.selection import count, select, select_above, whole
@@ -46,11 +46,9 @@ def topk(
         read = scores.detach()
         at, ties = selection.cut([read], k, absolute)
         if not ties:
-
-            @blockwise
-            def product(scores: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
-                return select_above(weight, scores.abs() if absolute else scores, at, out)
-
+            product = blockwise(
+                lambda s, w, out: select_above(w, s.abs() if absolute else s, at, out)
+            )
             return masked(scores, weight, read, product, rule)
         (kept,) = selection.beyond([read], at, ties, absolute)
     else:
@@ -128,8 +126,7 @@ def keeps_n_of_m(scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = Tru
     """The mask of `n_of_m`, as a bool tensor shaped like `scores`."""
     check_n_of_m(n, m)
     if scores.dim() < 2 or scores.shape[1] % m:
-        shape = tuple(scores.shape)
-        raise ValueError(f"dimension 1 of shape {shape} is no multiple of {m}: choose another m.")
+        raise ValueError(f"dimension 1 of shape {tuple(scores.shape)} is no multiple of {m}.")
 
     def kept(scores: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
@@ -154,9 +151,7 @@ def straight_rule(absolute: bool, block: Block | None = None) -> Rule:
     """`g`, or `g * sign(s)` with `sign(0) = 1`; by blocks with the mean of `g`."""
 
     @blockwise
-    def rule(
-        scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Tensor | None
-    ) -> Tensor:
+    def rule(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out) -> Tensor:
         g = torch.mul(grad, weight, out=out)
         return (g.mul_(scores.sign().add_(0.5).sign_()) if absolute else g).to(scores.dtype)
 

@@ -53,14 +53,11 @@ def report(model: nn.Module) -> Report:
     Raises `ValueError` if nothing is masked.
 
     Examples:
-        >>> from masktorch import set_masks, wrap
-        >>> layer = wrap(nn.Linear(2, 3))
-        >>> keep = layer.weight.detach().bool()
-        >>> keep[0] = False
-        >>> print(report(set_masks(layer, {"weight": keep})))
+        >>> from masktorch import TopK, wrap
+        >>> print(report(wrap(nn.Linear(2, 3), TopK(0.5))))
         tensor  shape  size  kept  density  masked  fraction  mask
-        weight  3x2       6     4   0.6667       2    0.3333  trains
-        total             6     4   0.6667       2    0.3333
+        weight  3x2       6     3   0.5000       3    0.5000  trains
+        total             6     3   0.5000       3    0.5000
         under masks: 6 of 9 parameters (66.7%)
     """
     found, rows = masked_tensors(model, "report"), []

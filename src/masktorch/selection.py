@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masktorch.blocks import blocks, blockwise, is_plain
+from masktorch.blocks import Out, blocks, blockwise, is_plain
 
 
-def select_above(weight: Tensor, margin: Tensor, at: float, out: Tensor | None = None) -> Tensor:
+def select_above(weight: Tensor, margin: Tensor, at: float, out: Out = None) -> Tensor:
     """0 where `margin <= at`, else `weight`: on a CPU many times faster than `where`."""
     operation = torch.ops.aten.threshold_backward
     if out is None:
@@ -24,7 +24,7 @@ def select_above(weight: Tensor, margin: Tensor, at: float, out: Tensor | None =
     return cast(Tensor, operation.grad_input(weight, margin, at, grad_input=out))
 
 
-def above(values: Tensor, at: float, out: Tensor | None = None) -> Tensor:
+def above(values: Tensor, at: float, out: Out = None) -> Tensor:
     """The mask of all that is not `<= at`: numpy compares many times faster than PyTorch."""
     if not is_cut(values):
         return torch.logical_not(values <= at)
@@ -41,11 +41,7 @@ def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def select(mask: Tensor, weight: Tensor) -> Tensor:
     """`weight` where the mask, bools or bytes, is True, elsewhere exactly 0, not 0 * NaN."""
-
-    def product(mask: Tensor, weight: Tensor, out: Tensor | None) -> Tensor:
-        return select_above(weight, as_number(mask, weight.dtype), 0.0, out)
-
-    return blockwise(product)(mask, weight)
+    return blockwise(lambda m, w, out: select_above(w, as_number(m, w.dtype), 0, out))(mask, weight)
 
 
 def count(density: float, entries: int) -> int:
@@ -75,7 +71,6 @@ def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 _last: dict[tuple[Any, ...], tuple[float, float]] = {}  # cuts, and how far they had moved
-_LAST = 1024  # of them at most
 _SAMPLE = 2**16  # entries by which the others are passed over
 
 
@@ -122,7 +117,7 @@ def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
             break
     near.partition(place - below)
     at, above = float(near[place - below]), near[place - below + 1 :]
-    if len(_last) >= _LAST:
+    if len(_last) >= 1024:  # a few models' worth
         _last.clear()
     _last[key] = at, 0.0 if at == last else max(abs(at - last), moved / 2)
     return at, int(np.count_nonzero(above != above if math.isnan(at) else above == at))

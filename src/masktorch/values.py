@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from masktorch.mask import Mask
+from masktorch.mask import Mask, total
 from masktorch.model import Model, checked_masks, find_masks, masked_tensors, warn_if_empty
 from masktorch.wrapping import give_masks
 
@@ -121,7 +121,7 @@ def _scores_for(mask: Mask, name: str, wanted: Tensor) -> Tensor:
         if not torch.equal(mask.estimator.mode(moved), wanted):
             raise ValueError(
                 f"{mask.estimator!r} does not express it, or its scores_for() is wrong "
-                f"({int(wanted.sum())} of {wanted.numel()} entries kept)."
+                f"({total(wanted)} of {wanted.numel()} entries kept)."
             )
     except ValueError as error:
         raise ValueError(f"set_masks() can't give {name!r} this mask: {error}") from error

@@ -51,8 +51,8 @@ def wrap(
         rescale: use `W * m * numel / sum(m)`, with the gradient through `sum(m)` (dynamic
             weight rescaling, Zhou et al., arXiv 1905.01067).
 
-    Raises `ValueError` where there is nothing to mask or a tensor can't be masked, `TypeError`
-    where one is not floating point or an argument is of the wrong kind.
+    Raises `ValueError` where nothing, or not all that is named, can be masked, `TypeError` for
+    tensors that are not floating point and arguments of the wrong kind.
 
     Examples:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
@@ -68,8 +68,7 @@ def wrap(
     chosen = by_name("wrap", "estimator", planned, estimator)
     masked = []
     for weight, places in planned:
-        name = places[0].name
-        own = chosen[name]
+        name, own = places[0].name, chosen[places[0].name]
         check_estimator("wrap", name, own, weight.detach())
         scores = _scores(name, weight, getattr(own, "init", 1.0) if init is None else init)
         masked.append((Mask(own, scores, rescale=rescale, trained=weight.requires_grad), places))
@@ -101,8 +100,8 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         outside = [h.tensors[name] for h, name in mask.places() if h not in inside]
         if bake and mask.rescale and any(place.parameter is tensor for tensor in outside):
             raise ValueError(
-                f"unwrap() can't bake {place.name!r} here: a module outside this model holds it "
-                "too (tied weights) and would rescale it once more. Unwrap the model of both."
+                f"unwrap() can't bake {place.name!r} here: a module outside would rescale it once "
+                "more (tied weights). Unwrap the model of both."
             )
     for mask, places in found:
         for parameter in {place.parameter for place in places}:
@@ -125,11 +124,10 @@ def give_masks(
     rescaled = by_name(caller, "rescale", planned, rescale)
     masked = []
     for weight, places in planned:
-        name = places[0].name
+        name, trained = places[0].name, weight.requires_grad
         with torch.inference_mode(False):
             own = wanted[name].to(weight.device, copy=True)
-        mask = Mask(Given(), own, rescale=rescaled[name], trained=weight.requires_grad)
-        masked.append((mask, places))
+        masked.append((Mask(Given(), own, rescale=rescaled[name], trained=trained), places))
     _attach(masked)
     for mask, (place, *_) in masked:
         warn_if_empty(place.name, mask.scores)
