@@ -1,7 +1,8 @@
 """One JSON file per arm run: what was run, on what, and every number that came out."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Result:
 
     @property
     def masked_fraction(self) -> float | None:
-        return overall_masked_fraction(self.utilisation)
+        return masked_fraction_of(self.utilisation)
 
     def write(self, path: Path) -> None:
         derived = {
@@ -98,6 +99,16 @@ def find(folder: Path, configuration: Configuration) -> Path | None:
     return next((o for o in others if Result.read(o).configuration == configuration), None)
 
 
+Groups = dict[Configuration, list[Result]]  # the seeds of a configuration, whose own seed is 0
+
+
+def grouped(results: Iterable[Result]) -> Groups:
+    groups: Groups = {}
+    for result in results:
+        groups.setdefault(replace(result.configuration, seed=0), []).append(result)
+    return groups
+
+
 def utilisation(model: nn.Module) -> list[Layer]:
     """The masked fraction of each layer of a wrapped model."""
     counts: dict[str, tuple[int, int]] = {}
@@ -108,7 +119,7 @@ def utilisation(model: nn.Module) -> list[Layer]:
     return [Layer(layer, size, masked / size) for layer, (size, masked) in counts.items()]
 
 
-def overall_masked_fraction(layers: list[Layer]) -> float | None:
+def masked_fraction_of(layers: list[Layer]) -> float | None:
     """None where there are no layers."""
     size = sum(layer.parameters for layer in layers)
     return sum(layer.parameters * layer.masked for layer in layers) / size if layers else None

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from benchmarks.experiment.results import read_results
-from benchmarks.pages.comparison import CONTROL, comparisons
+from benchmarks.pages.comparison import CONTROL, experiments
 from benchmarks.pages.figures import curves, save
 from benchmarks.pages.render import render
 
@@ -18,27 +17,28 @@ def overview(folder: Positional[Path] = Path("runs")) -> str:
     Args:
         folder: Folder with the result files (*.json).
     """
-    if not read_results(folder):
+    found = [phase for one in experiments(folder.name, folder) for phase in one.phases()]
+    if not found:
         raise FileNotFoundError(
             f"{folder} holds no result (*.json). Make some with `python -m benchmarks run "
             f"--output {folder}`, or name another folder."
         )
-    found = list(comparisons(folder.name, folder))
     return render("show.txt", found=found, figure=save(curves(found), folder / "curves.png"))
 
 
 def show(folder: Path) -> str:
-    (comparison,) = comparisons("demo", folder)
-    mask, without = (comparison.arms[arm][0].last.test_accuracy for arm in ("mix", CONTROL))
+    (demo,) = experiments("demo", folder)
+    arms = {of.arm: runs for of, runs in demo.groups.items()}
+    mask, without = (arms[arm][0].last.test_accuracy for arm in ("mix", CONTROL))
     noise = 1.96 * ((mask * (1 - mask) + without * (1 - without)) / IMAGES) ** 0.5
-    figure = curves([comparison])
+    figure = curves([demo])
     figure.suptitle(
         f"Is a mask a better start? In the end {100 * mask:.1f} % right with it, "
         f"{100 * without:.1f} % without"
     )
     return render(
         "demo.txt",
-        arms=comparison.arms,
+        arms=arms,
         mask=100 * mask,
         without=100 * without,
         noise=100 * noise,

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 from tabulate import tabulate  # type: ignore[import-untyped]
 
+from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.results import Result
 
 DOCS = Path("docs")
@@ -34,6 +35,14 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return "{} ({} to {})".format(*ends) if len(values) > 1 else ends[0]
 
 
+def title(of: Configuration) -> str:
+    """What a figure calls runs of this configuration."""
+    parts = [DATASETS[of.dataset], of.network_name.upper()]
+    parts += [f"{of.image_size}x{of.image_size}"] if of.image_size else []
+    parts += [f"{of.train_images:,} images"] if of.train_images else []
+    return ", ".join(parts + ([f"then lr {of.mix_lr:g}"] if of.mix_lr else []))
+
+
 def outcomes(runs: Sequence[Result]) -> str:
     """The cells `seeds | best | last | masked` of one configuration: accuracies and the best
     epoch's masked share, in %."""
@@ -49,5 +58,5 @@ _environment = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_environment.globals |= {"outcomes": outcomes, "DATASETS": DATASETS}
+_environment.globals |= {"outcomes": outcomes, "title": title, "DATASETS": DATASETS}
 _environment.filters |= {"aligned": aligned, "spread": spread}
