@@ -6,6 +6,15 @@ speed        what masks cost, side by side with plain training
 pages        what came out: templates, tables and figures
 """
 
+from collections.abc import Collection
+
 
 class BenchmarkError(ValueError):
     """Something the user can mend; the message says what was expected, found, and what to do."""
+
+
+def check_names(what: str, found: Collection[str], known: Collection[str]) -> None:
+    if unknown := [name for name in found if name not in known]:
+        raise BenchmarkError(
+            f"{what}: expected {', '.join(known)}; found {', '.join(map(repr, unknown))}."
+        )

@@ -7,9 +7,10 @@ import torch
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
+from benchmarks import check_names
 from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import parallel
-from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.download import download
 from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import demo as demo_page
@@ -20,7 +21,6 @@ from benchmarks.provenance import command_line
 from benchmarks.speed import measure
 from benchmarks.studies import catalogue, categorical
 from benchmarks.studies import study as studies
-from benchmarks.studies.estimate import expected_seconds
 
 DESCRIPTION = """\
 The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch. Without a
@@ -70,6 +70,7 @@ def run(
         output: Folder for results and checkpoints.
     """
     chosen = arms.split(",")
+    check_names("--arms", chosen, ARMS)
     with parallel.processes(device):
         for path in experiment.run(configuration, chosen, data_dir, output, device, command_line()):
             print(path)
@@ -99,14 +100,16 @@ def study(
         data_dir: Folder of the data sets.
         output: Folder of the study's folder.
     """
-    chosen = catalogue.study(name)
+    check_names("study", [name], catalogue.STUDIES)
+    chosen = catalogue.STUDIES[name]
     if dry_run:
         minutes = []
         for missing in chosen.missing(output):
-            minutes.append(expected_seconds(missing) / 60)
+            minutes.append(studies.expected_seconds(missing) / 60)
             print(f"{minutes[-1]:6.1f} min  {studies.command(missing, output / chosen.name)}")
-        hours = sum(minutes) / 60
-        print(f"{hours:.1f} hours for {len(minutes)} runs; more may follow from theirs.")
+        print(
+            f"{sum(minutes) / 60:.1f} hours for {len(minutes)} runs; more may follow from theirs."
+        )
         return
     if cluster:
         from benchmarks.studies import cluster as engine  # asks for the extra `cluster`
@@ -130,7 +133,9 @@ def speed(only: str = ",".join(measure.PARTS), output: Path = Path("runs/speed")
             set_masks and so on. files: mask files of several densities.
         output: Folder for speed.json.
     """
-    content, path = measure.measure(only.split(","), output, command_line())
+    parts = only.split(",")
+    check_names("--only", parts, measure.PARTS)
+    content, path = measure.measure(parts, output, command_line())
     return f"{speed_page.measured(content)}Written to {path}"
 
 

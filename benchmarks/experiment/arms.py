@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import masktorch
-from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
 from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FROM, Configuration
@@ -32,17 +31,14 @@ def run(
 
     An arm that has its result is skipped, one that was stopped goes on after its last epoch.
     """
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise BenchmarkError(
-            f"--arms: {', '.join(map(repr, unknown))} is no arm; choose from {', '.join(ARMS)}, "
-            f"with commas between them."
-        )
     needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
     configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
     for configuration in configurations:
         configuration.check()
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
-    device = _device(device_name)
+    if device_name == "auto":
+        device_name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.empty(0, device=device_name).device  # raises where there is no such device
     if options.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
         warnings.warn(
             "--precision bfloat16: this processor has no bfloat16 instructions and emulates them, "
@@ -52,24 +48,20 @@ def run(
     # before training: the checkout may move on meanwhile
     origin = environment(device) | {"processes": parallel.size()}
     data = images(options, data_dir, device)
-    paths = []
-    epochs = len(configurations) * options.epochs
+    found = {configuration: find(output, configuration) for configuration in configurations}
+    epochs = sum(configuration.epochs for configuration, path in found.items() if path is None)
     with progress_bar(total=epochs, desc="whole run", unit="epoch") as whole_run:
-        for configuration in configurations:
-            path = find(output, configuration)
-            if path is None:
-                path = output / f"{configuration.name}.json"
-                result = _train(configuration, data, path, whole_run, origin, command)
-                if parallel.rank() == 0:
-                    result.write(path)
-                    path.with_suffix(".checkpoint.pt").unlink()
-                parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
-            else:
+        for configuration, path in found.items():
+            if path is not None:
                 whole_run.write(f"{configuration.arm}: skipped, {path} is there already")
-                whole_run.total -= configuration.epochs
-                whole_run.refresh()
-            paths.append(path)
-    return paths
+                continue
+            found[configuration] = path = output / f"{configuration.name}.json"
+            result = _train(configuration, data, path, whole_run, origin, command)
+            if parallel.rank() == 0:
+                result.write(path)
+                path.with_suffix(".checkpoint.pt").unlink()
+            parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
+    return [path for path in found.values() if path is not None]
 
 
 def _train(
@@ -134,15 +126,3 @@ def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
         masktorch.set_masks(model, given)
     if configuration.arm in MASKED:
         masktorch.freeze_weights(model, False)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BenchmarkError(
-            f"--device must be one that this torch can compute on (cpu, cuda, cuda:1, ...); found "
-            f"{name!r}: {str(error).splitlines()[0]}"
-        ) from error

@@ -32,6 +32,8 @@ MD5 = {  # of the files as they were published, unzipped
         "test_batch": "40351d587109b95175f43aff81a1287e",
     },
 }
+# Where they are in the folder of the data sets; `download` puts them in the first.
+FOLDERS = {"mnist": ("MNIST/raw", "mnist", "."), "cifar10": ("cifar-10-batches-py", ".")}
 
 
 class Split(NamedTuple):
@@ -79,9 +81,7 @@ def _sized(split: Split, side: int | None, device: torch.device | str) -> Split:
     """Each image as the means of its `side` x `side` cells, rounded to whole bytes."""
     images = split.images
     if side is not None:
-        parts = torch.split(images, 10_000)
-        means = [adaptive_avg_pool2d(part.float(), side).round().byte() for part in parts]
-        images = torch.cat(means)
+        images = adaptive_avg_pool2d(images.float(), side).round().byte()
     return Split(images.to(device), split.labels.to(device))
 
 
@@ -99,17 +99,16 @@ def read_digits(data_dir: Path) -> Dataset:
 
 
 def read_mnist(data_dir: Path) -> Dataset:
-    """The four IDX files, gzipped or not, in DIR, DIR/MNIST/raw or DIR/mnist."""
-    contents = _read("mnist", data_dir, data_dir / "MNIST" / "raw", data_dir / "mnist")
+    """The four IDX files."""
+    contents = published("mnist", data_dir)
     images = (torch.frombuffer(c, dtype=torch.uint8, offset=16) for c in contents[::2])
     labels = (torch.frombuffer(c, dtype=torch.uint8, offset=8).long() for c in contents[1::2])
     return Dataset(*map(Split, (i.view(-1, 1, 28, 28) for i in images), labels))
 
 
 def read_cifar10(data_dir: Path) -> Dataset:
-    """The python batches, in DIR or the folder their archive unpacks to."""
-    contents = _read("cifar10", data_dir / "cifar-10-batches-py", data_dir)
-    batches = (pickle.loads(content, encoding="bytes") for content in contents)
+    """The python batches."""
+    batches = [pickle.loads(c, encoding="bytes") for c in published("cifar10", data_dir)]
     *train, test = (
         Split(torch.from_numpy(b[b"data"]).view(-1, 3, 32, 32), torch.tensor(b[b"labels"]))
         for b in batches
@@ -124,37 +123,33 @@ READERS: dict[str, Callable[[Path], Dataset]] = {
 }
 
 
-def _read(dataset: str, *folders: Path) -> list[bytearray]:
-    """The published content of each file, all from the first folder that holds any of them."""
-    todo = (
-        f"etch the data with `python -m benchmarks download {dataset} --data-dir DIR`, or name the "
-        f"folder that has it with --data-dir."
-    )
-    for folder in folders:
-        places = ((name, folder / f"{name}{end}") for name in MD5[dataset] for end in ("", ".gz"))
-        if paths := {name: path for name, path in places if path.is_file()}:
-            break
-    if missing := [name for name in MD5[dataset] if name not in paths]:
-        raise FileNotFoundError(
-            f"The {dataset} files {', '.join(missing)} were not found; looked in "
-            f"{', '.join(map(str, folders))}. F{todo}"
-        )
+def published(dataset: str, data_dir: Path) -> list[bytearray]:
+    """The content of each file, gzipped or not, all from the first folder that has any."""
+    folders = [data_dir / name for name in FOLDERS[dataset]]
+    have = (folder for folder in folders if any(place(folder, n).exists() for n in MD5[dataset]))
+    folder = next(have, folders[0])
     contents = []
-    for name, path in paths.items():
-        content, md5 = unzipped(path)
-        if md5 != MD5[dataset][name]:
+    for name, md5 in MD5[dataset].items():
+        content, found = unzipped(place(folder, name))
+        if found != md5:
             raise BenchmarkError(
-                f"{path}: expected the file that was published, with MD5 {MD5[dataset][name]}, "
-                f"found {md5}. Delete it and f{todo}"
+                f"{place(folder, name)}: expected the file that was published, with MD5 {md5}, "
+                f"found {found}. Fetch it with `python -m benchmarks download {dataset} "
+                f"--data-dir DIR`, or name the folder that has it with --data-dir."
             )
         contents.append(content)
     return contents
 
 
+def place(folder: Path, name: str) -> Path:
+    zipped = folder / f"{name}.gz"
+    return zipped if zipped.exists() else folder / name
+
+
 def unzipped(path: Path) -> tuple[bytearray, str]:
-    """What a file holds, and its MD5 or, of a damaged archive, what is wrong with it."""
-    content = path.read_bytes()
+    """What a file holds, and its MD5 or what is wrong with it."""
     try:
+        content = path.read_bytes()
         content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
     except (EOFError, OSError, zlib.error) as error:
         return bytearray(), str(error)

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,6 +13,8 @@ from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration
 
 CLASSES = 10  # in each of the three data sets
+# Keras's defaults; its momentum 0.99 is the share kept, PyTorch's 0.01 the share replaced.
+batch_norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 def build(configuration: Configuration, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -55,7 +58,7 @@ def wide_resnet(channels: int, depth: int, width: int) -> nn.Module:
     return nn.Sequential(
         OrderedDict(
             stem=nn.Conv2d(channels, 16, 3, padding=1),
-            stem_norm=_batch_norm(16),
+            stem_norm=batch_norm(16),
             stem_relu=nn.ReLU(),
             group1=_group(16, 16 * width, blocks),
             pool1=nn.MaxPool2d(2),
@@ -75,9 +78,9 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm1 = _batch_norm(outputs)
+        self.norm1 = batch_norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.norm2 = _batch_norm(outputs)
+        self.norm2 = batch_norm(outputs)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         self.relu = nn.ReLU()
 
@@ -92,11 +95,6 @@ def _group(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     sizes = [inputs] + [outputs] * blocks
     named = ((f"block{n}", Block(*size)) for n, size in enumerate(pairwise(sizes), start=1))
     return nn.Sequential(OrderedDict(named))
-
-
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Keras's defaults; its momentum 0.99 is the share kept, PyTorch's 0.01 the share replaced."""
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
 def lenet_300_100(image_shape: tuple[int, int, int]) -> nn.Module:

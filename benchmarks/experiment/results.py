@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,13 @@ class Result:
     def read(cls, path: Path) -> "Result":
         try:
             content = json.loads(path.read_text())
-            return cls(
-                configuration=Configuration.of(content["configuration"]),
-                estimator=content["estimator"],
-                epochs=[Epoch(**epoch) for epoch in content["epochs"]],
-                utilisation=[Layer(**layer) for layer in content["utilisation"]],
-                environment=content["environment"],
-                command=content["command"],
-                recalibrated=content.get("recalibrated"),
-            )
+            stored = {
+                field.name: content[field.name] for field in fields(cls) if field.name in content
+            }
+            stored["configuration"] = Configuration.of(content["configuration"])
+            stored["epochs"] = [Epoch(**epoch) for epoch in content["epochs"]]
+            stored["utilisation"] = [Layer(**layer) for layer in content["utilisation"]]
+            return cls(**stored)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchmarkError(
                 f"{path}: expected a result of `python -m benchmarks run`, found another file "

@@ -160,16 +160,15 @@ def train_epoch(
     totals = torch.zeros(2, device=split.images.device)
     network = parallel.over_all(model)  # anew: a density may have changed
     network.train()
-    bar = progress_bar(total=len(split.labels), desc=label, unit="img", position=1, leave=False)
-    with bar:
-        for inputs, labels in batches(split, configuration, seed):
-            images, classes, weight = parallel.part(inputs, labels)
-            loss, found = _loss_and_totals(network, images, classes, configuration)
-            optimiser.zero_grad()
-            (loss * weight).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            totals += found
-            bar.update(len(labels))
+    count = math.ceil(len(split.labels) / configuration.batch_size)
+    pairs = batches(split, configuration, seed)
+    for inputs, labels in progress_bar(pairs, total=count, desc=label, position=1, leave=False):
+        images, classes, weight = parallel.part(inputs, labels)
+        loss, found = _loss_and_totals(network, images, classes, configuration)
+        optimiser.zero_grad()
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        totals += found
     parallel.same_buffers(model)
     return _means(totals, split)
 

@@ -1,29 +1,75 @@
-"""What `wrap`, `save_masks` and their like cost, as multiples of a plain pass over the weights; and
-mask files: how near their size is to the entropy, what writing and reading them takes."""
+"""Everything by itself: the estimators, as multiples of what memory allows; `wrap`, `save_masks`
+and so on, as multiples of a pass over the weights; mask files, beside the entropy of a mask."""
 
 import io
 import math
+import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import masktorch
-from benchmarks.speed.memory import fits
-from benchmarks.speed.timing import Call, turn
+from benchmarks.speed import rivals
+from benchmarks.speed.timing import Call, ratios, side_by_side, turn
 
-LAYERS = 10  # square, bfloat16
-MOST_ALIVE = 10  # bytes an entry that are alive at once, at most
+# Of the estimators. A masked tensor has to move 12 bytes an entry forward (weight, score, product)
+# and 16 backward (gradient, weight, score, gradient of the score). The floor is the time that a
+# plain add of three operands, 12 bytes an entry, would take for those 28 bytes.
+ADD_BYTES, FLOOR_BYTES = 12, 28  # float32
+SECONDS, AT_LEAST = 2.0, 3  # of rounds a case, after the warm-up
+LONGEST_SORT = 10**7
+Product = Callable[[Tensor, Tensor], Tensor]  # (scores, weight)
+PRODUCTS: dict[str, Product] = {
+    "threshold": lambda s, w: masktorch.functional.threshold(s, weight=w),
+    "bernoulli": lambda s, w: masktorch.functional.bernoulli(s, weight=w),
+    "intermediate": lambda s, w: masktorch.functional.intermediate(s, weight=w),
+    "topk": lambda s, w: masktorch.functional.topk(s, 0.5, weight=w),
+    "hard concrete": lambda s, w: masktorch.functional.hard_concrete(s, weight=w),
+    "concrete": lambda s, w: masktorch.functional.concrete(s, weight=w),
+    "textbook": lambda s, w: w * rivals.threshold(s),
+}
+LAYERS = 10  # of the model, square, bfloat16
 REPETITIONS, ENTRIES = 5, 5 * 10**7  # so many, if they are of no more entries in all; else one
 SIDE, DENSITIES = 2000, (0.01, 0.05, 0.08, 0.16, 0.3, 0.5)  # of files
 
 
-def sizes(device: torch.device) -> list[int]:
-    """Entries, about."""
-    return [10**n for n in range(6, 10) if fits(10**n * MOST_ALIVE)]
+def sizes(smallest: int, largest: int, bytes_: int) -> list[int]:
+    """Powers of ten: entries of which each needs so many bytes, in half of the machine's memory."""
+    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+    return [10**n for n in range(smallest, largest + 1) if 10**n * bytes_ <= half]
+
+
+def measure_floor(case: tuple[str, int], device: torch.device) -> dict[str, Any]:
+    """Nanoseconds an entry of forward and backward, and multiples of the floor of this size."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    mode, size = case
+    weight, gradient = torch.randn(2, size, device=device)
+    scores = torch.randn(size, device=device, requires_grad=True)
+    out, plain_scores = torch.empty_like(weight), scores.detach()
+
+    def passes(product: Product) -> Call:
+        return lambda: torch.autograd.grad(product(scores, weight), scores, gradient)
+
+    calls: dict[str, Call] = {"add": lambda: torch.add(weight, plain_scores, out=out)}
+    for name, product in PRODUCTS.items():
+        calls[name] = passes(torch.compile(product) if mode == "compiled" else product)
+    if mode == "eager" and size <= LONGEST_SORT:
+        calls["sort alone"] = lambda: torch.sort(plain_scores)
+    times = side_by_side(calls, seconds=SECONDS, at_least=AT_LEAST, device=device)
+    median = times.median()
+    return {
+        "mode": mode,
+        "size": size,
+        "gigabytes_per_second": ADD_BYTES * size / median["add"] / 1e9,
+        "nanoseconds": (median / size * 1e9).to_dict(),
+        "multiple": (ADD_BYTES / FLOOR_BYTES * ratios(times, "add")).to_dict("list"),
+    }
 
 
 def measure(size: int, device: torch.device) -> dict[str, Any]:

@@ -2,15 +2,24 @@
 
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeAlias
 
+import torch
+from torch.utils.benchmark import Timer
+
 from benchmarks.experiment import arms
 from benchmarks.experiment.configuration import Configuration, option
+from benchmarks.experiment.data import Split
+from benchmarks.experiment.networks import CLASSES, build
 from benchmarks.experiment.results import Result, read_results
+from benchmarks.experiment.training import adam, train_epoch
 
 Results: TypeAlias = Callable[[str], Sequence[Result]]  # of a study by its name, so far
+# Channels, side and number of the training images, for an estimate without any.
+SIZES = {"digits": (1, 8, 1_438), "mnist": (1, 28, 60_000), "cifar10": (3, 32, 50_000)}
 
 
 @dataclass(frozen=True)
@@ -49,3 +58,27 @@ def command(configuration: Configuration, folder: Path) -> str:
         elif value is not None:
             words += [option(name), str(value)]
     return shlex.join([*words, "--output", str(folder)])
+
+
+def expected_seconds(configuration: Configuration) -> float:
+    """Of all epochs: their training alone, of the plain network."""
+    whole = SIZES[configuration.dataset][2] - (configuration.held_out or 0)
+    steps = -(-(configuration.train_images or whole) // configuration.batch_size)
+    alike = replace(
+        configuration.for_arm("weights"), weights="glorot", epochs=1, lr=0, seed=0, held_out=None,
+        train_images=None,
+    )  # fmt: skip
+    return configuration.epochs * steps * step_seconds(alike)
+
+
+@cache
+def step_seconds(configuration: Configuration) -> float:
+    """On random images."""
+    channels, side, _ = SIZES[configuration.dataset]
+    shape = (channels, *[configuration.image_size or side] * 2)
+    model = build(configuration, shape).to(memory_format=torch.channels_last)  # type: ignore
+    images = torch.randint(256, (configuration.batch_size, *shape), dtype=torch.uint8)
+    split = Split(images, torch.randint(CLASSES, (configuration.batch_size,)))
+    step = partial(train_epoch, model, adam(model, configuration), split, configuration, 1)
+    timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
+    return timer.blocked_autorange(min_run_time=1).median

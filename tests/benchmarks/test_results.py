@@ -12,9 +12,9 @@ import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.atomic import replacing
 from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.results import Layer, Result, overall_masked_fraction, read_results
+from benchmarks.experiment.results import Layer, Result, grouped, masked_fraction_of, read_results
 from benchmarks.experiment.training import Epoch
-from benchmarks.pages.comparison import Comparison, blog
+from benchmarks.pages.comparison import Experiment, blog
 
 
 def result(arm="mask", seed=0, test=(0.5, 0.75, 0.625), **changes):
@@ -289,7 +289,7 @@ def test_no_results(tmp_path, call):
     ],
 )
 def test_comparable(changes, comparable):
-    assert bool(Comparison("s", {"mask": [result(**changes)]}, True).blog) is comparable
+    assert bool(Experiment("s", grouped([result(**changes)])).blog) is comparable
 
 
 def test_the_blogs_numbers():
@@ -312,5 +312,5 @@ def test_the_blogs_numbers():
         assert all(len(c["train"]) == len(c["val"]) == 30 for c in curves)
 
 
-def test_overall_masked_fraction():
-    assert overall_masked_fraction([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25
+def test_masked_fraction_of():
+    assert masked_fraction_of([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25
