@@ -7,6 +7,15 @@ pages        what came out: templates, tables and figures
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Place:
+    data_dir: Path = Path("data")  # Folder of the data sets.
+    output: Path = Path("runs")  # Folder for results and checkpoints; of a study: its folder's.
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda where there is one.
 
 
 class BenchmarkError(ValueError):

@@ -7,7 +7,7 @@ import torch
 from tyro.conf import OmitArgPrefixes, Positional
 from tyro.extras import SubcommandApp
 
-from benchmarks import check_names
+from benchmarks import Place, check_names
 from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import parallel
 from benchmarks.experiment.configuration import ARMS, Configuration
@@ -28,11 +28,10 @@ command: the demo, the blog's arms made small on built-in data.
 """
 
 app = SubcommandApp()
-RUNS, DATA = Path("runs"), Path("data")
 
 
 @app.command
-def demo(output: Path = RUNS) -> str:
+def demo(output: Path = Path("runs")) -> str:
     """The blog's arms, small, on scikit-learn's digits: train, then print and draw.
 
     Args:
@@ -41,17 +40,15 @@ def demo(output: Path = RUNS) -> str:
     print(render("demo_start.txt", run=catalogue.SMALL.for_arm("mix")))
     # A network this small gains little from a second thread, and on a busy machine waits for it.
     torch.set_num_threads(1)
-    list(studies.run(catalogue.DEMO, DATA, output, "cpu"))
+    list(studies.run(catalogue.DEMO, Place(output=output, device="cpu")))
     return demo_page.show(output / catalogue.DEMO.name)
 
 
 @app.command
 def run(
     configuration: OmitArgPrefixes[Configuration],
+    place: OmitArgPrefixes[Place],
     arms: str = "mask,weights,mix",
-    device: str = "auto",
-    data_dir: Path = DATA,
-    output: Path = RUNS,
 ) -> None:
     """Run arms of the experiment; the defaults are the blog's.
 
@@ -60,53 +57,47 @@ def run(
 
     Args:
         configuration: what decides the numbers.
+        place: where.
         arms: Some of these, with commas between them; an arm that another starts from runs too.
             mask: scores train, weights stay random. weights: the reverse, no mask. mix: weights
             train under the frozen mask of mask's best epoch. weights-then-weights: weights' best
             epoch trains on as mix does. ticket: from the start again, under the mask of the
             largest weights. random-mix, random-ticket: likewise, under a mask as dense, but random.
-        device: cpu, cuda, cuda:1, ...; auto: cuda where there is one.
-        data_dir: Folder of the data sets.
-        output: Folder for results and checkpoints.
     """
     chosen = arms.split(",")
     check_names("--arms", chosen, ARMS)
-    with parallel.processes(device):
-        for path in experiment.run(configuration, chosen, data_dir, output, device, command_line()):
+    with parallel.processes(place.device):
+        for path in experiment.run(configuration, chosen, place, command_line()):
             print(path)
 
 
 @app.command
 def study(
     name: Positional[str],
+    place: OmitArgPrefixes[Place] = Place(output=RESULTS),
     dry_run: bool = False,
     cluster: bool = False,
     cpus: float = 1,
     gpus: float = 0,
-    device: str = "auto",
-    data_dir: Path = DATA,
-    output: Path = RESULTS,
 ) -> None:
     """Run whatever of a study has no result yet, one run after the other.
 
     Args:
         name: Of the study; an unknown one prints them all.
+        place: where.
         dry_run: Print the commands and how long each should take, and run nothing.
         cluster: Each run a job of the Ray cluster this machine is in, or else of a small one of
             its own. docs/cluster.md has how.
         cpus: Of each job.
         gpus: Of each job; 0.5 puts two on one.
-        device: cpu, cuda, cuda:1, ...; auto: cuda where there is one.
-        data_dir: Folder of the data sets.
-        output: Folder of the study's folder.
     """
     check_names("study", [name], catalogue.STUDIES)
     chosen = catalogue.STUDIES[name]
     if dry_run:
         minutes = []
-        for missing in chosen.missing(output):
+        for missing in chosen.missing(place.output):
             minutes.append(studies.expected_seconds(missing) / 60)
-            print(f"{minutes[-1]:6.1f} min  {studies.command(missing, output / chosen.name)}")
+            print(f"{minutes[-1]:6.1f} min  {studies.command(missing, place.output / name)}")
         print(
             f"{sum(minutes) / 60:.1f} hours for {len(minutes)} runs; more may follow from theirs."
         )
@@ -114,9 +105,9 @@ def study(
     if cluster:
         from benchmarks.studies import cluster as engine  # asks for the extra `cluster`
 
-        paths = engine.run(chosen, data_dir, output, device, cpus, gpus)
+        paths = engine.run(chosen, place, cpus, gpus)
     else:
-        paths = studies.run(chosen, data_dir, output, device)
+        paths = studies.run(chosen, place)
     for path in paths:
         print(path)
 

@@ -4,11 +4,13 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import masktorch
+from benchmarks import Place
 from benchmarks.atomic import replacing
 from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FROM, Configuration
@@ -19,14 +21,7 @@ from benchmarks.experiment.training import Bar, progress_bar, recalibrated, trai
 from benchmarks.provenance import emulates_bfloat16, environment
 
 
-def run(
-    options: Configuration,
-    arms: Sequence[str],
-    data_dir: Path,
-    output: Path,
-    device_name: str,
-    command: str,
-) -> list[Path]:
+def run(options: Configuration, arms: Sequence[str], place: Place, command: str) -> list[Path]:
     """Run `arms`, and the arms they start from, on one data set; return the result files.
 
     An arm that has its result is skipped, one that was stopped goes on after its last epoch.
@@ -36,9 +31,8 @@ def run(
     for configuration in configurations:
         configuration.check()
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
-    if device_name == "auto":
-        device_name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.empty(0, device=device_name).device  # raises where there is no such device
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.empty(0, device=auto if place.device == "auto" else place.device).device
     if options.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
         warnings.warn(
             "--precision bfloat16: this processor has no bfloat16 instructions and emulates them, "
@@ -47,37 +41,29 @@ def run(
         )
     # before training: the checkout may move on meanwhile
     origin = environment(device) | {"processes": parallel.size()}
-    data = images(options, data_dir, device)
-    found = {configuration: find(output, configuration) for configuration in configurations}
+    data = images(options, place.data_dir, device)
+    found = {configuration: find(place.output, configuration) for configuration in configurations}
     epochs = sum(configuration.epochs for configuration, path in found.items() if path is None)
     with progress_bar(total=epochs, desc="whole run", unit="epoch") as whole_run:
         for configuration, path in found.items():
             if path is not None:
                 whole_run.write(f"{configuration.arm}: skipped, {path} is there already")
                 continue
-            found[configuration] = path = output / f"{configuration.name}.json"
-            result = _train(configuration, data, path, whole_run, origin, command)
+            found[configuration] = path = place.output / f"{configuration.name}.json"
+            numbers = _train(configuration, data, path, whole_run)
             if parallel.rank() == 0:
-                result.write(path)
+                Result(configuration, **numbers, environment=origin, command=command).write(path)
                 path.with_suffix(".checkpoint.pt").unlink()
             parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
     return [path for path in found.values() if path is not None]
 
 
-def _train(
-    configuration: Configuration,
-    data: Dataset,
-    path: Path,
-    bar: Bar,
-    origin: dict[str, object],
-    command: str,
-) -> Result:
-    """The result. The best epoch's state, and the mask arm's masks, are written beside `path`."""
+def _train(configuration: Configuration, data: Dataset, path: Path, bar: Bar) -> dict[str, Any]:
+    """What comes out. The best epoch's state and the mask arm's masks are written beside `path`."""
     model = build(configuration, data.image_shape)
     start(model, configuration, path.parent)
-    checkpoint = path.with_suffix(".checkpoint.pt")
-    history, best_state = train(model, data, configuration, checkpoint, bar)
-    again: dict[str, float | None] = {}
+    history, best_state = train(model, data, configuration, path.with_suffix(".checkpoint.pt"), bar)
+    again = {}
     for epoch in ("last", "best"):
         again[epoch] = recalibrated(model, data, configuration)
         masks.load(model, best_state, configuration)
@@ -87,15 +73,12 @@ def _train(
         if configuration.arm == "mask":
             masktorch.save_masks(model.cpu(), path.with_suffix(".masks.npz"))
     estimator = masks.estimator(configuration)
-    return Result(
-        configuration=configuration,
-        estimator=None if estimator is None else repr(estimator),
-        epochs=history,
-        utilisation=utilisation(model) if configuration.arm in MASKED else [],
-        environment=origin,
-        command=command,
-        recalibrated=None if again["last"] is None else again,
-    )
+    return {
+        "estimator": None if estimator is None else repr(estimator),
+        "epochs": history,
+        "utilisation": utilisation(model) if configuration.arm in MASKED else [],
+        "recalibrated": None if again["last"] is None else again,
+    }
 
 
 def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
@@ -104,11 +87,11 @@ def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
         masks.wrap(model, configuration)
     if (first := configuration.start) is None:
         return
-    path = (find(output, first) or output / f"{first.name}.json").with_suffix(".best.pt")
+    path = output / f"{first.name}.best.pt"
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: the arm {configuration.arm} starts from it. Delete "
-            f"{path.name.removesuffix('.best.pt')}.json beside it and run again to train it anew."
+            f"{first.name}.json beside it and run again to train it anew."
         )
     state = torch.load(path, map_location="cpu", weights_only=True)
     if configuration.arm in ("mix", "weights-then-weights"):

@@ -87,11 +87,6 @@ class Configuration:
 
     def check(self) -> None:
         """Raise for what no run can be made of."""
-        least = dict.fromkeys(("seed", "lr", "score_lr", "mix_lr"), 0)
-        least |= dict.fromkeys(("width", "epochs", "batch_size", "image_size"), 1)
-        for name, at_least in least.items():
-            if (found := getattr(self, name)) is not None and found < at_least:
-                raise BenchmarkError(f"{option(name)} must be at least {at_least}; found {found}.")
         for name in ("density", "budget", "schedule_density"):
             given = getattr(self, name) not in (None, "none")
             if given and self.arm in LEARNED and self.estimator != "topk":

@@ -88,13 +88,12 @@ def read_results(folder: Path) -> list[Result]:
 
 
 def find(folder: Path, configuration: Configuration) -> Path | None:
-    """The result of a configuration, whatever its file is called."""
+    """The result of a configuration, where there is one."""
     path = folder / f"{configuration.name}.json"
-    if path.exists():
-        configuration.check_same(Result.read(path).configuration, path)
-        return path
-    others = sorted(folder.glob(f"{configuration.dataset}-*seed{configuration.seed}.json"))
-    return next((o for o in others if Result.read(o).configuration == configuration), None)
+    if not path.exists():
+        return None
+    configuration.check_same(Result.read(path).configuration, path)
+    return path
 
 
 Groups = dict[Configuration, list[Result]]  # the seeds of a configuration, whose own seed is 0

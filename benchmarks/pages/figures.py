@@ -126,26 +126,6 @@ def forest(found: Iterable[Difference]) -> Figure:
     return figure
 
 
-def utilisation(found: Sequence[Experiment]) -> Figure:
-    """The masked share of each layer, the mean of the seeds; the blog's beside."""
-    masks = [(of, one) for one in found for of in one.groups if of.arm == "mask"]
-    figure, axes = panels(len(masks), 6.5, 4.5)
-    for panel, (of, one) in zip(axes, masks, strict=True):
-        runs = {"ours": [run.utilisation for run in one.groups[of]]}
-        if one.blog:
-            runs["the blog's"] = [one.blog["layers"]]
-        shares = {
-            name: pd.DataFrame(
-                [{x.layer: 100 * x.masked for x in layers} for layers in each]
-            ).mean()
-            for name, each in runs.items()
-        }
-        bars = pd.DataFrame(shares).reindex(shares["ours"].index)
-        bars.plot.bar(ax=panel, width=0.8, fontsize=7, legend=False)
-        panel.set(title=title(of), ylabel="masked (%)")
-    return legend_below(figure)
-
-
 def by_density(groups: Mapping[str, Points], xlabel: str) -> Figure:
     """Accuracies (%) over density (%). Names that begin alike, up to a comma, have one colour,
     those that end alike one marker."""

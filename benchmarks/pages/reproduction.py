@@ -22,10 +22,11 @@ from benchmarks.pages import figures
 from benchmarks.pages.comparison import CONTROL, PAIRS, blog, experiments
 from benchmarks.pages.render import DOCS, render, spread
 
-# The studies that answer the question, with the folders of each; and those before them, which
-# answer it where those have no more than a seed.
-CURRENT = {"blog": ("blog",), "blog-small": ("blog-small",)}
-EARLIER = {"reduced": ("reduced", "reduced-1e-3"), "wrn-28-1": ("wrn-28-1",)}
+# The studies that answer the question, with the folders of each.
+FOLDERS = {
+    "blog": ("blog",), "blog-small": ("blog-small",), "reduced": ("reduced", "reduced-1e-3"),
+    "wrn-28-1": ("wrn-28-1",),
+}  # fmt: skip
 KINDS = {
     "all layers": "", "stem": "stem", "3x3 in blocks": ".conv", "1x1 shortcuts": ".shortcut",
     "dense": "class",
@@ -40,27 +41,19 @@ def write(results: Path = RESULTS, docs: Path = DOCS) -> Path:
 
 def context(results: Path, folder: Path) -> dict[str, Any]:
     """All that the template asks for; what the results do not give is empty."""
-    current, earlier = (
-        [
-            experiment
-            for name, folders in studies.items()
-            for experiment in experiments(name, *(results / part for part in folders))
-        ]
-        for studies in (CURRENT, EARLIER)
-    )
-    # one seed has no interval: beside the earlier studies it stands, in place of them it would not
-    several = any(found.last.interval for one in current for found in one.differences())
-    main = current if several else [*current, *earlier]
+    main = [
+        experiment
+        for study, names in FOLDERS.items()
+        for experiment in experiments(study, *(results / name for name in names))
+    ]
     differences = [found for one in main for found in one.differences()]
     if main:
         phases = [phase for one in main for phase in one.phases()]
         figures.save(figures.forest(differences), folder / "differences.png")
         figures.save(figures.curves(phases[:4]), folder / "curves.png")
-        figures.save(figures.utilisation(main), folder / "utilisation.png")
     published = json.loads(Path(__file__).with_name("published.json").read_text())
     return {
         "main": main,
-        "appendix": earlier if several else [],
         "answers": {
             pair: [
                 found.last for found in differences if found.pair == pair and found.last.interval
@@ -80,12 +73,6 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
             for network, theirs in published["networks"].items()
             for row in changes(grouped(read(results / study)), network)
         ],
-        "earlier_estimators": grouped(read(results / "reduced")),
-        "sweeps": {
-            path.stem: {"rows": sweep(content["runs"]), **content}
-            for path in sorted((results / "sweep").glob("*.json"))
-            if (content := json.loads(path.read_text()))
-        },
         "toy": toy(results / "categorical" / "categorical.json", folder),
     }
 
@@ -140,18 +127,6 @@ def changes(groups: Groups, network: str) -> Iterator[tuple[Configuration, str, 
         changed = of.changes(of.blogs if of == here[0] else here[0], *named)
         words = ", ".join(f"{name} {ours}" for name, (ours, _) in changed.items())
         yield of, ("" if of == here[0] else "the same, but ") + words, groups[of]
-
-
-def sweep(runs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """By setting, of all that varies: held-out accuracy and masked share in %; first the head."""
-    frame = pd.DataFrame(runs, dtype=object)
-    settings = frame.drop(columns=["seed", "held_out_accuracy", "masked_fraction"]).astype(str)
-    varied = [name for name in settings if settings[name].nunique() > 1]
-    rows = {" | ".join(varied): ["held-out accuracy", "masked"]}
-    for setting, same in frame.groupby(settings[varied].agg(" | ".join, axis=1), sort=False):
-        accuracies = [100 * run[-1] for run in same["held_out_accuracy"]]
-        rows[setting] = [spread(accuracies, 1), spread(list(100 * same["masked_fraction"]), 0)]
-    return rows
 
 
 def toy(path: Path, folder: Path) -> dict[str, Any] | None:

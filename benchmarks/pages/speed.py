@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,25 +17,13 @@ from benchmarks.speed.steps import KEEP_MEMORY, Case
 
 TARGETS = json.loads(Path(__file__).with_name("targets.json").read_text())
 OURS = ("threshold", "bernoulli", "intermediate")
-# By part: where its numbers are, of which one the others are multiples, and what was measured.
-PARTS: dict[str, tuple[str | None, str | None, dict[str, str]]] = {
-    "steps": ("ratio", "plain", {"case": "{case}", "plain": "{ms[plain]:.3g} ms"}),
-    "floor": ("multiple", "add", {
-        "mode": "{mode}", "entries": "{size:,}",
-        "rate of the add": "{gigabytes_per_second:.1f} GB/s",
-    }),
-    "memory": ("bytes_per_entry", None, {
-        "case": "{network} at {batch}", "masked entries": "{masked:,}"
-    }),
-    "costs": ("multiple", "pass", {"entries": "{size:,}", "a pass": "{ms[pass]:.3g} ms"}),
-    "files": (None, None, {"entries": "{size:,}", "density": "{percent:g} %"}),
-}  # fmt: skip
-
-
-class Line(NamedTuple):
-    of: dict[str, str]  # the columns that say what was measured
-    numbers: dict[str, float]
-    missed: dict[str, float]  # the targets of the columns that are above theirs
+NUMBERS = {  # by part: where a row has them, and of which one the others are multiples
+    "steps": ("ratio", "plain"),
+    "floor": ("multiple", "add"),
+    "memory": ("bytes_per_entry", None),
+    "costs": ("multiple", "pass"),
+    "files": (None, None),
+}
 
 
 def write(results: Path = RESULTS / "speed", docs: Path = DOCS) -> Path:
@@ -57,7 +45,8 @@ def page(contents: Mapping[str, dict[str, Any]]) -> str:
     first = next(iter(contents.values()), {})
     return render(
         "speed.md",
-        measured={name: {**content, "lines": lines(content)} for name, content in contents.items()},
+        measured={name: content | judged(content) for name, content in contents.items()},
+        case=case,
         compiled=_gain(first, mode="compiled"),
         bfloat16=_gain(first, precision="bfloat16"),
         malloc=_gain(first, keeps_memory=True),
@@ -67,33 +56,25 @@ def page(contents: Mapping[str, dict[str, Any]]) -> str:
 
 def measured(content: dict[str, Any]) -> str:
     """For the terminal."""
-    return render("measured.txt", lines=lines(content))
+    return render("measured.txt", measured=judged(content), case=case)
 
 
-def lines(content: dict[str, Any]) -> dict[str, list[Line]]:
-    """Those of each part that was measured; targets are of CPUs."""
-    judged = content["environment"]["device"] == "cpu"
-    return {
-        part: [_line(part, row, judged) for row in content[part]]
-        for part in PARTS
-        if part in content
-    }
-
-
-def _line(part: str, row: dict[str, Any], judged: bool) -> Line:
-    where, base, columns = PARTS[part]
-    found = row[where] if where else {k: row[k] for k in row if k not in ("size", "density")}
-    # of quartiles the median
-    numbers = {k: x[1] if isinstance(x, list) else x for k, x in found.items() if k != base}
-    ms = {name: 1000 * seconds for name, seconds in row.get("seconds", {}).items()}
-    named = {**row, "ms": ms, "percent": 100 * row.get("density", 0)}
-    named["case"] = case(row) if part == "steps" else ""
-    most = _most(part, row) if judged else {}
-    return Line(
-        of={column: text.format(**named) for column, text in columns.items()},
-        numbers=numbers,
-        missed={name: most[name] for name, x in numbers.items() if x > most.get(name, x)},
-    )
+def judged(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each part that was measured, each with its `numbers` and, for those above their
+    targets, which are of CPUs, the target: `missed`."""
+    cpu = content["environment"]["device"] == "cpu"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part, (where, base) in NUMBERS.items():
+        for row in content.get(part, ()):
+            numbers = {
+                name: number[1] if isinstance(number, list) else number  # the median of quartiles
+                for name, number in row.get(where, row).items()
+                if name not in (base, "size", "density")
+            }
+            most = _most(part, row) if cpu else {}
+            missed = {k: most[k] for k, x in numbers.items() if x > most.get(k, x)}
+            found.setdefault(part, []).append({**row, "numbers": numbers, "missed": missed})
+    return found
 
 
 def _most(part: str, row: dict[str, Any]) -> dict[str, float]:

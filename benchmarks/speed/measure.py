@@ -15,7 +15,7 @@ from benchmarks.speed import costs, memory, steps
 
 # By name: what can be measured on a device, and how.
 PARTS: dict[str, tuple[Callable[[torch.device], Sequence[Any]], Callable[..., dict[str, Any]]]] = {
-    "steps": (steps.cases, steps.measure),
+    "steps": (lambda device: steps.CASES[device.type], steps.measure),
     "floor": (
         lambda device: list(product(("eager", "compiled"), costs.sizes(4, 8, bytes_=40))),
         costs.measure_floor,

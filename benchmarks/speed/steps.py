@@ -20,17 +20,17 @@ SECONDS, AT_LEAST = 12.0, 15  # of rounds a case, after the warm-up
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
-def mlp(layers: int, width: int) -> nn.Module:
-    hidden = [module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(width, CLASSES))
+def mlp() -> nn.Module:
+    hidden = [module for _ in range(4) for module in (nn.Linear(2048, 2048), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(2048, CLASSES))
 
 
-def transformer(layers: int, width: int) -> nn.Module:
+def transformer() -> nn.Module:
     """An encoder, the mean over its positions, a linear layer."""
-    layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, dropout=0.0, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
     mean = nn.AdaptiveAvgPool2d((1, None))
-    return nn.Sequential(encoder, mean, nn.Flatten(), nn.Linear(width, CLASSES))
+    return nn.Sequential(encoder, mean, nn.Flatten(), nn.Linear(256, CLASSES))
 
 
 WRN, COLOURS = Configuration("cifar10"), (3, 32, 32)
@@ -39,9 +39,9 @@ LENET, GREY = Configuration("mnist", network="lenet-300-100"), (1, 28, 28)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "WRN-28-8": (lambda: build(WRN, COLOURS), COLOURS),
     "WRN-28-2": (lambda: build(replace(WRN, width=2), COLOURS), COLOURS),
-    "MLP 4x2048": (lambda: mlp(4, 2048), (2048,)),
+    "MLP 4x2048": (mlp, (2048,)),
     "LeNet-300-100": (lambda: build(LENET, GREY), GREY),
-    "Transformer 6x256": (lambda: transformer(6, 256), (32, 256)),
+    "Transformer 6x256": (transformer, (32, 256)),
 }
 
 
@@ -116,17 +116,15 @@ CPU_CASES = (
     Case("MLP 4x2048", 1, mode="inference"),
     Case("LeNet-300-100", 1, mode="inference"),
 )
-CUDA_CASES = (
-    Case("WRN-28-8", 128, precision="bfloat16"),
-    Case("WRN-28-8", 512, precision="bfloat16"),
-    *(replace(case, batch=128) for case in CPU_CASES
-      if not case.keeps_memory and case.mode != "inference"),
-    *(case for case in CPU_CASES if case.mode == "inference"),
-)  # fmt: skip
-
-
-def cases(device: torch.device) -> tuple[Case, ...]:
-    return CUDA_CASES if device.type == "cuda" else CPU_CASES
+CASES = {
+    "cpu": CPU_CASES,
+    "cuda": (
+        Case("WRN-28-8", 128, precision="bfloat16"),
+        Case("WRN-28-8", 512, precision="bfloat16"),
+        *(case if case.mode == "inference" else replace(case, batch=128)
+          for case in CPU_CASES if not case.keeps_memory),
+    ),
+}  # fmt: skip
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from statistics import mean
+from typing import Any
 
 from benchmarks.experiment.configuration import Configuration, Images
 from benchmarks.experiment.results import grouped
@@ -87,18 +88,14 @@ def which_estimator(results: Results) -> Iterator[Configuration]:
 
 def ablations(base: Configuration) -> Iterator[Configuration]:
     """One change each."""
-    yield base
-    yield replace(base, epochs=100)
-    yield replace(base, rescale=not base.rescale)
-    yield replace(base, batch_size=64)
-    yield replace(base, schedule="plateau")
-    yield replace(base, weights="glorot")
-    yield replace(base, weights="signed-constant")
+    changes: list[dict[str, Any]] = [
+        {}, {"epochs": 100}, {"rescale": not base.rescale}, {"batch_size": 64},
+        {"schedule": "plateau"}, {"weights": "glorot"}, {"weights": "signed-constant"},
+    ]  # fmt: skip
     if base.estimator == "topk":
-        for density in (0.7, 0.5, 0.3, 0.1):
-            yield replace(base, density=density)
-        yield replace(base, budget="overall")
-        yield replace(base, schedule_density="cubic")
+        changes += [{"density": density} for density in (0.7, 0.5, 0.3, 0.1)]
+        changes += [{"budget": "overall"}, {"schedule_density": "cubic"}]
+    return (replace(base, **change) for change in changes)
 
 
 def supermasks(results: Results) -> Iterator[Configuration]:

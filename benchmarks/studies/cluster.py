@@ -5,20 +5,19 @@ A job whose worker was lost goes on from its run's checkpoint, in the folder all
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from benchmarks.experiment.configuration import Configuration
+from benchmarks import Place
 from benchmarks.studies import study as studies
 
 RETRIES = 10  # of a job whose worker is lost; an error of its own ends the study
 
 
-def run(
-    study: studies.Study, data_dir: Path, output: Path, device: str, cpus: float, gpus: float
-) -> Iterator[Path]:
+def run(study: studies.Study, place: Place, cpus: float, gpus: float) -> Iterator[Path]:
     """Make every result of a study that is missing, as many at a time as there is room for."""
     here = Path.cwd()
 
@@ -28,11 +27,11 @@ def run(
         return studies.make(*arguments)
 
     job = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(make)
-    while missing := study.missing(output):
-        jobs: dict[Configuration | None, Any] = {}
+    while missing := study.missing(place.output):
+        jobs: dict[Any, Any] = {}
         for run in missing:
-            before = jobs.get(run.start)
-            jobs[run] = job.remote(before, run, data_dir, output / study.name, device)
+            folder = replace(place, output=place.output / study.name)
+            jobs[run] = job.remote(jobs.get(run.start), run, folder)
         waiting = list(jobs.values())
         while waiting:
             done, waiting = ray.wait(waiting)

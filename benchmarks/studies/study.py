@@ -10,6 +10,7 @@ from typing import TypeAlias
 import torch
 from torch.utils.benchmark import Timer
 
+from benchmarks import Place
 from benchmarks.experiment import arms
 from benchmarks.experiment.configuration import Configuration, option
 from benchmarks.experiment.data import Split
@@ -35,17 +36,17 @@ class Study:
         return [run for run in dict.fromkeys(wanted) if run not in done]
 
 
-def run(study: Study, data_dir: Path, output: Path, device: str) -> Iterator[Path]:
+def run(study: Study, place: Place) -> Iterator[Path]:
     """Make every result of a study that is missing, one after the other, on this machine."""
-    while missing := study.missing(output):
+    while missing := study.missing(place.output):
         for configuration in missing:
-            yield make(configuration, data_dir, output / study.name, device)
+            yield make(configuration, replace(place, output=place.output / study.name))
 
 
-def make(configuration: Configuration, data_dir: Path, folder: Path, device: str) -> Path:
+def make(configuration: Configuration, place: Place) -> Path:
     """One result; the command in it makes the same one."""
-    line = command(configuration, folder)
-    return arms.run(configuration, [configuration.arm], data_dir, folder, device, line)[-1]
+    line = command(configuration, place.output)
+    return arms.run(configuration, [configuration.arm], place, line)[-1]
 
 
 def command(configuration: Configuration, folder: Path) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import Place
 from benchmarks.studies import study
 from benchmarks.studies.study import Study
 
@@ -94,7 +95,7 @@ def test_a_worker_is_killed_in_the_middle(tmp_path, outcome):
     scope: dict = {"__name__": "driver"}
     exec(DRIVER, scope)
     small = Study("small", "Is it?", scope["runs"])
-    assert len(list(study.run(small, tmp_path, tmp_path / "alone", "cpu"))) == 4
+    assert len(list(study.run(small, Place(tmp_path, tmp_path / "alone", "cpu")))) == 4
     assert outcome(place / "results/small") == outcome(tmp_path / "alone/small")
     assert small.missing(place / "results") == []
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import masktorch
-from benchmarks import BenchmarkError, provenance
+from benchmarks import BenchmarkError, Place, provenance
 from benchmarks.experiment import arms, results
 from benchmarks.experiment.arms import run, start
 from benchmarks.experiment.configuration import Configuration
@@ -22,7 +22,7 @@ LENET = Configuration(
 
 
 def go(output, options=LENET, arms=("mask", "weights", "mix")):
-    return run(options, arms, "unused", output, "cpu", "made so")
+    return run(options, arms, Place(output=output, device="cpu"), "made so")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def kill_at_call(monkeypatch, owner, name, number):
 @pytest.mark.parametrize("device", ["quantum", "cuda:77", "meta:x"])
 def test_impossible_devices(device, tmp_path):
     with pytest.raises((RuntimeError, AssertionError)):  # torch's own
-        run(LENET, ["mask"], "unused", tmp_path, device, "")
+        run(LENET, ["mask"], Place(output=tmp_path, device=device), "")
     assert list(tmp_path.iterdir()) == []
 
 

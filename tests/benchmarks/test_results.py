@@ -189,16 +189,6 @@ def test_another_configuration_has_another_file(field, value, tiny, go):
     assert getattr(Result.read(other).configuration, field) == value
 
 
-def test_a_result_under_another_name_is_found(tiny, go, tmp_path):
-    """As those are that were made before names said everything."""
-    (path,) = go(tiny(), ["mask"])
-    old = tmp_path / "runs" / "digits-lenet-300-100-mask-threshold-seed0.json"
-    for file in path.parent.glob(f"{path.stem}*"):
-        file.rename(file.with_name(file.name.replace(path.stem, old.stem)))
-    assert go(tiny(), ["mask", "mix"])[0] == old
-    assert not path.exists()
-
-
 @pytest.mark.parametrize("finished", [True, False], ids=["result", "checkpoint"])
 def test_a_file_of_another_configuration(finished, tiny, go, tmp_path, monkeypatch):
     if finished:

@@ -213,7 +213,7 @@ def test_prune_alone_can_not_train_an_attention():
 
 def test_cases_name_networks():
     for device in (CPU, torch.device("cuda")):
-        for case in (*steps.cases(device), *memory.CASES):
+        for case in (*steps.CASES[device.type], *memory.CASES):
             assert case.network in steps.NETWORKS
 
 

@@ -68,9 +68,9 @@ def test_a_command_makes_the_same_run(name, call, monkeypatch):
         line = shlex.split(study.command(configuration, Path("a folder")))
         assert line[:4] == ["python", "-m", "benchmarks", "run"]
         assert call(*line[3:])[0] == 0
-        options, (arm,), _, output, *_ = asked.pop()
+        options, (arm,), place, _ = asked.pop()
         assert options.for_arm(arm) == configuration
-        assert output == Path("a folder")
+        assert place.output == Path("a folder")
 
 
 @pytest.mark.parametrize("name", [n for n in STUDIES if (COMMITTED / n).exists()])
