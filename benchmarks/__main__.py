@@ -11,13 +11,13 @@ from benchmarks import Place, check_names
 from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import parallel
 from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.download import download
+from benchmarks.experiment.data import download
 from benchmarks.experiment.results import RESULTS
+from benchmarks.files import command_line
 from benchmarks.pages import demo as demo_page
 from benchmarks.pages import reproduction as reproduction_page
 from benchmarks.pages import speed as speed_page
 from benchmarks.pages.render import render
-from benchmarks.provenance import command_line
 from benchmarks.speed import measure
 from benchmarks.studies import catalogue, categorical
 from benchmarks.studies import study as studies
@@ -28,6 +28,7 @@ command: the demo, the blog's arms made small on built-in data.
 """
 
 app = SubcommandApp()
+COMMITTED = Place(output=RESULTS)
 
 
 @app.command
@@ -56,8 +57,6 @@ def run(
     run that was stopped goes on after its last whole epoch, to the same numbers.
 
     Args:
-        configuration: what decides the numbers.
-        place: where.
         arms: Some of these, with commas between them; an arm that another starts from runs too.
             mask: scores train, weights stay random. weights: the reverse, no mask. mix: weights
             train under the frozen mask of mask's best epoch. weights-then-weights: weights' best
@@ -74,7 +73,7 @@ def run(
 @app.command
 def study(
     name: Positional[str],
-    place: OmitArgPrefixes[Place] = Place(output=RESULTS),
+    place: OmitArgPrefixes[Place] = COMMITTED,
     dry_run: bool = False,
     cluster: bool = False,
     cpus: float = 1,
@@ -84,7 +83,6 @@ def study(
 
     Args:
         name: Of the study; an unknown one prints them all.
-        place: where.
         dry_run: Print the commands and how long each should take, and run nothing.
         cluster: Each run a job of the Ray cluster this machine is in, or else of a small one of
             its own. docs/cluster.md has how.

@@ -11,14 +11,13 @@ from torch import nn
 
 import masktorch
 from benchmarks import Place
-from benchmarks.atomic import replacing
 from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FROM, Configuration
 from benchmarks.experiment.data import Dataset, images
 from benchmarks.experiment.networks import build
 from benchmarks.experiment.results import Result, find, utilisation
 from benchmarks.experiment.training import Bar, progress_bar, recalibrated, train
-from benchmarks.provenance import emulates_bfloat16, environment
+from benchmarks.files import emulates_bfloat16, environment, replacing
 
 
 def run(options: Configuration, arms: Sequence[str], place: Place, command: str) -> list[Path]:

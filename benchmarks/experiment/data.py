@@ -1,17 +1,22 @@
-"""Images as uint8 tensors, read from the files of each data set as they were published."""
+"""Images as uint8 tensors, from the files of each data set as published; how to fetch those."""
 
 import gzip
 import hashlib
+import http.client
 import pickle
+import tarfile
+import urllib.error
 import zlib
-from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.hub import download_url_to_file
 from torch.nn.functional import adaptive_avg_pool2d
+from tyro.conf import Positional
 
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration
@@ -35,6 +40,12 @@ MD5 = {  # of the files as they were published, unzipped
 # Where they are in the folder of the data sets; `download` puts them in the first.
 FOLDERS = {"mnist": ("MNIST/raw", "mnist", "."), "cifar10": ("cifar-10-batches-py", ".")}
 
+BASE_URLS = {
+    "mnist": "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "cifar10": "https://www.cs.toronto.edu/~kriz/",
+}
+CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
+
 
 class Split(NamedTuple):
     """Images (N, C, H, W) in uint8 and their classes (N,) in int64."""
@@ -56,33 +67,26 @@ class Dataset(NamedTuple):
 def images(
     configuration: Configuration, data_dir: Path, device: torch.device | str = "cpu"
 ) -> Dataset:
-    """What a run trains and is measured on: of its size, and as its test set, where it holds any
-    out, the last training images."""
-    name, side = configuration.dataset, configuration.image_size
-    data = READERS[name](data_dir)
-    if side is not None and side > (most := min(data.image_shape[1:])):
-        raise BenchmarkError(f"--image-size must be at most {most}, that of {name}; found {side}.")
-    train, test = data.train, data.test
-    whole, held_out = len(train.labels), configuration.held_out or 0
-    kept = whole - held_out if configuration.train_images is None else configuration.train_images
-    if not 1 <= kept <= whole - held_out or configuration.held_out == 0 or held_out < 0:
+    """What a run trains and is measured on: as its test set, where it holds any out, the last
+    training images; each image as the means of its `image_size` x `image_size` cells."""
+    train, test = READERS[configuration.dataset](data_dir)
+    whole, side = len(train.labels), configuration.image_size
+    rest = whole - (configuration.held_out or 0)
+    kept = rest if configuration.train_images is None else configuration.train_images
+    if not 1 <= kept <= rest <= whole:
         raise BenchmarkError(
             f"--train-images and --held-out must be at least 1 and together at most {whole}, the "
-            f"size of {name}'s training set; found {configuration.train_images} and "
-            f"{configuration.held_out}."
+            f"size of {configuration.dataset}'s training set; found {configuration.train_images} "
+            f"and {configuration.held_out}."
         )
-    if held_out:
-        test = Split(*(part[whole - held_out :] for part in train))
-    train = Split(*(part[:kept] for part in train))
-    return Dataset(*(_sized(split, side, device) for split in (train, test)))
-
-
-def _sized(split: Split, side: int | None, device: torch.device | str) -> Split:
-    """Each image as the means of its `side` x `side` cells, rounded to whole bytes."""
-    images = split.images
-    if side is not None:
-        images = adaptive_avg_pool2d(images.float(), side).round().byte()
-    return Split(images.to(device), split.labels.to(device))
+    if configuration.held_out:
+        test = Split(train.images[rest:], train.labels[rest:])
+    splits = []
+    for images, labels in (Split(train.images[:kept], train.labels[:kept]), test):
+        if side is not None:
+            images = adaptive_avg_pool2d(images.float(), side).round().byte()
+        splits.append(Split(images.to(device), labels.to(device)))
+    return Dataset(*splits)
 
 
 def read_digits(data_dir: Path) -> Dataset:
@@ -116,11 +120,7 @@ def read_cifar10(data_dir: Path) -> Dataset:
     return Dataset(Split(*map(torch.cat, zip(*train, strict=True))), test)
 
 
-READERS: dict[str, Callable[[Path], Dataset]] = {
-    "digits": read_digits,
-    "mnist": read_mnist,
-    "cifar10": read_cifar10,
-}
+READERS = {"digits": read_digits, "mnist": read_mnist, "cifar10": read_cifar10}
 
 
 def published(dataset: str, data_dir: Path) -> list[bytearray]:
@@ -154,3 +154,47 @@ def unzipped(path: Path) -> tuple[bytearray, str]:
     except (EOFError, OSError, zlib.error) as error:
         return bytearray(), str(error)
     return bytearray(content), hashlib.md5(content).hexdigest()
+
+
+def download(
+    dataset: Positional[Literal["mnist", "cifar10"]],
+    data_dir: Path = Path("data"),
+    base_url: str | None = None,
+) -> Path:
+    """Fetch MNIST (12 MB) or CIFAR-10 (170 MB) and check the published MD5s.
+
+    Args:
+        dataset: Which; what of it is there already is not fetched.
+        data_dir: Folder of the data sets.
+        base_url: A mirror, with its last slash. None: the canonical one.
+    """
+    base_url = base_url or BASE_URLS[dataset]
+    folder = data_dir / FOLDERS[dataset][0]
+    wanted = [name for name, md5 in MD5[dataset].items() if unzipped(place(folder, name))[1] != md5]
+    if dataset == "mnist":
+        for name in wanted:
+            _fetch(f"{base_url}{name}.gz", folder / f"{name}.gz")
+    elif wanted:
+        archive = data_dir / CIFAR10_ARCHIVE
+        _fetch(base_url + archive.name, archive)
+        names = [f"{folder.name}/{name}" for name in wanted]
+        with suppress(tarfile.TarError, EOFError, zlib.error), tarfile.open(archive) as tar:
+            tar.extractall(
+                data_dir, [member for member in tar if member.name in names], filter="data"
+            )
+        archive.unlink()
+    published(dataset, data_dir)
+    return folder
+
+
+def _fetch(url: str, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        download_url_to_file(url, str(target))
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        raise BenchmarkError(
+            f"{url} could not be fetched: {error}. Try again, or put {target.name} at {target} by "
+            f"hand."
+        ) from error

@@ -10,9 +10,9 @@ from torch import nn
 
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.atomic import write_json
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.training import Epoch, best_epoch
+from benchmarks.files import write_json
 
 RESULTS = Path("benchmarks/results")  # those that are committed, a folder a study
 

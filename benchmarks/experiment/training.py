@@ -1,5 +1,4 @@
-"""The one training loop: Adam, the blog's plateau schedule or a cosine, a checkpoint after every
-epoch."""
+"""The one training loop: Adam, a schedule, a checkpoint after every epoch."""
 
 import math
 import os
@@ -15,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import masktorch
-from benchmarks.atomic import replacing
 from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.augmentation import augment, scale
 from benchmarks.experiment.configuration import STARTS_FROM, Configuration
 from benchmarks.experiment.data import Dataset, Split
+from benchmarks.files import replacing
 
 ADAM_EPSILON = 1e-7  # Keras's
 EVALUATION_BATCH = 1000
@@ -73,7 +73,7 @@ def scheduled(lr: float, configuration: Configuration, train_accuracies: Sequenc
     return lr * (1 + math.cos(math.pi * len(train_accuracies) / configuration.epochs)) / 2
 
 
-def adam(model: nn.Module, configuration: Configuration) -> torch.optim.Optimizer:
+def adam(model: nn.Module, configuration: Configuration) -> Optimizer:
     """Of what trains, scores apart from the rest, with the learning rate that each starts from."""
     scores = set(masktorch.mask_parameters(model)) if configuration.estimator else set()
     trains = [p for p in model.parameters() if p.requires_grad]
@@ -120,8 +120,7 @@ def train(
             group["lr"] = scheduled(group["initial_lr"], configuration, accuracies)
         masks.cut(model, configuration, number)
         start = time.perf_counter()
-        label = f"{configuration.arm} {number}/{configuration.epochs}"
-        trained = train_epoch(model, optimiser, data.train, configuration, number, label)
+        trained = train_epoch(model, optimiser, data.train, configuration, number)
         masks.cut(model, configuration, number)  # as the scores now are
         tested = evaluate(model, data.test, configuration)
         this = Epoch(number, lr, *trained, *tested, seconds=time.perf_counter() - start)
@@ -139,20 +138,15 @@ def train(
             with replacing(checkpoint) as path:
                 torch.save(state, path)
         whole_run.write(
-            f"{label}: train {this.train_accuracy:.4f}, test {this.test_accuracy:.4f}, "
-            f"lr {lr:.0e}, {this.seconds:.1f} s"
+            f"{configuration.arm} {number}: train {this.train_accuracy:.4f}, "
+            f"test {this.test_accuracy:.4f}, lr {lr:.0e}, {this.seconds:.1f} s"
         )
         whole_run.update()
     return history, best_state
 
 
 def train_epoch(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    split: Split,
-    configuration: Configuration,
-    epoch: int,
-    label: str = "",
+    model: nn.Module, optimiser: Optimizer, split: Split, configuration: Configuration, epoch: int
 ) -> tuple[float, float]:
     """One pass over the training set; its mean loss and accuracy as met on the way."""
     seed = epoch_seed(configuration, epoch)
@@ -162,7 +156,8 @@ def train_epoch(
     network.train()
     count = math.ceil(len(split.labels) / configuration.batch_size)
     pairs = batches(split, configuration, seed)
-    for inputs, labels in progress_bar(pairs, total=count, desc=label, position=1, leave=False):
+    name = f"{configuration.arm} {epoch}/{configuration.epochs}"
+    for inputs, labels in progress_bar(pairs, total=count, desc=name, position=1, leave=False):
         images, classes, weight = parallel.part(inputs, labels)
         loss, found = _loss_and_totals(network, images, classes, configuration)
         optimiser.zero_grad()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from benchmarks.pages.comparison import CONTROL, experiments
+from benchmarks.pages.comparison import experiments
 from benchmarks.pages.figures import curves, save
 from benchmarks.pages.render import render
 
@@ -29,19 +29,5 @@ def overview(folder: Positional[Path] = Path("runs")) -> str:
 def show(folder: Path) -> str:
     (demo,) = experiments("demo", folder)
     arms = {of.arm: runs for of, runs in demo.groups.items()}
-    mask, without = (arms[arm][0].last.test_accuracy for arm in ("mix", CONTROL))
-    noise = 1.96 * ((mask * (1 - mask) + without * (1 - without)) / IMAGES) ** 0.5
-    figure = curves([demo])
-    figure.suptitle(
-        f"Is a mask a better start? In the end {100 * mask:.1f} % right with it, "
-        f"{100 * without:.1f} % without"
-    )
-    return render(
-        "demo.txt",
-        arms=arms,
-        mask=100 * mask,
-        without=100 * without,
-        noise=100 * noise,
-        images=IMAGES,
-        figure=save(figure, folder / "demo.png"),
-    )
+    figure = save(curves([demo]), folder / "demo.png")
+    return render("demo.txt", arms=arms, images=IMAGES, figure=figure)

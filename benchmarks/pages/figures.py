@@ -1,6 +1,7 @@
 """The figures, drawn from result files alone, the blog's own numbers faintly beside ours."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -11,8 +12,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-from benchmarks.atomic import replacing
 from benchmarks.experiment.configuration import STARTS_FROM
+from benchmarks.files import replacing
 from benchmarks.pages.comparison import CONTROL, PAIRS, Difference, Experiment
 from benchmarks.pages.render import title
 
@@ -55,13 +56,10 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
 
 
 def legend_below(figure: Figure, columns: int = 2) -> Figure:
-    found: dict[str, Any] = {}
-    for axes in figure.axes:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    figure.legend(
-        list(found.values()), list(found), loc="outside lower center", ncols=columns, frameon=False
-    )
+    pairs = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes)
+    found = {label: handle for handle, label in chain.from_iterable(pairs)}
+    place = {"loc": "outside lower center", "ncols": columns, "frameon": False}
+    figure.legend(list(found.values()), list(found), **place)
     return figure
 
 

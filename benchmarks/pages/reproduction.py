@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd  # type: ignore[import-untyped]
 
-from benchmarks.atomic import write_text
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.results import (
     RESULTS,
@@ -18,6 +17,7 @@ from benchmarks.experiment.results import (
     masked_fraction_of,
 )
 from benchmarks.experiment.results import read_results as read
+from benchmarks.files import write_text
 from benchmarks.pages import figures
 from benchmarks.pages.comparison import CONTROL, PAIRS, blog, experiments
 from benchmarks.pages.render import DOCS, render, spread

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.atomic import write_text
 from benchmarks.experiment.results import RESULTS
+from benchmarks.files import write_text
 from benchmarks.pages.figures import legend_below, panels, plain, save
 from benchmarks.pages.render import DOCS, render
 from benchmarks.speed.steps import KEEP_MEMORY, Case

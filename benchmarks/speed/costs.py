@@ -134,9 +134,9 @@ def repetition(size: int, device: torch.device) -> dict[str, float]:
 def network(size: int, device: torch.device) -> nn.Module:
     """Square linear layers with weights that are all one half, quickly made."""
     width = round((size / LAYERS) ** 0.5)
-    with torch.device("meta"):
-        square = [nn.Linear(width, width, False, dtype=torch.bfloat16) for _ in range(LAYERS)]
-    model = nn.Sequential(*square).to_empty(device=device)
+    settings = {"bias": False, "dtype": torch.bfloat16, "device": device}
+    square = (nn.utils.skip_init(nn.Linear, width, width, **settings) for _ in range(LAYERS))
+    model = nn.Sequential(*square)
     for weight in model.parameters():
         nn.init.constant_(weight, 0.5)
     return model

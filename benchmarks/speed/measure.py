@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.atomic import write_json
 from benchmarks.experiment.training import progress_bar
-from benchmarks.provenance import environment
-from benchmarks.speed import costs, memory, steps
+from benchmarks.files import environment, write_json
+from benchmarks.speed import costs, steps
 
 # By name: what can be measured on a device, and how.
 PARTS: dict[str, tuple[Callable[[torch.device], Sequence[Any]], Callable[..., dict[str, Any]]]] = {
@@ -20,7 +19,7 @@ PARTS: dict[str, tuple[Callable[[torch.device], Sequence[Any]], Callable[..., di
         lambda device: list(product(("eager", "compiled"), costs.sizes(4, 8, bytes_=40))),
         costs.measure_floor,
     ),
-    "memory": (lambda device: memory.CASES, memory.measure),
+    "memory": (lambda device: steps.MEMORY_CASES, steps.measure_memory),
     "costs": (lambda device: costs.sizes(6, 9, bytes_=10), costs.measure),
     "files": (lambda device: costs.DENSITIES, costs.measure_file),
 }

@@ -1,8 +1,11 @@
-"""Whole training steps and inference, side by side: the plain network, masktorch, its rivals."""
+"""Training steps and inference, side by side: the plain network, masktorch, its rivals; and the
+peak memory of a step, in bytes per masked entry."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import masktorch
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.networks import CLASSES, build
+from benchmarks.experiment.networks import CLASSES, build, kernels
 from benchmarks.speed import rivals
 from benchmarks.speed.timing import Call, alone, ratios, side_by_side
 
@@ -125,6 +128,11 @@ CASES = {
           for case in CPU_CASES if not case.keeps_memory),
     ),
 }  # fmt: skip
+MEMORY_CASES = Case("MLP 4x2048", 128), Case("WRN-28-8", 4)
+CONTESTED = ("plain", "threshold", "bernoulli", "intermediate", "textbook")
+# Each tensor of more than 64 kB is a mapping of its own, given back when it is freed: what is
+# resident is what is alive.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_ARENA_MAX": "1"}
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
@@ -172,3 +180,39 @@ def training_step(case: Case, contestant: str, device: torch.device) -> Call:
         optimiser.step()
 
     return step
+
+
+def measure_memory(case: Case, device: torch.device) -> dict[str, Any]:
+    """By contestant, how far one process grows over its network, optimiser and two steps."""
+    sizes = [weight.numel() for weight in kernels(NETWORKS[case.network][0]())]
+    grown = {name: alone(peak, case, name, device, variables=EXACT) for name in CONTESTED}
+    return {
+        "network": case.network,
+        "batch": case.batch,
+        "masked": sum(sizes),
+        "largest_layer": max(sizes),
+        "bytes_per_entry": {name: bytes_ / sum(sizes) for name, bytes_ in grown.items()},
+    }
+
+
+def peak(case: Case, contestant: str, device: torch.device) -> int:
+    """Bytes at the peak of two training steps, above what was in use before there was a model."""
+    torch.set_flush_denormal(True)
+    training_step(Case("LeNet-300-100", 2), contestant, device)()  # loads what steps need
+    gc.collect()
+    before = _in_use("VmRSS", device)
+    step = training_step(case, contestant, device)
+    step()
+    step()
+    return _in_use("VmHWM", device) - before
+
+
+def _in_use(what: str, device: torch.device) -> int:
+    """Bytes now (VmRSS) or at the peak (VmHWM, since there is this process; `ru_maxrss` begins with
+    the peak of the parent). On a CPU Linux alone says so."""
+    if device.type == "cuda":
+        peak = what == "VmHWM"
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith(what))
+    return 1024 * int(line.split()[1])

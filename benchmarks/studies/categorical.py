@@ -23,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.atomic import write_text
 from benchmarks.experiment.results import RESULTS
-from benchmarks.provenance import command_line, environment
+from benchmarks.files import command_line, environment, write_text
 
 CATEGORIES = 10
 RUNS = 20  # each with a distribution of its own; all methods meet the same draws

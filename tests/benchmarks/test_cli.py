@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import Place
 from benchmarks import __main__ as cli
-from benchmarks.experiment import download
+from benchmarks.experiment import data as download
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.results import Result
 from benchmarks.experiment.training import Epoch

@@ -6,7 +6,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from benchmarks import BenchmarkError
-from benchmarks.experiment import download
+from benchmarks.experiment import data as download
 
 MNIST = {f"{name}.gz": name.encode() * 9 for name in download.MD5["mnist"]}
 BATCHES = {name: name.encode() * 9 for name in download.MD5["cifar10"]}

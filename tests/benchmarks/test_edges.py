@@ -17,7 +17,7 @@ import torch
 
 import benchmarks
 from benchmarks import BenchmarkError
-from benchmarks.experiment import download
+from benchmarks.experiment import data as download
 from benchmarks.experiment.augmentation import transform
 from benchmarks.experiment.data import MD5, READERS
 

@@ -19,11 +19,11 @@ OUTSIDE = {
 # The rooms, from the ground up, and their floors. A file imports from rooms below its own, and in
 # its own from floors below.
 ROOMS = {
-    "": [["__init__"], ["atomic", "provenance"]],
+    "": [["__init__"], ["files"]],
     "experiment": [
         ["configuration", "augmentation"],
         ["data"],
-        ["networks", "download"],
+        ["networks"],
         ["masks", "parallel"],
         ["training"],
         ["results"],
@@ -32,7 +32,7 @@ ROOMS = {
     "speed": [
         ["timing", "rivals"],
         ["steps"],
-        ["memory", "costs"],
+        ["costs"],
         ["measure"],
     ],
     "studies": [["categorical", "study"], ["catalogue", "cluster"]],

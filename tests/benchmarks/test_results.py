@@ -10,10 +10,10 @@ import torch
 
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.atomic import replacing
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.results import Layer, Result, grouped, masked_fraction_of, read_results
 from benchmarks.experiment.training import Epoch
+from benchmarks.files import replacing
 from benchmarks.pages.comparison import Experiment, blog
 
 

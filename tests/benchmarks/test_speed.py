@@ -17,7 +17,7 @@ from benchmarks.experiment.networks import kernels
 from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import speed as speed_page
 from benchmarks.pages.render import DOCS
-from benchmarks.speed import costs, measure, memory, rivals, steps, timing
+from benchmarks.speed import costs, measure, rivals, steps, timing
 from benchmarks.speed.timing import alone, ratios, side_by_side
 
 CPU = torch.device("cpu")
@@ -213,7 +213,7 @@ def test_prune_alone_can_not_train_an_attention():
 
 def test_cases_name_networks():
     for device in (CPU, torch.device("cuda")):
-        for case in (*steps.CASES[device.type], *memory.CASES):
+        for case in (*steps.CASES[device.type], *steps.MEMORY_CASES):
             assert case.network in steps.NETWORKS
 
 
@@ -280,8 +280,8 @@ class TestFloor:
 
 class TestMemory:
     def test_a_process_of_its_own_measures_the_peak(self, monkeypatch):
-        monkeypatch.setattr(memory, "CONTESTED", ("plain",))
-        row = memory.measure(LENET, CPU)
+        monkeypatch.setattr(steps, "CONTESTED", ("plain",))
+        row = steps.measure_memory(LENET, CPU)
         assert row["masked"] == 784 * 300 + 300 * 100 + 100 * 10
         assert row["largest_layer"] == 784 * 300
         assert row["bytes_per_entry"]["plain"] > 12  # weights and moments at the least

@@ -1,15 +1,41 @@
-"""Where numbers come from: the software, the machine, the command."""
+"""Files of numbers: written whole or not at all, with the software, the machine and the command."""
 
+import json
+import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import masktorch
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; when the block ends well it takes `path`'s place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> Path:
+    with replacing(path) as beside:
+        beside.write_text(text)
+    return path
+
+
+def write_json(content: Any, path: Path) -> Path:
+    return write_text(json.dumps(content, indent=1) + "\n", path)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
