@@ -128,7 +128,7 @@ def speed(only: str = ",".join(measure.PARTS), output: Path = Path("runs/speed")
     return f"{speed_page.measured(content)}Written to {path}"
 
 
-app.command(name="show")(demo_page.overview)
+app.command(demo_page.show)
 app.command(download)
 app.command(name="categorical")(categorical.run)
 app.command(name="reproduction")(reproduction_page.write)

@@ -40,17 +40,14 @@ def write_json(content: Any, path: Path) -> Path:
 
 def environment(device: torch.device) -> dict[str, Any]:
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
-    if device.type == "cuda":
-        processor = torch.cuda.get_device_name(device)
-    else:
-        processor = _cpuinfo("model name", default=platform.processor())
+    cuda = device.type == "cuda"
     return {
         "masktorch": masktorch.__version__,
         "torch": torch.__version__,
         "commit": commit,
         "dirty": None if commit is None else bool(changes),
         "device": str(device),
-        "processor": processor,
+        "processor": torch.cuda.get_device_name(device) if cuda else _processor(),
         "threads": torch.get_num_threads(),
     }
 
@@ -69,14 +66,9 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def emulates_bfloat16() -> bool:
-    """Whether the processor says what it can do, and bfloat16 is not in it."""
-    return "bf16" not in _cpuinfo("flags", "Features", default="bf16")
-
-
-def _cpuinfo(*names: str, default: str) -> str:
-    """What Linux says of the first processor."""
+def _processor() -> str:
+    """What Linux says of the first one."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith(names))
-    return next(found, default)
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())

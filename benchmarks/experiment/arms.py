@@ -1,7 +1,6 @@
 """The arms: what each one trains, where it starts, and the order in which they run."""
 
 import copy
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,13 @@ from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FRO
 from benchmarks.experiment.data import Dataset, images
 from benchmarks.experiment.networks import build
 from benchmarks.experiment.results import Result, find, utilisation
-from benchmarks.experiment.training import Bar, progress_bar, recalibrated, train
-from benchmarks.files import emulates_bfloat16, environment, replacing
+from benchmarks.experiment.training import progress_bar, train
+from benchmarks.files import environment, replacing
 
 
 def run(options: Configuration, arms: Sequence[str], place: Place, command: str) -> list[Path]:
-    """Run `arms`, and the arms they start from, on one data set; return the result files.
-
-    An arm that has its result is skipped, one that was stopped goes on after its last epoch.
-    """
+    """Run `arms`, and the arms they start from, but for those that have their results; return the
+    result files."""
     needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
     configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
     for configuration in configurations:
@@ -32,12 +29,6 @@ def run(options: Configuration, arms: Sequence[str], place: Place, command: str)
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.empty(0, device=auto if place.device == "auto" else place.device).device
-    if options.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
-        warnings.warn(
-            "--precision bfloat16: this processor has no bfloat16 instructions and emulates them, "
-            "which takes convolutions about ten times as long as float32.",
-            stacklevel=2,
-        )
     # before training: the checkout may move on meanwhile
     origin = environment(device) | {"processes": parallel.size()}
     data = images(options, place.data_dir, device)
@@ -57,15 +48,12 @@ def run(options: Configuration, arms: Sequence[str], place: Place, command: str)
     return [path for path in found.values() if path is not None]
 
 
-def _train(configuration: Configuration, data: Dataset, path: Path, bar: Bar) -> dict[str, Any]:
+def _train(configuration: Configuration, data: Dataset, path: Path, bar: Any) -> dict[str, Any]:
     """What comes out. The best epoch's state and the mask arm's masks are written beside `path`."""
     model = build(configuration, data.image_shape)
     start(model, configuration, path.parent)
     history, best_state = train(model, data, configuration, path.with_suffix(".checkpoint.pt"), bar)
-    again = {}
-    for epoch in ("last", "best"):
-        again[epoch] = recalibrated(model, data, configuration)
-        masks.load(model, best_state, configuration)
+    masks.load(model, best_state, configuration)
     if parallel.rank() == 0:
         with replacing(path.with_suffix(".best.pt")) as partial:
             torch.save(best_state, partial)
@@ -76,7 +64,6 @@ def _train(configuration: Configuration, data: Dataset, path: Path, bar: Bar) ->
         "estimator": None if estimator is None else repr(estimator),
         "epochs": history,
         "utilisation": utilisation(model) if configuration.arm in MASKED else [],
-        "recalibrated": None if again["last"] is None else again,
     }
 
 

@@ -9,10 +9,7 @@ from tyro.conf import Suppress
 
 from benchmarks import BenchmarkError
 
-# In the order in which they can run; and the arm from whose best epoch one goes on.
-ARMS = (
-    "mask", "weights", "mix", "weights-then-weights", "ticket", "random-mix", "random-ticket",
-)  # fmt: skip
+# The arms in the order in which they can run; and the one from whose best epoch one goes on.
 STARTS_FROM = {
     "mix": "mask",
     "weights-then-weights": "weights",
@@ -20,6 +17,7 @@ STARTS_FROM = {
     "random-mix": "mask",
     "random-ticket": "weights",
 }
+ARMS = ("mask", "weights", *STARTS_FROM)
 Images: TypeAlias = Literal["digits", "mnist", "cifar10"]
 Method: TypeAlias = Literal[
     "threshold", "bernoulli", "intermediate", "topk", "nofm", "piggyback", "hard-concrete",
@@ -91,7 +89,7 @@ class Configuration:
             given = getattr(self, name) not in (None, "none")
             if given and self.arm in LEARNED and self.estimator != "topk":
                 raise BenchmarkError(
-                    f"{option(name)} is about --estimator topk; found --estimator "
+                    f"--{name} is about --estimator topk; found --estimator "
                     f"{self.estimator}, whose density follows from its scores. Leave it out."
                 )
         if self.arm in PRUNED and self.density is None:
@@ -129,10 +127,6 @@ class Configuration:
         return self.lr if self.mix_lr is None else self.mix_lr
 
     @property
-    def first_score_lr(self) -> float:
-        return self.first_lr if self.score_lr is None else self.score_lr
-
-    @property
     def network_name(self) -> str:
         return f"wrn-{self.depth}-{self.width}" if self.network == "wrn" else self.network
 
@@ -147,15 +141,7 @@ class Configuration:
     def check_same(self, found: "Configuration", path: Path) -> None:
         """Raise where `path` belongs to another configuration than this one."""
         if changes := self.changes(found):
-            differences = [
-                f"{k} is {there!r} there and {here!r} here" for k, (here, there) in changes.items()
-            ]
             raise BenchmarkError(
-                f"{path} comes from a run with another configuration: {'; '.join(differences)}. "
-                f"Give this run another --output folder, or delete that file."
+                f"{path} comes from a run with another {', '.join(changes)}. Give this run another "
+                f"--output folder, or delete that file."
             )
-
-
-def option(field: str) -> str:
-    """As the command line has it."""
-    return f"--{field.replace('_', '-')}"

@@ -34,9 +34,6 @@ class Result:
     utilisation: list[Layer]  # in the network's order; empty where nothing is masked
     environment: dict[str, Any]
     command: str
-    # Test accuracy of the best and the last epoch, with batch norm's averages taken anew; None
-    # where there is no batch norm, and in files that are older than this field.
-    recalibrated: dict[str, float | None] | None = None
 
     @property
     def best(self) -> Epoch:
@@ -68,9 +65,7 @@ class Result:
     def read(cls, path: Path) -> "Result":
         try:
             content = json.loads(path.read_text())
-            stored = {
-                field.name: content[field.name] for field in fields(cls) if field.name in content
-            }
+            stored = {field.name: content[field.name] for field in fields(cls)}
             stored["configuration"] = Configuration.of(content["configuration"])
             stored["epochs"] = [Epoch(**epoch) for epoch in content["epochs"]]
             stored["utilisation"] = [Layer(**layer) for layer in content["utilisation"]]

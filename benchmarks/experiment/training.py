@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +26,9 @@ from benchmarks.files import replacing
 
 ADAM_EPSILON = 1e-7  # Keras's
 EVALUATION_BATCH = 1000
-
-# Where there is a terminal, and of the processes of torchrun in RANK 0; for a log the line that an
-# epoch leaves is enough.
+# Of the processes of torchrun in RANK 0 alone, and there only on a terminal.
 HIDDEN = os.environ.get("RANK", "0") != "0" or None
 progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=HIDDEN)
-Bar: TypeAlias = "tqdm[Any]"
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ def adam(model: nn.Module, configuration: Configuration) -> Optimizer:
     scores = set(masktorch.mask_parameters(model)) if configuration.estimator else set()
     trains = [p for p in model.parameters() if p.requires_grad]
     parts = [p for p in trains if p not in scores], [p for p in trains if p in scores]
-    lrs = configuration.first_lr, configuration.first_score_lr
+    lr, score_lr = configuration.first_lr, configuration.score_lr
+    lrs = lr, lr if score_lr is None else score_lr
     groups = [{"params": p, "initial_lr": lr} for p, lr in zip(parts, lrs, strict=True) if p]
     return torch.optim.Adam(groups, lr=lrs[0], eps=ADAM_EPSILON, fused=True)
 
@@ -91,14 +89,11 @@ def epoch_seed(configuration: Configuration, epoch: int) -> int:
 
 
 def train(
-    model: nn.Module, data: Dataset, configuration: Configuration, checkpoint: Path, whole_run: Bar
+    model: nn.Module, data: Dataset, configuration: Configuration, checkpoint: Path, whole_run: Any
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """Train what requires gradients, going on from `checkpoint` where there is one; return the
-    epochs and the state of the best one.
-
-    Everything random in an epoch follows from its `epoch_seed`, so a run that was killed and
-    resumed gives the numbers of one that was not, wherever the device computes reproducibly.
-    """
+    """Train what requires gradients; return the epochs and the state of the best one. Everything
+    random in an epoch follows from its `epoch_seed`, so a run that goes on from `checkpoint` gives
+    the numbers of one that was not stopped, wherever the device computes reproducibly."""
     device = data.train.images.device
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = adam(model, configuration)
@@ -195,29 +190,15 @@ def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tu
     return _means(totals, split)
 
 
-@torch.no_grad()
-def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) -> float | None:
-    """Test accuracy with batch norm's running averages, which lag behind the weights, replaced by
-    the plain means of one pass over the training images, augmented as in training; None where
-    there is no batch norm."""
-    model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
-        return None
-    for norm in norms:
-        norm.train().reset_running_stats()
-        norm.momentum = None  # a plain mean
-    seed = epoch_seed(configuration, configuration.epochs + 1)
-    for inputs, _ in batches(data.train, configuration, seed):
-        _logits(model, inputs, configuration)
-    return evaluate(model, data.test, configuration)[1]
-
-
 def _loss_and_totals(
     model: nn.Module, inputs: Tensor, labels: Tensor, configuration: Configuration
 ) -> tuple[Tensor, Tensor]:
     """The mean loss; and the sum of the losses with how many are right."""
-    logits = _logits(model, inputs, configuration)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    low = configuration.precision == "bfloat16"
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
+        logits = model(inputs)
+    logits = logits.float()
     loss, hits = cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
     return loss, torch.stack([loss.detach() * len(labels), hits])
 
@@ -225,11 +206,3 @@ def _loss_and_totals(
 def _means(totals: Tensor, split: Split) -> tuple[float, float]:
     loss, accuracy = (parallel.add_up(totals) / len(split.labels)).tolist()
     return loss, accuracy
-
-
-def _logits(model: nn.Module, inputs: Tensor, configuration: Configuration) -> Tensor:
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    low = configuration.precision == "bfloat16"
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
-        logits: Tensor = model(inputs)
-    return logits.float()

@@ -97,12 +97,9 @@ class Experiment:
     def differences(self) -> Iterator[Difference]:
         """Of each pair of arms, over the seeds that both have."""
         for one, (arm, other) in product(self.groups, PAIRS):
-            others = {
-                run.configuration.seed: run for run in self.groups.get(one.for_arm(other), ())
-            }
-            runs = [run for run in self.groups[one] if run.configuration.seed in others]
-            if one.arm == arm and runs:
-                both = [(run, others[run.configuration.seed]) for run in runs]
+            runs = product(self.groups[one], self.groups.get(one.for_arm(other), ()))
+            both = [(a, b) for a, b in runs if a.configuration.seed == b.configuration.seed]
+            if one.arm == arm and both:
                 best = tuple(a.best.test_accuracy - b.best.test_accuracy for a, b in both)
                 last = tuple(a.last.test_accuracy - b.last.test_accuracy for a, b in both)
                 yield Difference((arm, other), one, Paired(best), Paired(last))

@@ -1,4 +1,4 @@
-"""What a folder of results holds, for the terminal; of the demo's folder, the answer too."""
+"""What a folder of results holds, for the terminal."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from benchmarks.pages.comparison import experiments
 from benchmarks.pages.figures import curves, save
 from benchmarks.pages.render import render
 
-IMAGES = 359  # the digits that are test images
+IMAGES = {"digits": 359, "mnist": 10_000, "cifar10": 10_000}  # of the test sets
 
 
-def overview(folder: Positional[Path] = Path("runs")) -> str:
-    """Print the results of a folder as a table and draw their curves.
+def show(folder: Positional[Path] = Path("runs")) -> str:
+    """Print the results of a folder as a table, with what they answer, and draw their curves.
 
     Args:
         folder: Folder with the result files (*.json).
@@ -23,11 +23,5 @@ def overview(folder: Positional[Path] = Path("runs")) -> str:
             f"{folder} holds no result (*.json). Make some with `python -m benchmarks run "
             f"--output {folder}`, or name another folder."
         )
-    return render("show.txt", found=found, figure=save(curves(found), folder / "curves.png"))
-
-
-def show(folder: Path) -> str:
-    (demo,) = experiments("demo", folder)
-    arms = {of.arm: runs for of, runs in demo.groups.items()}
-    figure = save(curves([demo]), folder / "demo.png")
-    return render("demo.txt", arms=arms, images=IMAGES, figure=figure)
+    figure = save(curves(found), folder / f"{folder.name}.png")
+    return render("show.txt", found=found, images=IMAGES, figure=figure)

@@ -20,7 +20,7 @@ from benchmarks.experiment.results import read_results as read
 from benchmarks.files import write_text
 from benchmarks.pages import figures
 from benchmarks.pages.comparison import CONTROL, PAIRS, blog, experiments
-from benchmarks.pages.render import DOCS, render, spread
+from benchmarks.pages.render import DOCS, render
 
 # The studies that answer the question, with the folders of each.
 FOLDERS = {
@@ -77,13 +77,12 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def by_kind(runs: Sequence[Sequence[Layer]]) -> list[str]:
-    """The masked share (%) of each kind of layer."""
-    found = (
+def by_kind(runs: Sequence[Sequence[Layer]]) -> list[list[float | None]]:
+    """The masked share of each kind of layer, run by run."""
+    return [
         [masked_fraction_of([x for x in layers if part in x.layer]) for layers in runs]
         for part in KINDS.values()
-    )
-    return [spread([100 * one for one in of if one is not None], 1) for of in found]
+    ]
 
 
 def accuracies(runs: Sequence[Result]) -> list[float]:

@@ -6,6 +6,7 @@ import math
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,9 +135,8 @@ def repetition(size: int, device: torch.device) -> dict[str, float]:
 def network(size: int, device: torch.device) -> nn.Module:
     """Square linear layers with weights that are all one half, quickly made."""
     width = round((size / LAYERS) ** 0.5)
-    settings = {"bias": False, "dtype": torch.bfloat16, "device": device}
-    square = (nn.utils.skip_init(nn.Linear, width, width, **settings) for _ in range(LAYERS))
-    model = nn.Sequential(*square)
+    make = partial(nn.Linear, width, width, False, device=device, dtype=torch.bfloat16)
+    model = nn.Sequential(*(make() for _ in range(LAYERS)))
     for weight in model.parameters():
         nn.init.constant_(weight, 0.5)
     return model

@@ -36,17 +36,13 @@ SHOWN = (100, 1_000, 10_000, STEPS)  # of the table
 
 
 class Intermediate(torch.autograd.Function):
-    """Intermediate sampling of a one-hot draw along the last dimension.
-
-    Forward `z`, one-hot at the largest of `logits + noise`: a draw from `pi` where the noise is
-    Gumbel's. Backward, where `z` drew `k`, the derivative of KL(pi_D || pi):
+    """Intermediate Loss Sampling (2019-10-14), of which the library has two categories. Forward
+    `z`, one-hot at the largest of `logits + noise`: a draw from `pi` where the noise is Gumbel's.
+    Backward, where `z` drew `k`, the derivative of KL(pi_D || pi):
 
         delta = dL/dz - (dL/dz)[k]
         pi_D = h(z - alpha * delta),   h(v) = v / sum(v)
         dL/dlogits = pi - pi_D
-
-    Source: Intermediate Loss Sampling (2019-10-14); `masktorch.functional.intermediate` is its case
-    of two categories.
     """
 
     @staticmethod
@@ -98,8 +94,8 @@ def run(output: Path = RESULTS / "categorical", steps: int = STEPS, seed: int = 
     Args:
         output: Folder for categorical.json, with each method's divergence over the steps.
     """
-    content = {"command": command_line(), "environment": environment(torch.device("cpu"))}
-    content |= {"seed": seed, "categories": CATEGORIES}
+    content: dict[str, Any] = {"command": command_line(), "seed": seed, "categories": CATEGORIES}
+    content["environment"] = environment(torch.device("cpu"))
     recorded = {*np.geomspace(1, steps, 60).round().astype(int).tolist(), *SHOWN}
     found = {step: each for step, each in recover(steps, RUNS, seed) if step in recorded}
     names = ["intermediate sampling", *(f"Gumbel-softmax, T = {t:g}" for t in TEMPERATURES)]

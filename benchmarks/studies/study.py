@@ -12,7 +12,7 @@ from torch.utils.benchmark import Timer
 
 from benchmarks import Place
 from benchmarks.experiment import arms
-from benchmarks.experiment.configuration import Configuration, option
+from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import Split
 from benchmarks.experiment.networks import CLASSES, build
 from benchmarks.experiment.results import Result, read_results
@@ -54,10 +54,11 @@ def command(configuration: Configuration, folder: Path) -> str:
     words = ["python", "-m", "benchmarks", "run", "--dataset", configuration.dataset]
     words += ["--arms", configuration.arm]
     for name, (value, _) in configuration.changes(configuration.blogs).items():
+        option = name.replace("_", "-")
         if isinstance(value, bool):
-            words.append(option(name) if value else option(f"no_{name}"))
+            words.append(f"--{option}" if value else f"--no-{option}")
         elif value is not None:
-            words += [option(name), str(value)]
+            words += [f"--{option}", str(value)]
     return shlex.join([*words, "--output", str(folder)])
 
 

@@ -1,14 +1,13 @@
 """What a run does with what it finds: results, checkpoints and states of earlier ones."""
 
-import contextlib
 from dataclasses import replace
 
 import pytest
 import torch
 
 import masktorch
-from benchmarks import BenchmarkError, Place, files
-from benchmarks.experiment import arms, results
+from benchmarks import BenchmarkError, Place
+from benchmarks.experiment import results
 from benchmarks.experiment.arms import run, start
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import images, read_digits
@@ -174,26 +173,3 @@ def test_a_network_from_its_seed_and_masks_alone(tmp_path):
     other = build(replace(settings, seed=1).for_arm("mask"), data.image_shape)
     with pytest.raises(ValueError, match="expected the weights that the masks were saved over"):
         masktorch.load_masks(other, masks)
-
-
-@pytest.mark.parametrize("emulates", [True, False])
-def test_bfloat16_warns_where_it_is_emulated(emulates, tmp_path, monkeypatch):
-    monkeypatch.setattr(arms, "emulates_bfloat16", lambda: emulates)
-    tiny = replace(LENET, precision="bfloat16", epochs=1, train_images=64)
-    with (
-        pytest.warns(UserWarning, match="no bfloat16 instructions")
-        if emulates
-        else contextlib.nullcontext()
-    ):
-        go(tmp_path, tiny, arms=["weights"])
-
-
-@pytest.mark.parametrize(
-    ("text", "emulates"),
-    [("flags\t: sse avx2", True), ("flags : avx512_bf16", False), ("Features : bf16", False),
-     ("", False)],
-)  # fmt: skip
-def test_what_a_processor_says_of_bfloat16(text, emulates, monkeypatch):
-    monkeypatch.setattr(files.Path, "read_text", lambda path: text)
-    monkeypatch.setattr(files.Path, "exists", lambda path: True)
-    assert files.emulates_bfloat16() is emulates

@@ -311,4 +311,4 @@ def test_the_commands(tmp_path, call):
     code, text = call("show", tmp_path / "results" / "blog-small")
     assert code == 0
     assert "mask 3 51.00 (50.00 to 52.00) " in text
-    assert (tmp_path / "results" / "blog-small" / "curves.png").exists()
+    assert (tmp_path / "results" / "blog-small" / "blog-small.png").exists()
