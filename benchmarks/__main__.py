@@ -1,6 +1,7 @@
 """The command line: `python -m benchmarks --help`."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,11 +15,12 @@ from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.data import download
 from benchmarks.experiment.results import RESULTS
 from benchmarks.files import command_line
-from benchmarks.pages import demo as demo_page
+from benchmarks.pages import figures
 from benchmarks.pages import reproduction as reproduction_page
 from benchmarks.pages import speed as speed_page
+from benchmarks.pages.comparison import experiments
 from benchmarks.pages.render import render
-from benchmarks.speed import measure
+from benchmarks.speed import costs
 from benchmarks.studies import catalogue, categorical
 from benchmarks.studies import study as studies
 
@@ -42,7 +44,7 @@ def demo(output: Path = Path("runs")) -> str:
     # A network this small gains little from a second thread, and on a busy machine waits for it.
     torch.set_num_threads(1)
     list(studies.run(catalogue.DEMO, Place(output=output, device="cpu")))
-    return demo_page.show(output / catalogue.DEMO.name)
+    return show(output / catalogue.DEMO.name)
 
 
 @app.command
@@ -100,18 +102,30 @@ def study(
             f"{sum(minutes) / 60:.1f} hours for {len(minutes)} runs; more may follow from theirs."
         )
         return
-    if cluster:
-        from benchmarks.studies import cluster as engine  # asks for the extra `cluster`
-
-        paths = engine.run(chosen, place, cpus, gpus)
-    else:
-        paths = studies.run(chosen, place)
-    for path in paths:
+    make = partial(studies.run_on_cluster, cpus=cpus, gpus=gpus) if cluster else studies.run
+    for path in make(chosen, place):
         print(path)
 
 
 @app.command
-def speed(only: str = ",".join(measure.PARTS), output: Path = Path("runs/speed")) -> str:
+def show(folder: Positional[Path] = Path("runs")) -> str:
+    """Print the results of a folder as a table, with what they answer, and draw their curves.
+
+    Args:
+        folder: Folder with the result files (*.json).
+    """
+    found = [phase for one in experiments(folder.name, folder) for phase in one.phases()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no result (*.json). Make some with `python -m benchmarks run "
+            f"--output {folder}`, or name another folder."
+        )
+    figure = figures.save(figures.curves(found), folder / f"{folder.name}.png")
+    return render("show.txt", found=found, figure=figure)
+
+
+@app.command
+def speed(only: str = ",".join(costs.PARTS), output: Path = Path("runs/speed")) -> str:
     """Measure speed and memory beside plain training, on a GPU where there is one.
 
     About ten minutes on two idle cores.
@@ -123,12 +137,11 @@ def speed(only: str = ",".join(measure.PARTS), output: Path = Path("runs/speed")
         output: Folder for speed.json.
     """
     parts = only.split(",")
-    check_names("--only", parts, measure.PARTS)
-    content, path = measure.measure(parts, output, command_line())
+    check_names("--only", parts, costs.PARTS)
+    content, path = costs.measure(parts, output, command_line())
     return f"{speed_page.measured(content)}Written to {path}"
 
 
-app.command(demo_page.show)
 app.command(download)
 app.command(name="categorical")(categorical.run)
 app.command(name="reproduction")(reproduction_page.write)

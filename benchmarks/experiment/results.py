@@ -50,7 +50,7 @@ class Result:
 
     @property
     def masked_fraction(self) -> float | None:
-        return masked_fraction_of(self.utilisation)
+        return masked_share(self.utilisation)
 
     def write(self, path: Path) -> None:
         derived = {
@@ -111,7 +111,7 @@ def utilisation(model: nn.Module) -> list[Layer]:
     return [Layer(layer, size, masked / size) for layer, (size, masked) in counts.items()]
 
 
-def masked_fraction_of(layers: list[Layer]) -> float | None:
+def masked_share(layers: list[Layer]) -> float | None:
     """None where there are no layers."""
     size = sum(layer.parameters for layer in layers)
     return sum(layer.parameters * layer.masked for layer in layers) / size if layers else None

@@ -19,8 +19,7 @@ PAIRS = (("mask", "weights"), ("mix", "weights"), (CONTROL, "weights"), ("mix", 
 
 
 def blog(dataset: str) -> dict[str, Any]:
-    """The blog's own numbers, digitised from its figures (how exactly: the head of the JSON file);
-    empty where it has none."""
+    """The blog's own numbers, digitised from its figures; empty where it has none."""
     content = json.loads(Path(__file__).with_name("reference.json").read_text())
     found: dict[str, Any] = content["datasets"].get(dataset, {})
     return found and found | {"layers": [Layer(**layer) for layer in found["utilization"]]}
@@ -28,8 +27,7 @@ def blog(dataset: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Paired:
-    """Two arms of a seed share initial weights and images, so that their difference says more than
-    the two apart."""
+    """Of two arms, which share initial weights and images: the difference says more than both."""
 
     differences: tuple[float, ...]  # of accuracies, one per seed
 

@@ -58,8 +58,8 @@ def panels(count: int, width: float, height: float) -> tuple[Figure, list[Axes]]
 def legend_below(figure: Figure, columns: int = 2) -> Figure:
     pairs = (zip(*axes.get_legend_handles_labels(), strict=True) for axes in figure.axes)
     found = {label: handle for handle, label in chain.from_iterable(pairs)}
-    below = "outside lower center"
-    figure.legend(list(found.values()), list(found), loc=below, ncols=columns, frameon=False)
+    handles, labels = list(found.values()), list(found)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 

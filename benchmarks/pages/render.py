@@ -33,11 +33,9 @@ def title(of: Configuration) -> str:
     return ", ".join(parts + ([f"then lr {of.mix_lr:g}"] if of.mix_lr else []))
 
 
+_templates = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
 _environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
+    loader=_templates, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
 _environment.globals |= {"title": title, "DATASETS": DATASETS}
 _environment.filters["aligned"] = aligned

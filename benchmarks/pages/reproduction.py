@@ -8,14 +8,7 @@ from typing import Any
 import pandas as pd  # type: ignore[import-untyped]
 
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.results import (
-    RESULTS,
-    Groups,
-    Layer,
-    Result,
-    grouped,
-    masked_fraction_of,
-)
+from benchmarks.experiment.results import RESULTS, Groups, Layer, Result, grouped, masked_share
 from benchmarks.experiment.results import read_results as read
 from benchmarks.files import write_text
 from benchmarks.pages import figures
@@ -55,9 +48,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
     return {
         "main": main,
         "answers": {
-            pair: [
-                found.last for found in differences if found.pair == pair and found.last.interval
-            ]
+            pair: [one.last for one in differences if one.pair == pair and one.last.interval]
             for pair in PAIRS
         },
         "control": CONTROL,
@@ -80,7 +71,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
 def by_kind(runs: Sequence[Sequence[Layer]]) -> list[list[float | None]]:
     """The masked share of each kind of layer, run by run."""
     return [
-        [masked_fraction_of([x for x in layers if part in x.layer]) for layers in runs]
+        [masked_share([x for x in layers if part in x.layer]) for layers in runs]
         for part in KINDS.values()
     ]
 
@@ -119,9 +110,9 @@ def tickets(groups: Groups, folder: Path) -> dict[str, Lines]:
 def changes(groups: Groups, network: str) -> Iterator[tuple[Configuration, str, list[Result]]]:
     """Settings of one network: what each changes from the first, and that from the blog's."""
     named = ("dataset", "network", "depth", "width")
-    here = [of for of in groups if of.network == network]
+    same = [of for of in groups if of.network == network]
     # The setting that most are a change from comes first.
-    here.sort(key=lambda of: sum(len(of.changes(other, *named)) for other in here.copy()))
+    here = sorted(same, key=lambda of: sum(len(of.changes(other, *named)) for other in same))
     for of in here:
         changed = of.changes(of.blogs if of == here[0] else here[0], *named)
         words = ", ".join(f"{name} {ours}" for name, (ours, _) in changed.items())

@@ -60,8 +60,7 @@ def measured(content: dict[str, Any]) -> str:
 
 
 def judged(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The rows of each part that was measured, each with its `numbers` and, for those above their
-    targets, which are of CPUs, the target: `missed`."""
+    """By part, the rows with their `numbers` and the targets, which are of CPUs, that they miss."""
     cpu = content["environment"]["device"] == "cpu"
     found: dict[str, list[dict[str, Any]]] = {}
     for part, (where, base) in NUMBERS.items():

@@ -1,12 +1,14 @@
-"""Everything by itself: the estimators, as multiples of what memory allows; `wrap`, `save_masks`
-and so on, as multiples of a pass over the weights; mask files, beside the entropy of a mask."""
+"""The parts of what is measured; and those that are no training steps: the estimators alone, beside
+what memory allows, `wrap`, `save_masks` and so on, beside a pass over the weights, mask files."""
 
+import gc
 import io
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 import masktorch
-from benchmarks.speed import rivals
+from benchmarks.experiment.training import progress_bar
+from benchmarks.files import environment, write_json
+from benchmarks.speed import rivals, steps
 from benchmarks.speed.timing import Call, ratios, side_by_side, turn
 
 # Of the estimators. A masked tensor has to move 12 bytes an entry forward (weight, score, product)
@@ -54,12 +58,12 @@ def measure_floor(case: tuple[str, int], device: torch.device) -> dict[str, Any]
     scores = torch.randn(size, device=device, requires_grad=True)
     out, plain_scores = torch.empty_like(weight), scores.detach()
 
-    def passes(product: Product) -> Call:
-        return lambda: torch.autograd.grad(product(scores, weight), scores, gradient)
+    def passes(function: Product) -> Call:
+        return lambda: torch.autograd.grad(function(scores, weight), scores, gradient)
 
     calls: dict[str, Call] = {"add": lambda: torch.add(weight, plain_scores, out=out)}
-    for name, product in PRODUCTS.items():
-        calls[name] = passes(torch.compile(product) if mode == "compiled" else product)
+    for name, function in PRODUCTS.items():
+        calls[name] = passes(torch.compile(function) if mode == "compiled" else function)
     if mode == "eager" and size <= LONGEST_SORT:
         calls["sort alone"] = lambda: torch.sort(plain_scores)
     times = side_by_side(calls, seconds=SECONDS, at_least=AT_LEAST, device=device)
@@ -73,7 +77,7 @@ def measure_floor(case: tuple[str, int], device: torch.device) -> dict[str, Any]
     }
 
 
-def measure(size: int, device: torch.device) -> dict[str, Any]:
+def measure_functions(size: int, device: torch.device) -> dict[str, Any]:
     """Medians: seconds of each function, and multiples of the pass of the same repetition."""
     repetitions = REPETITIONS if REPETITIONS * size <= ENTRIES else 1
     times = pd.DataFrame([repetition(size, device) for _ in range(repetitions)])
@@ -135,8 +139,8 @@ def repetition(size: int, device: torch.device) -> dict[str, float]:
 def network(size: int, device: torch.device) -> nn.Module:
     """Square linear layers with weights that are all one half, quickly made."""
     width = round((size / LAYERS) ** 0.5)
-    make = partial(nn.Linear, width, width, False, device=device, dtype=torch.bfloat16)
-    model = nn.Sequential(*(make() for _ in range(LAYERS)))
+    make = partial(nn.utils.skip_init, nn.Linear, bias=False, device=device, dtype=torch.bfloat16)
+    model = nn.Sequential(*(make(width, width) for _ in range(LAYERS)))
     for weight in model.parameters():
         nn.init.constant_(weight, 0.5)
     return model
@@ -166,3 +170,29 @@ def measure_file(density: float, device: torch.device) -> dict[str, Any]:
         "bytes / entropy": len(file.getvalue()) / (entropy * scores.numel() / 8),
         **(pd.DataFrame(times).median() / scores.numel() * 1e9).to_dict(),
     }
+
+
+# By name: what can be measured on a device, and how.
+PARTS: dict[str, tuple[Callable[[torch.device], Sequence[Any]], Callable[..., dict[str, Any]]]] = {
+    "steps": (lambda device: steps.CASES[device.type], steps.measure),
+    "floor": (
+        lambda device: list(product(("eager", "compiled"), sizes(4, 8, bytes_=40))),
+        measure_floor,
+    ),
+    "memory": (lambda device: steps.MEMORY_CASES, steps.measure_memory),
+    "costs": (lambda device: sizes(6, 9, bytes_=10), measure_functions),
+    "files": (lambda device: DENSITIES, measure_file),
+}
+
+
+def measure(only: Sequence[str], output: Path, command: str) -> tuple[dict[str, Any], Path]:
+    """Measure these parts, on a GPU where there is one; every number is in `output`/speed.json."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_flush_denormal(True)  # before there is a second thread, which takes it over
+    content: dict[str, Any] = {"command": command, "environment": environment(device)}
+    todo = [(name, row) for name in only for row in PARTS[name][0](device)]
+    for name, row in (bar := progress_bar(todo, unit="row")):
+        bar.set_description(f"{name}: {row}")
+        content.setdefault(name, []).append(PARTS[name][1](row, device))
+        gc.collect()
+    return content, write_json(content, output / "speed.json")

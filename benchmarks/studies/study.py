@@ -1,11 +1,12 @@
 """A study is data: what it asks, and the runs that answer it. Here is what makes them."""
 
+import os
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch.utils.benchmark import Timer
@@ -19,6 +20,7 @@ from benchmarks.experiment.results import Result, read_results
 from benchmarks.experiment.training import adam, train_epoch
 
 Results: TypeAlias = Callable[[str], Sequence[Result]]  # of a study by its name, so far
+RETRIES = 10  # of a job whose worker is lost; an error of its own ends the study
 # Channels, side and number of the training images, for an estimate without any.
 SIZES = {"digits": (1, 8, 1_438), "mnist": (1, 28, 60_000), "cifar10": (3, 32, 50_000)}
 
@@ -41,6 +43,29 @@ def run(study: Study, place: Place) -> Iterator[Path]:
     while missing := study.missing(place.output):
         for configuration in missing:
             yield make(configuration, replace(place, output=place.output / study.name))
+
+
+def run_on_cluster(study: Study, place: Place, cpus: float, gpus: float) -> Iterator[Path]:
+    """Make them as jobs of a Ray cluster, as many at a time as there is room for. A job whose
+    worker was lost goes on from its run's checkpoint, in the folder all machines share."""
+    import ray  # of the extra `cluster`
+
+    here, folder = Path.cwd(), replace(place, output=place.output / study.name)
+
+    def job(before: Path | None, configuration: Configuration) -> Path:
+        """Ray runs it when it has `before`, the result of the run it goes on from."""
+        os.chdir(here)
+        return make(configuration, folder)
+
+    start = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(job).remote
+    while missing := study.missing(place.output):
+        jobs: dict[Configuration | None, Any] = {}
+        for configuration in missing:
+            jobs[configuration] = start(jobs.get(configuration.start), configuration)
+        waiting = list(jobs.values())
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            yield from ray.get(done)
 
 
 def make(configuration: Configuration, place: Place) -> Path:

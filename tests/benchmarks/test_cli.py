@@ -12,7 +12,6 @@ from benchmarks.experiment import data as download
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.results import Result
 from benchmarks.experiment.training import Epoch
-from benchmarks.pages import demo as pages_demo
 from benchmarks.pages.render import render
 from benchmarks.studies import catalogue
 
@@ -163,7 +162,7 @@ def test_the_demos_answer(right, answer, tmp_path):
     ]  # fmt: skip
     for each in found:
         each.write(tmp_path / f"{each.configuration.name}.json")
-    text = pages_demo.show(tmp_path)
+    text = cli.show(tmp_path)
     assert f"Is a mask a better start? {answer}: after 1 epochs more" in text
     chance = 196 * ((right * (1 - right) + 0.88 * 0.12) / 359) ** 0.5
     assert f"less than {chance:.1f} points" in text

@@ -33,15 +33,13 @@ ROOMS = {
         ["timing", "rivals"],
         ["steps"],
         ["costs"],
-        ["measure"],
     ],
-    "studies": [["categorical", "study"], ["catalogue", "cluster"]],
+    "studies": [["categorical", "study"], ["catalogue"]],
     "pages": [
         ["render"],
         ["comparison"],
         ["figures"],
-        ["demo", "speed"],
-        ["reproduction"],
+        ["reproduction", "speed"],
     ],
     "top": [["__main__"]],
 }

@@ -11,7 +11,7 @@ import torch
 import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.results import Layer, Result, grouped, masked_fraction_of, read_results
+from benchmarks.experiment.results import Layer, Result, grouped, masked_share, read_results
 from benchmarks.experiment.training import Epoch
 from benchmarks.files import replacing
 from benchmarks.pages.comparison import Experiment, blog
@@ -301,5 +301,5 @@ def test_the_blogs_numbers():
         assert all(len(c["train"]) == len(c["val"]) == 30 for c in curves)
 
 
-def test_masked_fraction_of():
-    assert masked_fraction_of([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25
+def test_masked_share():
+    assert masked_share([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25

@@ -17,7 +17,7 @@ from benchmarks.experiment.networks import kernels
 from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import speed as speed_page
 from benchmarks.pages.render import DOCS
-from benchmarks.speed import costs, measure, rivals, steps, timing
+from benchmarks.speed import costs, rivals, steps, timing
 from benchmarks.speed.timing import alone, ratios, side_by_side
 
 CPU = torch.device("cpu")
@@ -293,7 +293,7 @@ def test_alone():
     assert "HERE" not in os.environ
     assert alone(os.getpid, variables={}) != os.getpid()
     with pytest.raises(TypeError):
-        alone(costs.measure, "x", CPU, variables={})
+        alone(costs.measure_functions, "x", CPU, variables={})
 
 
 class TestFiles:
@@ -307,7 +307,7 @@ class TestFiles:
 
 class TestCosts:
     def test_a_size_is_measured(self):
-        row = costs.measure(1000, CPU)
+        row = costs.measure_functions(1000, CPU)
         names = [
             "pass", "wrap", "masks", "report", "budget.overall", "set_masks, learning", "using",
             "freeze_mask", "save_masks", "load_masks", "unwrap", "set_masks on a plain model",
@@ -330,8 +330,8 @@ def small_parts(monkeypatch):
         "files": (0.5,),
     }  # fmt: skip
     for name, of_part in rows.items():
-        _, how = measure.PARTS[name]
-        monkeypatch.setitem(measure.PARTS, name, (lambda device, rows=of_part: rows, how))
+        _, how = costs.PARTS[name]
+        monkeypatch.setitem(costs.PARTS, name, (lambda device, rows=of_part: rows, how))
 
 
 class TestCommand:
