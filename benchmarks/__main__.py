@@ -1,4 +1,5 @@
-"""The command line: `python -m benchmarks --help`."""
+"""The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch. Without a
+command: the demo, the blog's arms made small on built-in data."""
 
 import sys
 from functools import partial
@@ -23,11 +24,6 @@ from benchmarks.pages.render import render
 from benchmarks.speed import costs
 from benchmarks.studies import catalogue, categorical
 from benchmarks.studies import study as studies
-
-DESCRIPTION = """\
-The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch. Without a
-command: the demo, the blog's arms made small on built-in data.
-"""
 
 app = SubcommandApp()
 COMMITTED = Place(output=RESULTS)
@@ -117,8 +113,7 @@ def show(folder: Positional[Path] = Path("runs")) -> str:
     found = [phase for one in experiments(folder.name, folder) for phase in one.phases()]
     if not found:
         raise FileNotFoundError(
-            f"{folder} holds no result (*.json). Make some with `python -m benchmarks run "
-            f"--output {folder}`, or name another folder."
+            f"{folder} holds no result (*.json). Make some with `python -m benchmarks run`."
         )
     figure = figures.save(figures.curves(found), folder / f"{folder.name}.png")
     return render("show.txt", found=found, figure=figure)
@@ -151,7 +146,7 @@ app.command(name="speed-page")(speed_page.write)
 def main() -> None:
     command = sys.argv[1:] or ["demo"]
     try:
-        result = app.cli(prog="python -m benchmarks", description=DESCRIPTION, args=command)
+        result = app.cli(prog="python -m benchmarks", description=__doc__, args=command)
     except (ValueError, FileNotFoundError) as error:  # the benchmarks' own and masktorch's
         sys.exit(f"error: {error}")
     if result is not None:

@@ -40,14 +40,17 @@ def write_json(content: Any, path: Path) -> Path:
 
 def environment(device: torch.device) -> dict[str, Any]:
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
-    cuda = device.type == "cuda"
+    names = (line for line in cpuinfo().splitlines() if line.startswith("model name"))
+    processor = next(names, f": {platform.processor()}").partition(": ")[2]
+    if device.type == "cuda":
+        processor = torch.cuda.get_device_name(device)
     return {
         "masktorch": masktorch.__version__,
         "torch": torch.__version__,
         "commit": commit,
         "dirty": None if commit is None else bool(changes),
         "device": str(device),
-        "processor": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "processor": processor,
         "threads": torch.get_num_threads(),
     }
 
@@ -66,9 +69,7 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def _processor() -> str:
-    """What Linux says of the first one."""
+def cpuinfo() -> str:
+    """What Linux says of the processors; empty where it is not Linux."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    return path.read_text() if path.exists() else ""

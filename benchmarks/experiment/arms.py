@@ -1,6 +1,7 @@
 """The arms: what each one trains, where it starts, and the order in which they run."""
 
 import copy
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FRO
 from benchmarks.experiment.data import Dataset, images
 from benchmarks.experiment.networks import build
 from benchmarks.experiment.results import Result, find, utilisation
-from benchmarks.experiment.training import progress_bar, train
-from benchmarks.files import environment, replacing
+from benchmarks.experiment.training import progress_bar, recalibrated, train
+from benchmarks.files import cpuinfo, environment, replacing
 
 
 def run(options: Configuration, arms: Sequence[str], place: Place, command: str) -> list[Path]:
@@ -29,6 +30,9 @@ def run(options: Configuration, arms: Sequence[str], place: Place, command: str)
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.empty(0, device=auto if place.device == "auto" else place.device).device
+    flags = cpuinfo() if device.type == "cpu" else ""
+    if options.precision == "bfloat16" and flags and "bf16" not in flags:
+        warnings.warn("This processor emulates bfloat16: slower than float32.", stacklevel=2)
     # before training: the checkout may move on meanwhile
     origin = environment(device) | {"processes": parallel.size()}
     data = images(options, place.data_dir, device)
@@ -53,7 +57,10 @@ def _train(configuration: Configuration, data: Dataset, path: Path, bar: Any) ->
     model = build(configuration, data.image_shape)
     start(model, configuration, path.parent)
     history, best_state = train(model, data, configuration, path.with_suffix(".checkpoint.pt"), bar)
-    masks.load(model, best_state, configuration)
+    again = {}
+    for epoch in ("last", "best"):
+        again[epoch] = recalibrated(model, data, configuration)
+        masks.load(model, best_state, configuration)
     if parallel.rank() == 0:
         with replacing(path.with_suffix(".best.pt")) as partial:
             torch.save(best_state, partial)
@@ -64,6 +71,7 @@ def _train(configuration: Configuration, data: Dataset, path: Path, bar: Any) ->
         "estimator": None if estimator is None else repr(estimator),
         "epochs": history,
         "utilisation": utilisation(model) if configuration.arm in MASKED else [],
+        "recalibrated": None if again["last"] is None else again,
     }
 
 

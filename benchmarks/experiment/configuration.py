@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tyro.conf import Suppress
@@ -89,8 +88,7 @@ class Configuration:
             given = getattr(self, name) not in (None, "none")
             if given and self.arm in LEARNED and self.estimator != "topk":
                 raise BenchmarkError(
-                    f"--{name} is about --estimator topk; found --estimator "
-                    f"{self.estimator}, whose density follows from its scores. Leave it out."
+                    f"--{name} is about --estimator topk; found --estimator {self.estimator}."
                 )
         if self.arm in PRUNED and self.density is None:
             raise BenchmarkError(f"The arm {self.arm} expects a --density, found none.")
@@ -137,11 +135,3 @@ class Configuration:
         changes = [f"{name}={here}" for name, (here, _) in self.changes(self.blogs, *named).items()]
         parts = [self.dataset, self.network_name, self.arm, self.estimator, *changes]
         return "-".join([*(part for part in parts if part), f"seed{self.seed}"])
-
-    def check_same(self, found: "Configuration", path: Path) -> None:
-        """Raise where `path` belongs to another configuration than this one."""
-        if changes := self.changes(found):
-            raise BenchmarkError(
-                f"{path} comes from a run with another {', '.join(changes)}. Give this run another "
-                f"--output folder, or delete that file."
-            )

@@ -1,4 +1,4 @@
-"""Images as uint8 tensors, from the files of each data set as published; how to fetch those."""
+"""Images: fetched and read as they were published, then one random affine map each, and scaled."""
 
 import gzip
 import hashlib
@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from kornia.geometry.transform import get_affine_matrix2d, warp_affine
+from torch import Generator, Tensor
 from torch.hub import download_url_to_file
 from torch.nn.functional import adaptive_avg_pool2d
 from tyro.conf import Positional
@@ -37,6 +38,8 @@ MD5 = {  # of the files as they were published, unzipped
         "test_batch": "40351d587109b95175f43aff81a1287e",
     },
 }
+MAX_ROTATION = 20.0  # degrees, either way
+MAX_SHIFT = 0.2  # of the image's side, each way
 # Where they are in the folder of the data sets; `download` puts them in the first.
 FOLDERS = {"mnist": ("MNIST/raw", "mnist", "."), "cifar10": ("cifar-10-batches-py", ".")}
 
@@ -48,10 +51,8 @@ CIFAR10_ARCHIVE = "cifar-10-python.tar.gz"
 
 
 class Split(NamedTuple):
-    """Images (N, C, H, W) in uint8 and their classes (N,) in int64."""
-
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # (N, C, H, W), uint8
+    labels: Tensor  # (N,), int64
 
 
 class Dataset(NamedTuple):
@@ -89,6 +90,31 @@ def images(
     return Dataset(*splits)
 
 
+def scale(images: Tensor, faithful_to_mnist: bool = False) -> Tensor:
+    """Bytes to [-1, 1]; or to [-1, 509], the 2x - 1 that the blog's code applies to MNIST."""
+    return 2 * images.float() - 1 if faithful_to_mnist else images.float() / 127.5 - 1
+
+
+def augment(images: Tensor, generator: Generator) -> Tensor:
+    """Flip, rotate and shift each image (N, C, H, W) by chance; bytes in, floats in 0..255 out."""
+    u = torch.rand(4, len(images), generator=generator, device=images.device)
+    flip, turn, right, down = u[0] < 0.5, *(2 * u[1:] - 1)
+    shift = MAX_SHIFT * torch.stack([right, down], dim=1)
+    return transform(images, flip, MAX_ROTATION * turn, shift)
+
+
+def transform(images: Tensor, flip: Tensor, degrees: Tensor, shift: Tensor) -> Tensor:
+    """Flip left to right where `flip` (N,), turn about the centre by `degrees` (N,), then move by
+    `shift` (N, 2: x, y, in sides of the image): one bilinear resampling with the nearest pixel
+    filling in at the border."""
+    height, width = images.shape[-2:]
+    size = torch.tensor([width, height], dtype=torch.float32, device=images.device)
+    mirror = torch.stack([1 - 2 * flip.float(), torch.ones_like(degrees)], dim=1)
+    centre = ((size - 1) / 2).expand(len(images), 2)
+    matrix = get_affine_matrix2d(shift * size, centre, mirror, degrees)
+    return warp_affine(images.float(), matrix[:, :2], (height, width), padding_mode="border")
+
+
 def read_digits(data_dir: Path) -> Dataset:
     """1,797 digits of 8x8 that come with scikit-learn; every fifth one is a test image."""
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
@@ -97,9 +123,7 @@ def read_digits(data_dir: Path) -> Dataset:
     images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(digits.target).long()
     is_test = torch.arange(len(labels)) % 5 == 4
-    return Dataset(
-        Split(images[~is_test], labels[~is_test]), Split(images[is_test], labels[is_test])
-    )
+    return Dataset(*(Split(images[which], labels[which]) for which in (~is_test, is_test)))
 
 
 def read_mnist(data_dir: Path) -> Dataset:
@@ -179,9 +203,7 @@ def download(
         _fetch(base_url + archive.name, archive)
         names = [f"{folder.name}/{name}" for name in wanted]
         with suppress(tarfile.TarError, EOFError, zlib.error), tarfile.open(archive) as tar:
-            tar.extractall(
-                data_dir, [member for member in tar if member.name in names], filter="data"
-            )
+            tar.extractall(data_dir, [m for m in tar if m.name in names], filter="data")
         archive.unlink()
     published(dataset, data_dir)
     return folder

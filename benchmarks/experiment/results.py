@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,7 @@ RESULTS = Path("benchmarks/results")  # those that are committed, a folder a stu
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's kernel and bias together."""
-
-    layer: str
+    layer: str  # its kernel and bias together
     parameters: int
     masked: float  # the masked fraction of the best epoch's mask
 
@@ -34,6 +32,7 @@ class Result:
     utilisation: list[Layer]  # in the network's order; empty where nothing is masked
     environment: dict[str, Any]
     command: str
+    recalibrated: dict[str, float | None] | None = None  # accuracy of the best and the last epoch
 
     @property
     def best(self) -> Epoch:
@@ -65,7 +64,7 @@ class Result:
     def read(cls, path: Path) -> "Result":
         try:
             content = json.loads(path.read_text())
-            stored = {field.name: content[field.name] for field in fields(cls)}
+            stored = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
             stored["configuration"] = Configuration.of(content["configuration"])
             stored["epochs"] = [Epoch(**epoch) for epoch in content["epochs"]]
             stored["utilisation"] = [Layer(**layer) for layer in content["utilisation"]]
@@ -87,7 +86,11 @@ def find(folder: Path, configuration: Configuration) -> Path | None:
     path = folder / f"{configuration.name}.json"
     if not path.exists():
         return None
-    configuration.check_same(Result.read(path).configuration, path)
+    if changes := configuration.changes(Result.read(path).configuration):
+        raise BenchmarkError(
+            f"{path} comes from a run with another {', '.join(changes)}. Give this run another "
+            f"--output folder, or delete that file."
+        )
     return path
 
 

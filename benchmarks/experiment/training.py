@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import masktorch
 from benchmarks.experiment import masks, parallel
-from benchmarks.experiment.augmentation import augment, scale
 from benchmarks.experiment.configuration import STARTS_FROM, Configuration
-from benchmarks.experiment.data import Dataset, Split
+from benchmarks.experiment.data import Dataset, Split, augment, scale
 from benchmarks.files import replacing
 
 ADAM_EPSILON = 1e-7  # Keras's
@@ -101,7 +101,6 @@ def train(
     best_state: dict[str, Tensor] = {}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        configuration.check_same(Configuration.of(saved["configuration"]), checkpoint)
         masks.load(model, saved["model"], configuration)
         optimiser.load_state_dict(saved["optimiser"])
         history = [Epoch(**epoch) for epoch in saved["history"]]
@@ -124,7 +123,6 @@ def train(
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
         if parallel.rank() == 0:
             state = {
-                "configuration": asdict(configuration),
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "history": [asdict(epoch) for epoch in history],
@@ -188,6 +186,17 @@ def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tu
         inputs = scale(images, configuration.faithful_scaling)
         totals += _loss_and_totals(model, inputs, labels, configuration)[1]
     return _means(totals, split)
+
+
+@torch.no_grad()
+def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) -> float | None:
+    """Test accuracy with batch norm's running averages, which lag behind the weights, replaced by
+    plain means over the training images; None where there is no batch norm."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return None
+    seed = epoch_seed(configuration, configuration.epochs + 1)
+    update_bn(batches(data.train, configuration, seed), model)
+    return evaluate(model, data.test, configuration)[1]
 
 
 def _loss_and_totals(

@@ -12,7 +12,6 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.results import Groups, Layer, Result, grouped, read_results
-from benchmarks.pages.render import DATASETS
 
 CONTROL = "weights-then-weights"
 PAIRS = (("mask", "weights"), ("mix", "weights"), (CONTROL, "weights"), ("mix", CONTROL))
@@ -72,10 +71,6 @@ class Experiment:
     @property
     def results(self) -> list[Result]:
         return [result for runs in self.groups.values() for result in runs]
-
-    @property
-    def name(self) -> str:
-        return f"{DATASETS[self.results[0].configuration.dataset]}, `{self.study}`"
 
     @property
     def blog(self) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def line(axes: Axes, points: Points, **look: Any) -> None:
     x = sorted(points)
     middle, low, high = ([of(points[at]) for at in x] for of in (mean, min, max))
     (drawn,) = axes.plot(x, middle, **{"marker": "." if len(x) == 1 else "", **look})
-    axes.vlines(x, low, high, color=drawn.get_color(), alpha=0.3)
+    axes.fill_between(x, low, high, color=drawn.get_color(), alpha=0.2)
 
 
 def errors(arm: str, runs: Iterable[Sequence[float]]) -> Points:
@@ -96,11 +96,8 @@ def curves(found: Sequence[Experiment]) -> Figure:
                 line(panel, there, color=colour, alpha=FAINT, label=FAINTLY)
         plain(panel.yaxis)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.set(
-            title=title(of),
-            xlabel="epochs of training, the first phase's included",
-            ylabel="test error (%), lower is better",
-        )
+        panel.set(title=title(of), ylabel="test error (%), lower is better")
+        panel.set(xlabel="epochs of training, the first phase's included")
     return legend_below(figure)
 
 
@@ -117,10 +114,8 @@ def forest(found: Iterable[Difference]) -> Figure:
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.axvline(0, color="black", lw=1)
     figure.suptitle("By how much an arm is more accurate than another, last epoch")
-    axes.set(
-        ylim=(max(len(rows), 1) - 0.5, -0.5),
-        xlabel="percentage points: mean, 95 % interval; x: one seed",
-    )
+    axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+    axes.set_xlabel("percentage points: mean, 95 % interval; x: one seed")
     return figure
 
 

@@ -38,14 +38,14 @@ def demo(results: Results) -> Iterator[Configuration]:
 
 
 def blog(results: Results) -> Iterator[Configuration]:
-    """As published: WRN-28-8, for which one wants a GPU."""
+    """Is a mask a better start than none? As published: WRN-28-8, for which one wants a GPU."""
     for seed, dataset in product(SEEDS, BOTH):
         yield from each(Configuration(dataset, seed=seed))
 
 
 def blog_small(results: Results) -> Iterator[Configuration]:
-    """All is the blog's, its number of steps too, but for small images, the width and, of the arms
-    that go on, a second learning rate, which so small a network can use."""
+    """The same question, and all is the blog's, its number of steps too, but for small images, the
+    width and, of the arms that go on, a second learning rate, which so small a network can use."""
     small = Configuration("cifar10", depth=16, width=1, precision="bfloat16")
     for seed, dataset, mix_lr in product(SEEDS, BOTH, (1e-5, 1e-3)):
         side = {"cifar10": 16, "mnist": 14}[dataset]
@@ -114,7 +114,8 @@ def supermasks(results: Results) -> Iterator[Configuration]:
 
 
 def tickets(results: Results) -> Iterator[Configuration]:
-    """Each trained on, with a random mask of the same densities as control."""
+    """Is a learned mask a ticket, or better than one? Each trained on, with a random mask of the
+    same densities as control."""
     for base, seed in product((LENET, SMALL_CONV), SEEDS):
         dense = replace(base, seed=seed)
         yield from each(dense, ("weights", "weights-then-weights"))
@@ -122,14 +123,9 @@ def tickets(results: Results) -> Iterator[Configuration]:
             yield from each(replace(dense, density=density), SPARSE)
 
 
-DEMO = Study("demo", "Is a mask a better start than none, on small digits?", demo)
-STUDIES = {
-    study.name: study
-    for study in (
-        Study("blog-small", "Is a mask a better start than none, at the blog's steps?", blog_small),
-        Study("which-estimator", "Which estimator learns the best mask?", which_estimator),
-        Study("supermasks", "Does a mask alone reach the published supermasks?", supermasks),
-        Study("tickets", "Is a learned mask a ticket, or better than one?", tickets),
-        Study("blog", "Is a mask a better start than none, as the blog has it?", blog),
-    )
-}
+DEMO = Study("demo", demo)
+RUNS = {
+    "blog-small": blog_small, "which-estimator": which_estimator, "supermasks": supermasks,
+    "tickets": tickets, "blog": blog,
+}  # fmt: skip
+STUDIES = {name: Study(name, runs) for name, runs in RUNS.items()}

@@ -1,4 +1,4 @@
-"""A study is data: what it asks, and the runs that answer it. Here is what makes them."""
+"""A study is data: the runs that answer a question. Here is what makes them."""
 
 import os
 import shlex
@@ -28,7 +28,6 @@ SIZES = {"digits": (1, 8, 1_438), "mnist": (1, 28, 60_000), "cifar10": (3, 32, 5
 @dataclass(frozen=True)
 class Study:
     name: str  # and the folder of its results
-    question: str
     runs: Callable[[Results], Iterable[Configuration]]  # each after those that it goes on from
 
     def missing(self, output: Path) -> list[Configuration]:
@@ -91,10 +90,7 @@ def expected_seconds(configuration: Configuration) -> float:
     """Of all epochs: their training alone, of the plain network."""
     whole = SIZES[configuration.dataset][2] - (configuration.held_out or 0)
     steps = -(-(configuration.train_images or whole) // configuration.batch_size)
-    alike = replace(
-        configuration.for_arm("weights"), weights="glorot", epochs=1, lr=0, seed=0, held_out=None,
-        train_images=None,
-    )  # fmt: skip
+    alike = replace(configuration.for_arm("weights"), epochs=1, lr=0, seed=0, held_out=None)
     return configuration.epochs * steps * step_seconds(alike)
 
 

@@ -18,8 +18,7 @@ import torch
 import benchmarks
 from benchmarks import BenchmarkError
 from benchmarks.experiment import data as download
-from benchmarks.experiment.augmentation import transform
-from benchmarks.experiment.data import MD5, READERS
+from benchmarks.experiment.data import MD5, READERS, transform
 
 ROOT = Path(benchmarks.__file__).parents[1]
 

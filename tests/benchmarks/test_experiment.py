@@ -1,5 +1,6 @@
 """What a run does with what it finds: results, checkpoints and states of earlier ones."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 
 import masktorch
 from benchmarks import BenchmarkError, Place
-from benchmarks.experiment import results
+from benchmarks.experiment import arms, results
 from benchmarks.experiment.arms import run, start
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import images, read_digits
@@ -173,3 +174,14 @@ def test_a_network_from_its_seed_and_masks_alone(tmp_path):
     other = build(replace(settings, seed=1).for_arm("mask"), data.image_shape)
     with pytest.raises(ValueError, match="expected the weights that the masks were saved over"):
         masktorch.load_masks(other, masks)
+
+
+@pytest.mark.parametrize(
+    ("text", "emulates"), [("flags : sse avx2", True), ("flags : avx512_bf16", False), ("", False)]
+)
+def test_bfloat16_warns_where_it_is_emulated(text, emulates, tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "cpuinfo", lambda: text)
+    tiny = replace(LENET, precision="bfloat16", epochs=1, train_images=64)
+    warned = pytest.warns(UserWarning, match="emulates bfloat16")
+    with warned if emulates else contextlib.nullcontext():
+        go(tmp_path, tiny, arms=["weights"])

@@ -21,7 +21,7 @@ OUTSIDE = {
 ROOMS = {
     "": [["__init__"], ["files"]],
     "experiment": [
-        ["configuration", "augmentation"],
+        ["configuration"],
         ["data"],
         ["networks"],
         ["masks", "parallel"],

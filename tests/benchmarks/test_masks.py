@@ -194,3 +194,30 @@ def test_what_no_run_can_be_made_of(changes, arm, message, tiny, go, tmp_path):
     with pytest.raises(BenchmarkError, match=message):
         go(tiny(**changes), [arm])
     assert not (tmp_path / "runs").exists()
+
+
+def test_recalibrated(tiny, go, monkeypatch):
+    """Plain means over the augmented training images in place of the running averages; the best
+    state that is kept has its own."""
+    options = tiny(network="wrn", depth=10, width=1, batch_size=32, augmentation=False)
+    (path,) = go(options, ["weights"])
+    result = Result.read(path)
+    model = build(result.configuration, SHAPE)
+    state = torch.load(path.with_suffix(".best.pt"), weights_only=True)
+    model.load_state_dict(state)
+    data = training_data(options)
+    again = training.recalibrated(model, data, options)
+    assert again == result.recalibrated["best"]
+    assert result.recalibrated.keys() == {"best", "last"}
+    after = model.state_dict()
+    assert torch.equal(after["stem.weight"], state["stem.weight"])
+    inputs = data.train.images.float() / 127.5 - 1
+    means = torch.nn.functional.conv2d(
+        inputs, state["stem.weight"], state["stem.bias"], padding=1
+    ).mean((0, 2, 3))
+    torch.testing.assert_close(after["stem_norm.running_mean"], means, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(state["stem_norm.running_mean"], means, rtol=0.1)
+
+
+def training_data(options):
+    return experiment.images(options, "unused")

@@ -126,6 +126,7 @@ def test_batch_norm_on_cpus_is_each_ones_own_and_ends_the_same(torchrun, tmp_pat
     assert code == 0, output
     (path,) = (tmp_path / "runs").glob("*.json")
     content = json.loads(path.read_text())
+    assert content["recalibrated"].keys() == {"best", "last"}
     assert len(content["epochs"]) == 2
 
 

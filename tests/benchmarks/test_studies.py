@@ -56,7 +56,6 @@ def test_runs_are_possible_and_in_order(name):
         assert configuration == configuration.for_arm(configuration.arm)
         start = configuration.start
         assert start is None or start in found[:number]
-    assert STUDIES[name].question.endswith("?")
     assert len({configuration.name for configuration in found}) == len(found)
 
 
@@ -141,7 +140,7 @@ def small(tiny, monkeypatch):
         if len(results("small")) >= 4:
             yield tiny(seed=1).for_arm("weights")
 
-    found = Study("small", "Is it?", runs)
+    found = Study("small", runs)
     monkeypatch.setitem(catalogue.STUDIES, "small", found)
     return found
 
