@@ -1,6 +1,5 @@
 """Files of numbers: written whole or not at all, with the software, the machine and the command."""
 
-import json
 import os
 import platform
 import shlex
@@ -32,10 +31,6 @@ def write_text(text: str, path: Path) -> Path:
     with replacing(path) as beside:
         beside.write_text(text)
     return path
-
-
-def write_json(content: Any, path: Path) -> Path:
-    return write_text(json.dumps(content, indent=1) + "\n", path)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

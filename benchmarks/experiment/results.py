@@ -12,7 +12,7 @@ import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.training import Epoch, best_epoch
-from benchmarks.files import write_json
+from benchmarks.files import write_text
 
 RESULTS = Path("benchmarks/results")  # those that are committed, a folder a study
 
@@ -58,7 +58,7 @@ class Result:
             "wall_seconds": self.wall_seconds,
             "masked_fraction": self.masked_fraction,
         }
-        write_json(asdict(self) | derived, path)
+        write_text(json.dumps(asdict(self) | derived, indent=1) + "\n", path)
 
     @classmethod
     def read(cls, path: Path) -> "Result":
@@ -77,7 +77,6 @@ class Result:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """All results of a folder, by file name."""
     return [Result.read(path) for path in sorted(folder.glob("*.json"))]
 
 

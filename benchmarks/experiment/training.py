@@ -195,7 +195,9 @@ def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) 
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return None
     seed = epoch_seed(configuration, configuration.epochs + 1)
-    update_bn(batches(data.train, configuration, seed), model)
+    low = configuration.precision == "bfloat16"
+    with torch.autocast(data.train.images.device.type, dtype=torch.bfloat16, enabled=low):
+        update_bn(batches(data.train, configuration, seed), model)
     return evaluate(model, data.test, configuration)[1]
 
 

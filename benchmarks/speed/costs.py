@@ -3,6 +3,7 @@ what memory allows, `wrap`, `save_masks` and so on, beside a pass over the weigh
 
 import gc
 import io
+import json
 import math
 import os
 import tempfile
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 import masktorch
 from benchmarks.experiment.training import progress_bar
-from benchmarks.files import environment, write_json
+from benchmarks.files import environment, write_text
 from benchmarks.speed import rivals, steps
 from benchmarks.speed.timing import Call, ratios, side_by_side, turn
 
@@ -195,4 +196,4 @@ def measure(only: Sequence[str], output: Path, command: str) -> tuple[dict[str, 
         bar.set_description(f"{name}: {row}")
         content.setdefault(name, []).append(PARTS[name][1](row, device))
         gc.collect()
-    return content, write_json(content, output / "speed.json")
+    return content, write_text(json.dumps(content, indent=1) + "\n", output / "speed.json")
