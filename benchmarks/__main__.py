@@ -115,7 +115,7 @@ def show(folder: Positional[Path] = Path("runs")) -> str:
         raise FileNotFoundError(
             f"{folder} holds no result (*.json). Make some with `python -m benchmarks run`."
         )
-    figure = figures.save(figures.curves(found), folder / f"{folder.name}.png")
+    figure = figures.save(figures.curves(found), folder / f"{folder.resolve().name}.png")
     return render("show.txt", found=found, figure=figure)
 
 
