@@ -4,88 +4,60 @@ import copy
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import masktorch
-from benchmarks import BenchmarkError
-from benchmarks.atomic import replacing
+from benchmarks import Place
 from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FROM, Configuration
 from benchmarks.experiment.data import Dataset, images
 from benchmarks.experiment.networks import build
 from benchmarks.experiment.results import Result, find, utilisation
-from benchmarks.experiment.training import Bar, progress_bar, recalibrated, train
-from benchmarks.provenance import emulates_bfloat16, environment
+from benchmarks.experiment.training import progress_bar, recalibrated, train
+from benchmarks.files import cpuinfo, environment, replacing
 
 
-def run(
-    options: Configuration,
-    arms: Sequence[str],
-    data_dir: Path,
-    output: Path,
-    device_name: str,
-    command: str,
-) -> list[Path]:
-    """Run `arms`, and the arms they start from, on one data set; return the result files.
-
-    An arm that has its result is skipped, one that was stopped goes on after its last epoch.
-    """
-    if unknown := [arm for arm in arms if arm not in ARMS]:
-        raise BenchmarkError(
-            f"--arms: {', '.join(map(repr, unknown))} is no arm; choose from {', '.join(ARMS)}, "
-            f"with commas between them."
-        )
+def run(options: Configuration, arms: Sequence[str], place: Place, command: str) -> list[Path]:
+    """Run `arms`, and the arms they start from, but for those that have their results; return the
+    result files."""
     needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
     configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
     for configuration in configurations:
         configuration.check()
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
-    device = _device(device_name)
-    if options.precision == "bfloat16" and device.type == "cpu" and emulates_bfloat16():
-        warnings.warn(
-            "--precision bfloat16: this processor has no bfloat16 instructions and emulates them, "
-            "which takes convolutions about ten times as long as float32.",
-            stacklevel=2,
-        )
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.empty(0, device=auto if place.device == "auto" else place.device).device
+    flags = cpuinfo() if device.type == "cpu" else ""
+    if options.precision == "bfloat16" and flags and "bf16" not in flags:
+        warnings.warn("This processor emulates bfloat16: slower than float32.", stacklevel=2)
     # before training: the checkout may move on meanwhile
     origin = environment(device) | {"processes": parallel.size()}
-    data = images(options, data_dir, device)
-    paths = []
-    epochs = len(configurations) * options.epochs
+    data = images(options, place.data_dir, device)
+    found = {configuration: find(place.output, configuration) for configuration in configurations}
+    epochs = sum(configuration.epochs for configuration, path in found.items() if path is None)
     with progress_bar(total=epochs, desc="whole run", unit="epoch") as whole_run:
-        for configuration in configurations:
-            path = find(output, configuration)
-            if path is None:
-                path = output / f"{configuration.name}.json"
-                result = _train(configuration, data, path, whole_run, origin, command)
-                if parallel.rank() == 0:
-                    result.write(path)
-                    path.with_suffix(".checkpoint.pt").unlink()
-                parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
-            else:
+        for configuration, path in found.items():
+            if path is not None:
                 whole_run.write(f"{configuration.arm}: skipped, {path} is there already")
-                whole_run.total -= configuration.epochs
-                whole_run.refresh()
-            paths.append(path)
-    return paths
+                continue
+            found[configuration] = path = place.output / f"{configuration.name}.json"
+            numbers = _train(configuration, data, path, whole_run)
+            if parallel.rank() == 0:
+                Result(configuration, **numbers, environment=origin, command=command).write(path)
+                path.with_suffix(".checkpoint.pt").unlink()
+            parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
+    return [path for path in found.values() if path is not None]
 
 
-def _train(
-    configuration: Configuration,
-    data: Dataset,
-    path: Path,
-    bar: Bar,
-    origin: dict[str, object],
-    command: str,
-) -> Result:
-    """The result. The best epoch's state, and the mask arm's masks, are written beside `path`."""
+def _train(configuration: Configuration, data: Dataset, path: Path, bar: Any) -> dict[str, Any]:
+    """What comes out. The best epoch's state and the mask arm's masks are written beside `path`."""
     model = build(configuration, data.image_shape)
     start(model, configuration, path.parent)
-    checkpoint = path.with_suffix(".checkpoint.pt")
-    history, best_state = train(model, data, configuration, checkpoint, bar)
-    again: dict[str, float | None] = {}
+    history, best_state = train(model, data, configuration, path.with_suffix(".checkpoint.pt"), bar)
+    again = {}
     for epoch in ("last", "best"):
         again[epoch] = recalibrated(model, data, configuration)
         masks.load(model, best_state, configuration)
@@ -95,15 +67,12 @@ def _train(
         if configuration.arm == "mask":
             masktorch.save_masks(model.cpu(), path.with_suffix(".masks.npz"))
     estimator = masks.estimator(configuration)
-    return Result(
-        configuration=configuration,
-        estimator=None if estimator is None else repr(estimator),
-        epochs=history,
-        utilisation=utilisation(model) if configuration.arm in MASKED else [],
-        environment=origin,
-        command=command,
-        recalibrated=None if again["last"] is None else again,
-    )
+    return {
+        "estimator": None if estimator is None else repr(estimator),
+        "epochs": history,
+        "utilisation": utilisation(model) if configuration.arm in MASKED else [],
+        "recalibrated": None if again["last"] is None else again,
+    }
 
 
 def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
@@ -112,11 +81,11 @@ def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
         masks.wrap(model, configuration)
     if (first := configuration.start) is None:
         return
-    path = (find(output, first) or output / f"{first.name}.json").with_suffix(".best.pt")
+    path = output / f"{first.name}.best.pt"
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: the arm {configuration.arm} starts from it. Delete "
-            f"{path.name.removesuffix('.best.pt')}.json beside it and run again to train it anew."
+            f"{first.name}.json beside it and run again to train it anew."
         )
     state = torch.load(path, map_location="cpu", weights_only=True)
     if configuration.arm in ("mix", "weights-then-weights"):
@@ -134,15 +103,3 @@ def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
         masktorch.set_masks(model, given)
     if configuration.arm in MASKED:
         masktorch.freeze_weights(model, False)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BenchmarkError(
-            f"--device must be one that this torch can compute on (cpu, cuda, cuda:1, ...); found "
-            f"{name!r}: {str(error).splitlines()[0]}"
-        ) from error

@@ -2,17 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from tyro.conf import Suppress
 
 from benchmarks import BenchmarkError
 
-# In the order in which they can run; and the arm from whose best epoch one goes on.
-ARMS = (
-    "mask", "weights", "mix", "weights-then-weights", "ticket", "random-mix", "random-ticket",
-)  # fmt: skip
+# The arms in the order in which they can run; and the one from whose best epoch one goes on.
 STARTS_FROM = {
     "mix": "mask",
     "weights-then-weights": "weights",
@@ -20,6 +16,7 @@ STARTS_FROM = {
     "random-mix": "mask",
     "random-ticket": "weights",
 }
+ARMS = ("mask", "weights", *STARTS_FROM)
 Images: TypeAlias = Literal["digits", "mnist", "cifar10"]
 Method: TypeAlias = Literal[
     "threshold", "bernoulli", "intermediate", "topk", "nofm", "piggyback", "hard-concrete",
@@ -42,20 +39,16 @@ class Configuration:
     """One arm run; the defaults are the blog's. The command line of `run` is made from these fields
     and their comments."""
 
-    dataset: Images
-    """digits come with scikit-learn; for the others see `download`."""
+    dataset: Images  # digits come with scikit-learn; for the others see `download`.
     arm: Suppress[str] = "mask"
     network: Literal["wrn", "lenet-300-100", "conv-2", "conv-4", "conv-6"] = "wrn"
     """wrn: the blog's wide residual network."""
-    depth: int | None = 28
-    """Of the wrn: 6n + 4 layers."""
-    width: int | None = 8
-    """Of the wrn: channels / 16."""
+    depth: int | None = 28  # Of the wrn: 6n + 4 layers.
+    width: int | None = 8  # Of the wrn: channels / 16.
     weights: Literal["glorot", "signed-constant", "signed-kaiming"] = "glorot"
     """Before training. signed-constant: sign(W) * std(W) of each glorot kernel W. signed-kaiming:
     sign(W) * sqrt(2 / fan_in), and / sqrt(density) under a mask that has one."""
-    estimator: Method | None = "threshold"
-    """How the mask follows from its scores (arms mask and mix)."""
+    estimator: Method | None = "threshold"  # How the mask follows from its scores.
     density: float | None = None
     """Kept by topk, and by ticket and its control. None: the estimator's own."""
     budget: Literal["none", "overall", "erk"] = "none"
@@ -65,34 +58,24 @@ class Configuration:
     """How topk's density falls from 1, an epoch at a time, over three quarters of the epochs."""
     init: float | Literal["normal"] | None = None
     """Where scores start. normal: standard normal. None: the estimator's own."""
-    rescale: bool = False
-    """Divide the weights under the mask by its density."""
-    epochs: int = 30
-    """Per arm."""
+    rescale: bool = False  # Divide the weights under the mask by its density.
+    epochs: int = 30  # Per arm.
     batch_size: int = 128
-    lr: float = 1e-2
-    """Adam's, arms mask and weights."""
-    score_lr: float | None = None
-    """Of the scores, arm mask. None: lr."""
-    mix_lr: float | None = 1e-5
-    """Adam's, arms that go on from another."""
+    lr: float = 1e-2  # Adam's, arms mask and weights.
+    score_lr: float | None = None  # Of the scores, arm mask. None: lr.
+    mix_lr: float | None = 1e-5  # Adam's, arms that go on from another.
     schedule: Literal["plateau", "cosine"] = "plateau"
     """plateau: Keras's, on the training accuracy. cosine: down to 0."""
-    seed: int = 0
-    """Of all randomness."""
+    seed: int = 0  # Of all randomness.
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16: autocast, faster on some machines."""
-    train_images: int | None = None
-    """Train on the first so many only. None: all."""
+    train_images: int | None = None  # Train on the first so many only. None: all.
     held_out: int | None = None
     """Measure on so many of the last training images, and do not train on them. None: on the test
     set."""
-    image_size: int | None = None
-    """Images averaged to so many pixels a side. None: as they are."""
-    faithful_scaling: bool = False
-    """MNIST as the blog's code has it: 2x - 1 of the bytes, -1 to 509, not -1 to 1."""
-    augmentation: bool = True
-    """Flip, rotate and shift the training images as the blog does."""
+    image_size: int | None = None  # Averaged to so many pixels a side. None: as they are.
+    faithful_scaling: bool = False  # 2x - 1 of the bytes, -1 to 509, as the blog has MNIST.
+    augmentation: bool = True  # Flip, rotate and shift the training images as the blog does.
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "Configuration":
@@ -101,24 +84,11 @@ class Configuration:
 
     def check(self) -> None:
         """Raise for what no run can be made of."""
-        for least, names in {
-            0: ("seed", "lr", "score_lr", "mix_lr"),
-            1: ("width", "epochs", "batch_size", "image_size"),
-        }.items():
-            for name in names:
-                if (found := getattr(self, name)) is not None and found < least:
-                    raise BenchmarkError(f"{option(name)} must be at least {least}; found {found}.")
-        if self.faithful_scaling and self.dataset != "mnist":
-            raise BenchmarkError(
-                f"--faithful-scaling is about MNIST alone; found --dataset {self.dataset}. Leave "
-                f"it out."
-            )
         for name in ("density", "budget", "schedule_density"):
             given = getattr(self, name) not in (None, "none")
             if given and self.arm in LEARNED and self.estimator != "topk":
                 raise BenchmarkError(
-                    f"{option(name)} is about --estimator topk; found --estimator "
-                    f"{self.estimator}, whose density follows from its scores. Leave it out."
+                    f"--{name} is about --estimator topk; found --estimator {self.estimator}."
                 )
         if self.arm in PRUNED and self.density is None:
             raise BenchmarkError(f"The arm {self.arm} expects a --density, found none.")
@@ -155,10 +125,6 @@ class Configuration:
         return self.lr if self.mix_lr is None else self.mix_lr
 
     @property
-    def first_score_lr(self) -> float:
-        return self.first_lr if self.score_lr is None else self.score_lr
-
-    @property
     def network_name(self) -> str:
         return f"wrn-{self.depth}-{self.width}" if self.network == "wrn" else self.network
 
@@ -169,19 +135,3 @@ class Configuration:
         changes = [f"{name}={here}" for name, (here, _) in self.changes(self.blogs, *named).items()]
         parts = [self.dataset, self.network_name, self.arm, self.estimator, *changes]
         return "-".join([*(part for part in parts if part), f"seed{self.seed}"])
-
-    def check_same(self, found: "Configuration", path: Path) -> None:
-        """Raise where `path` belongs to another configuration than this one."""
-        if changes := self.changes(found):
-            differences = [
-                f"{k} is {there!r} there and {here!r} here" for k, (here, there) in changes.items()
-            ]
-            raise BenchmarkError(
-                f"{path} comes from a run with another configuration: {'; '.join(differences)}. "
-                f"Give this run another --output folder, or delete that file."
-            )
-
-
-def option(field: str) -> str:
-    """As the command line has it."""
-    return f"--{field.replace('_', '-')}"

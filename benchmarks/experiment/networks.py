@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -12,12 +13,13 @@ from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration
 
 CLASSES = 10  # in each of the three data sets
+# Keras's defaults; its momentum 0.99 is the share kept, PyTorch's 0.01 the share replaced.
+batch_norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 
 
 def build(configuration: Configuration, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The network with its random initialisation W0, the same for every arm of a seed: kernels
-    Glorot-uniform and biases zero, as Keras has it, then what `configuration.weights` makes of
-    them."""
+    """The network at W0, the same for every arm of a seed: kernels Glorot-uniform and biases zero,
+    as Keras has it, then what `configuration.weights` makes of them."""
     torch.manual_seed(configuration.seed)
     if configuration.network == "wrn":
         network = wide_resnet(image_shape[0], configuration.depth or 0, configuration.width or 0)
@@ -52,21 +54,20 @@ def wide_resnet(channels: int, depth: int, width: int) -> nn.Module:
             f"The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); found {depth}."
         )
     blocks = (depth - 4) // 6
-    return nn.Sequential(
-        OrderedDict(
-            stem=nn.Conv2d(channels, 16, 3, padding=1),
-            stem_norm=_batch_norm(16),
-            stem_relu=nn.ReLU(),
-            group1=_group(16, 16 * width, blocks),
-            pool1=nn.MaxPool2d(2),
-            group2=_group(16 * width, 32 * width, blocks),
-            pool2=nn.MaxPool2d(2),
-            group3=_group(32 * width, 64 * width, blocks),
-            average=nn.AdaptiveAvgPool2d(1),
-            flatten=nn.Flatten(),
-            classifier=nn.Linear(64 * width, CLASSES),
-        )
+    layers = OrderedDict(
+        stem=nn.Conv2d(channels, 16, 3, padding=1),
+        stem_norm=batch_norm(16),
+        stem_relu=nn.ReLU(),
+        group1=_group(16, 16 * width, blocks),
+        pool1=nn.MaxPool2d(2),
+        group2=_group(16 * width, 32 * width, blocks),
+        pool2=nn.MaxPool2d(2),
+        group3=_group(32 * width, 64 * width, blocks),
+        average=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(64 * width, CLASSES),
     )
+    return nn.Sequential(layers)
 
 
 class Block(nn.Module):
@@ -75,9 +76,9 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.norm1 = _batch_norm(outputs)
+        self.norm1 = batch_norm(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
-        self.norm2 = _batch_norm(outputs)
+        self.norm2 = batch_norm(outputs)
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
         self.relu = nn.ReLU()
 
@@ -94,24 +95,18 @@ def _group(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(OrderedDict(named))
 
 
-def _batch_norm(channels: int) -> nn.BatchNorm2d:
-    """Keras's defaults; its momentum 0.99 is the share kept, PyTorch's 0.01 the share replaced."""
-    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
-
-
 def lenet_300_100(image_shape: tuple[int, int, int]) -> nn.Module:
     """Fully connected, 300 and 100 hidden units, ReLU (LeCun et al. 1998)."""
     channels, height, width = image_shape
-    return nn.Sequential(
-        OrderedDict(
-            flatten=nn.Flatten(),
-            hidden1=nn.Linear(channels * height * width, 300),
-            relu1=nn.ReLU(),
-            hidden2=nn.Linear(300, 100),
-            relu2=nn.ReLU(),
-            classifier=nn.Linear(100, CLASSES),
-        )
+    layers = OrderedDict(
+        flatten=nn.Flatten(),
+        hidden1=nn.Linear(channels * height * width, 300),
+        relu1=nn.ReLU(),
+        hidden2=nn.Linear(300, 100),
+        relu2=nn.ReLU(),
+        classifier=nn.Linear(100, CLASSES),
     )
+    return nn.Sequential(layers)
 
 
 def conv(image_shape: tuple[int, int, int], layers: int) -> nn.Module:

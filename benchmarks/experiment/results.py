@@ -1,7 +1,8 @@
 """One JSON file per arm run: what was run, on what, and every number that came out."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,16 @@ from torch import nn
 
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.atomic import write_json
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.training import Epoch, best_epoch
+from benchmarks.files import write_text
 
 RESULTS = Path("benchmarks/results")  # those that are committed, a folder a study
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer's kernel and bias together."""
-
-    layer: str
+    layer: str  # its kernel and bias together
     parameters: int
     masked: float  # the masked fraction of the best epoch's mask
 
@@ -33,9 +32,7 @@ class Result:
     utilisation: list[Layer]  # in the network's order; empty where nothing is masked
     environment: dict[str, Any]
     command: str
-    # Test accuracy of the best and the last epoch, with batch norm's averages taken anew; None
-    # where there is no batch norm, and in files that are older than this field.
-    recalibrated: dict[str, float | None] | None = None
+    recalibrated: dict[str, float | None] | None = None  # accuracy of the best and the last epoch
 
     @property
     def best(self) -> Epoch:
@@ -52,7 +49,7 @@ class Result:
 
     @property
     def masked_fraction(self) -> float | None:
-        return overall_masked_fraction(self.utilisation)
+        return masked_share(self.utilisation)
 
     def write(self, path: Path) -> None:
         derived = {
@@ -61,21 +58,17 @@ class Result:
             "wall_seconds": self.wall_seconds,
             "masked_fraction": self.masked_fraction,
         }
-        write_json(asdict(self) | derived, path)
+        write_text(json.dumps(asdict(self) | derived, indent=1) + "\n", path)
 
     @classmethod
     def read(cls, path: Path) -> "Result":
         try:
             content = json.loads(path.read_text())
-            return cls(
-                configuration=Configuration.of(content["configuration"]),
-                estimator=content["estimator"],
-                epochs=[Epoch(**epoch) for epoch in content["epochs"]],
-                utilisation=[Layer(**layer) for layer in content["utilisation"]],
-                environment=content["environment"],
-                command=content["command"],
-                recalibrated=content.get("recalibrated"),
-            )
+            stored = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+            stored["configuration"] = Configuration.of(content["configuration"])
+            stored["epochs"] = [Epoch(**epoch) for epoch in content["epochs"]]
+            stored["utilisation"] = [Layer(**layer) for layer in content["utilisation"]]
+            return cls(**stored)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BenchmarkError(
                 f"{path}: expected a result of `python -m benchmarks run`, found another file "
@@ -84,18 +77,30 @@ class Result:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """All results of a folder, by file name."""
     return [Result.read(path) for path in sorted(folder.glob("*.json"))]
 
 
 def find(folder: Path, configuration: Configuration) -> Path | None:
-    """The result of a configuration, whatever its file is called."""
+    """The result of a configuration, where there is one."""
     path = folder / f"{configuration.name}.json"
-    if path.exists():
-        configuration.check_same(Result.read(path).configuration, path)
-        return path
-    others = sorted(folder.glob(f"{configuration.dataset}-*seed{configuration.seed}.json"))
-    return next((o for o in others if Result.read(o).configuration == configuration), None)
+    if not path.exists():
+        return None
+    if changes := configuration.changes(Result.read(path).configuration):
+        raise BenchmarkError(
+            f"{path} comes from a run with another {', '.join(changes)}. Give this run another "
+            f"--output folder, or delete that file."
+        )
+    return path
+
+
+Groups = dict[Configuration, list[Result]]  # the seeds of a configuration, whose own seed is 0
+
+
+def grouped(results: Iterable[Result]) -> Groups:
+    groups: Groups = {}
+    for result in results:
+        groups.setdefault(replace(result.configuration, seed=0), []).append(result)
+    return groups
 
 
 def utilisation(model: nn.Module) -> list[Layer]:
@@ -108,7 +113,7 @@ def utilisation(model: nn.Module) -> list[Layer]:
     return [Layer(layer, size, masked / size) for layer, (size, masked) in counts.items()]
 
 
-def overall_masked_fraction(layers: list[Layer]) -> float | None:
+def masked_share(layers: list[Layer]) -> float | None:
     """None where there are no layers."""
     size = sum(layer.parameters for layer in layers)
     return sum(layer.parameters * layer.masked for layer in layers) / size if layers else None

@@ -1,5 +1,4 @@
-"""The one training loop: Adam, the blog's plateau schedule or a cosine, a checkpoint after every
-epoch."""
+"""The one training loop: Adam, a schedule, a checkpoint after every epoch."""
 
 import math
 import os
@@ -9,29 +8,27 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import masktorch
-from benchmarks.atomic import replacing
 from benchmarks.experiment import masks, parallel
-from benchmarks.experiment.augmentation import augment, scale
 from benchmarks.experiment.configuration import STARTS_FROM, Configuration
-from benchmarks.experiment.data import Dataset, Split
+from benchmarks.experiment.data import Dataset, Split, augment, scale
+from benchmarks.files import replacing
 
 ADAM_EPSILON = 1e-7  # Keras's
 EVALUATION_BATCH = 1000
-
-# Where there is a terminal, and of the processes of torchrun in RANK 0; for a log the line that an
-# epoch leaves is enough.
+# Of the processes of torchrun in RANK 0 alone, and there only on a terminal.
 HIDDEN = os.environ.get("RANK", "0") != "0" or None
 progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=HIDDEN)
-Bar: TypeAlias = "tqdm[Any]"
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,13 @@ def scheduled(lr: float, configuration: Configuration, train_accuracies: Sequenc
     return lr * (1 + math.cos(math.pi * len(train_accuracies) / configuration.epochs)) / 2
 
 
-def adam(model: nn.Module, configuration: Configuration) -> torch.optim.Optimizer:
+def adam(model: nn.Module, configuration: Configuration) -> Optimizer:
     """Of what trains, scores apart from the rest, with the learning rate that each starts from."""
     scores = set(masktorch.mask_parameters(model)) if configuration.estimator else set()
     trains = [p for p in model.parameters() if p.requires_grad]
     parts = [p for p in trains if p not in scores], [p for p in trains if p in scores]
-    lrs = configuration.first_lr, configuration.first_score_lr
+    lr, score_lr = configuration.first_lr, configuration.score_lr
+    lrs = lr, lr if score_lr is None else score_lr
     groups = [{"params": p, "initial_lr": lr} for p, lr in zip(parts, lrs, strict=True) if p]
     return torch.optim.Adam(groups, lr=lrs[0], eps=ADAM_EPSILON, fused=True)
 
@@ -91,14 +89,11 @@ def epoch_seed(configuration: Configuration, epoch: int) -> int:
 
 
 def train(
-    model: nn.Module, data: Dataset, configuration: Configuration, checkpoint: Path, whole_run: Bar
+    model: nn.Module, data: Dataset, configuration: Configuration, checkpoint: Path, whole_run: Any
 ) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """Train what requires gradients, going on from `checkpoint` where there is one; return the
-    epochs and the state of the best one.
-
-    Everything random in an epoch follows from its `epoch_seed`, so a run that was killed and
-    resumed gives the numbers of one that was not, wherever the device computes reproducibly.
-    """
+    """Train what requires gradients; return the epochs and the state of the best one. Everything
+    random in an epoch follows from its `epoch_seed`, so a run that goes on from `checkpoint` gives
+    the numbers of one that was not stopped, wherever the device computes reproducibly."""
     device = data.train.images.device
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = adam(model, configuration)
@@ -106,7 +101,6 @@ def train(
     best_state: dict[str, Tensor] = {}
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        configuration.check_same(Configuration.of(saved["configuration"]), checkpoint)
         masks.load(model, saved["model"], configuration)
         optimiser.load_state_dict(saved["optimiser"])
         history = [Epoch(**epoch) for epoch in saved["history"]]
@@ -120,8 +114,7 @@ def train(
             group["lr"] = scheduled(group["initial_lr"], configuration, accuracies)
         masks.cut(model, configuration, number)
         start = time.perf_counter()
-        label = f"{configuration.arm} {number}/{configuration.epochs}"
-        trained = train_epoch(model, optimiser, data.train, configuration, number, label)
+        trained = train_epoch(model, optimiser, data.train, configuration, number)
         masks.cut(model, configuration, number)  # as the scores now are
         tested = evaluate(model, data.test, configuration)
         this = Epoch(number, lr, *trained, *tested, seconds=time.perf_counter() - start)
@@ -130,7 +123,6 @@ def train(
             best_state = {name: value.clone() for name, value in model.state_dict().items()}
         if parallel.rank() == 0:
             state = {
-                "configuration": asdict(configuration),
                 "model": model.state_dict(),
                 "optimiser": optimiser.state_dict(),
                 "history": [asdict(epoch) for epoch in history],
@@ -139,20 +131,15 @@ def train(
             with replacing(checkpoint) as path:
                 torch.save(state, path)
         whole_run.write(
-            f"{label}: train {this.train_accuracy:.4f}, test {this.test_accuracy:.4f}, "
-            f"lr {lr:.0e}, {this.seconds:.1f} s"
+            f"{configuration.arm} {number}: train {this.train_accuracy:.4f}, "
+            f"test {this.test_accuracy:.4f}, lr {lr:.0e}, {this.seconds:.1f} s"
         )
         whole_run.update()
     return history, best_state
 
 
 def train_epoch(
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    split: Split,
-    configuration: Configuration,
-    epoch: int,
-    label: str = "",
+    model: nn.Module, optimiser: Optimizer, split: Split, configuration: Configuration, epoch: int
 ) -> tuple[float, float]:
     """One pass over the training set; its mean loss and accuracy as met on the way."""
     seed = epoch_seed(configuration, epoch)
@@ -160,16 +147,16 @@ def train_epoch(
     totals = torch.zeros(2, device=split.images.device)
     network = parallel.over_all(model)  # anew: a density may have changed
     network.train()
-    bar = progress_bar(total=len(split.labels), desc=label, unit="img", position=1, leave=False)
-    with bar:
-        for inputs, labels in batches(split, configuration, seed):
-            images, classes, weight = parallel.part(inputs, labels)
-            loss, found = _loss_and_totals(network, images, classes, configuration)
-            optimiser.zero_grad()
-            (loss * weight).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            totals += found
-            bar.update(len(labels))
+    count = math.ceil(len(split.labels) / configuration.batch_size)
+    pairs = batches(split, configuration, seed)
+    name = f"{configuration.arm} {epoch}/{configuration.epochs}"
+    for inputs, labels in progress_bar(pairs, total=count, desc=name, position=1, leave=False):
+        images, classes, weight = parallel.part(inputs, labels)
+        loss, found = _loss_and_totals(network, images, classes, configuration)
+        optimiser.zero_grad()
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        totals += found
     parallel.same_buffers(model)
     return _means(totals, split)
 
@@ -204,18 +191,13 @@ def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tu
 @torch.no_grad()
 def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) -> float | None:
     """Test accuracy with batch norm's running averages, which lag behind the weights, replaced by
-    the plain means of one pass over the training images, augmented as in training; None where
-    there is no batch norm."""
-    model.eval()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    if not norms:
+    plain means over the training images; None where there is no batch norm."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return None
-    for norm in norms:
-        norm.train().reset_running_stats()
-        norm.momentum = None  # a plain mean
     seed = epoch_seed(configuration, configuration.epochs + 1)
-    for inputs, _ in batches(data.train, configuration, seed):
-        _logits(model, inputs, configuration)
+    low = configuration.precision == "bfloat16"
+    with torch.autocast(data.train.images.device.type, dtype=torch.bfloat16, enabled=low):
+        update_bn(batches(data.train, configuration, seed), model)
     return evaluate(model, data.test, configuration)[1]
 
 
@@ -223,7 +205,11 @@ def _loss_and_totals(
     model: nn.Module, inputs: Tensor, labels: Tensor, configuration: Configuration
 ) -> tuple[Tensor, Tensor]:
     """The mean loss; and the sum of the losses with how many are right."""
-    logits = _logits(model, inputs, configuration)
+    inputs = inputs.contiguous(memory_format=torch.channels_last)
+    low = configuration.precision == "bfloat16"
+    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
+        logits = model(inputs)
+    logits = logits.float()
     loss, hits = cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
     return loss, torch.stack([loss.detach() * len(labels), hits])
 
@@ -231,11 +217,3 @@ def _loss_and_totals(
 def _means(totals: Tensor, split: Split) -> tuple[float, float]:
     loss, accuracy = (parallel.add_up(totals) / len(split.labels)).tolist()
     return loss, accuracy
-
-
-def _logits(model: nn.Module, inputs: Tensor, configuration: Configuration) -> Tensor:
-    inputs = inputs.contiguous(memory_format=torch.channels_last)
-    low = configuration.precision == "bfloat16"
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
-        logits: Tensor = model(inputs)
-    return logits.float()

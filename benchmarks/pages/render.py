@@ -1,14 +1,13 @@
 """Templates, which are text files, filled with what was computed."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from tabulate import tabulate  # type: ignore[import-untyped]
 
-from benchmarks.experiment.results import Result
+from benchmarks.experiment.configuration import Configuration
 
 DOCS = Path("docs")
 DATASETS = {"cifar10": "CIFAR-10", "mnist": "MNIST", "digits": "digits"}
@@ -26,28 +25,17 @@ def aligned(text: str, style: str = "pipe") -> str:
     return str(tabulate(rows, head, tablefmt=style, disable_numparse=True))
 
 
-def spread(values: Sequence[float], digits: int = 2) -> str:
-    """The mean and, of several values, their range."""
-    if not values:
-        return "-"
-    ends = [f"{end:.{digits}f}" for end in (sum(values) / len(values), min(values), max(values))]
-    return "{} ({} to {})".format(*ends) if len(values) > 1 else ends[0]
+def title(of: Configuration) -> str:
+    """What a figure calls runs of this configuration."""
+    parts = [DATASETS[of.dataset], of.network_name.upper()]
+    parts += [f"{of.image_size}x{of.image_size}"] if of.image_size else []
+    parts += [f"{of.train_images:,} images"] if of.train_images else []
+    return ", ".join(parts + ([f"then lr {of.mix_lr:g}"] if of.mix_lr else []))
 
 
-def outcomes(runs: Sequence[Result]) -> str:
-    """The cells `seeds | best | last | masked` of one configuration: accuracies and the best
-    epoch's masked share, in %."""
-    masked = [100 * share for run in runs if (share := run.masked_fraction) is not None]
-    best = spread([100 * run.best.test_accuracy for run in runs])
-    last = spread([100 * run.last.test_accuracy for run in runs])
-    return f"{len(runs)} | {best} | {last} | {spread(masked, 1)}"
-
-
+_templates = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
 _environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
-    undefined=jinja2.StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
+    loader=_templates, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_environment.globals |= {"outcomes": outcomes, "DATASETS": DATASETS}
-_environment.filters |= {"aligned": aligned, "spread": spread}
+_environment.globals |= {"title": title, "DATASETS": DATASETS}
+_environment.filters["aligned"] = aligned

@@ -1,25 +1,25 @@
 """docs/reproduction.md: what became of the blog's question, from the committed results alone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd  # type: ignore[import-untyped]
 
-from benchmarks.atomic import write_text
-from benchmarks.experiment.configuration import STARTS_FROM
-from benchmarks.experiment.results import RESULTS, Layer, overall_masked_fraction
-from benchmarks.pages import methods
-from benchmarks.pages.comparison import CONTROL, PAIRS, blog, comparisons
-from benchmarks.pages.figures import curves, divergences, forest, save, utilisation
-from benchmarks.pages.render import DOCS, render, spread
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.results import RESULTS, Groups, Layer, Result, grouped, masked_share
+from benchmarks.experiment.results import read_results as read
+from benchmarks.files import write_text
+from benchmarks.pages import figures
+from benchmarks.pages.comparison import CONTROL, PAIRS, blog, experiments
+from benchmarks.pages.render import DOCS, render
 
-# The studies that answer the question, with the folders of each; and those before them, which
-# answer it where those have no more than a seed.
-CURRENT = {"blog": ("blog",), "blog-small": ("blog-small",)}
-EARLIER = {"reduced": ("reduced", "reduced-1e-3"), "wrn-28-1": ("wrn-28-1",)}
+# The studies that answer the question, with the folders of each.
+FOLDERS = {
+    "blog": ("blog",), "blog-small": ("blog-small",), "reduced": ("reduced", "reduced-1e-3"),
+    "wrn-28-1": ("wrn-28-1",),
+}  # fmt: skip
 KINDS = {
     "all layers": "", "stem": "stem", "3x3 in blocks": ".conv", "1x1 shortcuts": ".shortcut",
     "dense": "class",
@@ -32,90 +32,102 @@ def write(results: Path = RESULTS, docs: Path = DOCS) -> Path:
     return write_text(text, docs / "reproduction.md")
 
 
-def context(results: Path, figures: Path) -> dict[str, Any]:
+def context(results: Path, folder: Path) -> dict[str, Any]:
     """All that the template asks for; what the results do not give is empty."""
-    current, earlier = (
-        [
-            comparison
-            for name, folders in studies.items()
-            for comparison in comparisons(name, *(results / folder for folder in folders))
-        ]
-        for studies in (CURRENT, EARLIER)
-    )
-    # one seed has no interval: beside the earlier studies it stands, in place of them it would not
-    several = any(found.interval for comparison in current for *_, found in comparison.pairs())
-    main = current if several else [*current, *earlier]
-    once = [comparison for comparison in main if comparison.first]
+    main = [
+        experiment
+        for study, names in FOLDERS.items()
+        for experiment in experiments(study, *(results / name for name in names))
+    ]
+    differences = [found for one in main for found in one.differences()]
     if main:
-        save(forest(main), figures / "differences.png")
-        save(curves(main[:4]), figures / "curves.png")
-        save(utilisation(once), figures / "utilisation.png")
+        phases = [phase for one in main for phase in one.phases()]
+        figures.save(figures.forest(differences), folder / "differences.png")
+        figures.save(figures.curves(phases[:4]), folder / "curves.png")
+    published = json.loads(Path(__file__).with_name("published.json").read_text())
     return {
         "main": main,
-        "once": once,
-        "appendix": earlier if several else [],
         "answers": {
-            pair: [
-                found
-                for c in main
-                for *names, found in c.pairs()
-                if found.interval and names == [*pair]
-            ]
+            pair: [one.last for one in differences if one.pair == pair and one.last.interval]
             for pair in PAIRS
         },
         "control": CONTROL,
-        "starts_from": STARTS_FROM,
         "blog": blog,
         "kinds": KINDS,
         "by_kind": by_kind,
-        "commands": dict.fromkeys(result.command for c in main for result in c.results),
-        "sweeps": {
-            path.stem: {"rows": sweep(content["runs"]), **content}
-            for path in sorted((results / "sweep").glob("*.json"))
-            if (content := json.loads(path.read_text()))
-        },
-        "toy": toy(results / "categorical" / "categorical.json", figures),
-        **methods.context(results, figures),
+        "published": published,
+        "estimators": estimators(grouped(read(results / "which-estimator")), folder),
+        "tickets": tickets(grouped(read(results / "tickets")), folder),
+        "supermasks": [
+            (*row, theirs)
+            for study in ("supermasks", "literature")
+            for network, theirs in published["networks"].items()
+            for row in changes(grouped(read(results / study)), network)
+        ],
+        "toy": toy(results / "categorical" / "categorical.json", folder),
     }
 
 
-def by_kind(runs: Sequence[Sequence[Layer]]) -> list[str]:
-    """The masked share (%) of each kind of layer."""
-    found = (
-        [overall_masked_fraction([x for x in layers if part in x.layer]) for layers in runs]
+def by_kind(runs: Sequence[Sequence[Layer]]) -> list[list[float | None]]:
+    """The masked share of each kind of layer, run by run."""
+    return [
+        [masked_share([x for x in layers if part in x.layer]) for layers in runs]
         for part in KINDS.values()
-    )
-    return [spread([100 * one for one in of if one is not None], 1) for of in found]
+    ]
 
 
-def sweep(runs: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
-    """By setting, of all that varies: held-out accuracy and masked share in %; first the head."""
-    frame = pd.DataFrame(runs, dtype=object)
-    settings = frame.drop(columns=["seed", "held_out_accuracy", "masked_fraction"]).astype(str)
-    varied = [name for name in settings if settings[name].nunique() > 1]
-    rows = {" | ".join(varied): ["held-out accuracy", "masked"]}
-    for setting, same in frame.groupby(settings[varied].agg(" | ".join, axis=1), sort=False):
-        accuracies = [100 * run[-1] for run in same["held_out_accuracy"]]
-        masked = [100 * share for share in same["masked_fraction"]]
-        rows[setting] = [spread(accuracies, 1), spread(masked, 0)]
-    return rows
+def accuracies(runs: Sequence[Result]) -> list[float]:
+    return [100 * run.last.test_accuracy for run in runs]
 
 
-def toy(path: Path, figures: Path) -> dict[str, Any] | None:
+Lines = dict[str, dict[float, list[float]]]  # of a figure: accuracies (%) by name and density (%)
+
+
+def estimators(groups: Groups, folder: Path) -> list[tuple[Configuration, list[Result]]]:
+    """Those that were run in full, the best first."""
+    full = {of: runs for of, runs in groups.items() if of.held_out is None}
+    points: Lines = {}
+    for of, runs in full.items():
+        kept = 100 * (1 - sum(run.masked_fraction or 0 for run in runs) / len(runs))
+        points.setdefault(f"{of.estimator}, {of.weights} weights", {})[kept] = accuracies(runs)
+    if full:
+        drawn = figures.by_density(points, "density of the mask (%)")
+        figures.save(drawn, folder / "estimators.png")
+    return sorted(full.items(), key=lambda found: -sum(accuracies(found[1])))
+
+
+def tickets(groups: Groups, folder: Path) -> dict[str, Lines]:
+    """By data set, and arm."""
+    found: dict[str, Lines] = {}
+    for of, runs in groups.items():
+        points = found.setdefault(of.dataset, {}).setdefault(of.arm, {})
+        points[100 * (of.density or 1)] = accuracies(runs)
+    for dataset, arms in found.items():
+        figures.save(figures.by_density(arms, "density (%)"), folder / f"tickets-{dataset}.png")
+    return found
+
+
+def changes(groups: Groups, network: str) -> Iterator[tuple[Configuration, str, list[Result]]]:
+    """Settings of one network: what each changes from the first, and that from the blog's."""
+    named = ("dataset", "network", "depth", "width")
+    same = [of for of in groups if of.network == network]
+    # The setting that most are a change from comes first.
+    here = sorted(same, key=lambda of: sum(len(of.changes(other, *named)) for other in same))
+    for of in here:
+        changed = of.changes(of.blogs if of == here[0] else here[0], *named)
+        words = ", ".join(f"{name} {ours}" for name, (ours, _) in changed.items())
+        yield of, ("" if of == here[0] else "the same, but ") + words, groups[of]
+
+
+def toy(path: Path, folder: Path) -> dict[str, Any] | None:
     """KL(pi_true || pi) by method, step size and step; `mean` says it for the page's sentences."""
     if not path.exists():
         return None
     content: dict[str, Any] = json.loads(path.read_text())
-    save(divergences(content["steps"], content["methods"]), figures / "categorical.png")
-    means = {
-        (each["method"], each["step_size"]): pd.Series(
-            np.mean(each["divergence"], 0), content["steps"]
-        )
-        for each in content["methods"]
-    }
-
-    def mean(method: str, step_size: float, step: int | str) -> str:
-        found = means[method, step_size]
-        return f"{found.min() if step == 'lowest' else found[step]:.4f}"
-
-    return {**content, "mean": mean}
+    drawn = figures.divergences(content["steps"], content["methods"])
+    figures.save(drawn, folder / "categorical.png")
+    means = {}
+    for each in content["methods"]:
+        mean = pd.DataFrame(each["divergence"], columns=content["steps"]).mean()
+        means[each["method"], each["step_size"]] = {**mean, "lowest": mean.min()}
+    return {**content, "mean": lambda *key: f"{means[key[:2]][key[2]]:.4f}"}

@@ -2,37 +2,28 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.atomic import write_text
 from benchmarks.experiment.results import RESULTS
+from benchmarks.files import write_text
 from benchmarks.pages.figures import legend_below, panels, plain, save
 from benchmarks.pages.render import DOCS, render
 from benchmarks.speed.steps import KEEP_MEMORY, Case
 
-TARGETS: dict[str, dict[str, Any]] = json.loads(
-    Path(__file__).with_name("targets.json").read_text()
-)
-FLOOR_FROM = 10**6
+TARGETS = json.loads(Path(__file__).with_name("targets.json").read_text())
 OURS = ("threshold", "bernoulli", "intermediate")
-# Bytes an entry: plain training needs 16 (weights, gradients, two moments), a mask 24 (weights,
-# scores, their gradients and two moments, one effective weight) and two temporaries of a layer.
-MEMORY, TRANSIENT = 24.0 - 16.0, 2 * 4.0
-
-
-class Line(NamedTuple):
-    of: dict[str, str]  # the columns that say what was measured
-    numbers: dict[str, float]
-    most: Mapping[str, float]  # by column: the target
-
-    @property
-    def missed(self) -> dict[str, float]:
-        """The targets of the columns that are above theirs."""
-        return {n: self.most[n] for n, x in self.numbers.items() if x > self.most.get(n, x)}
+NUMBERS = {  # by part: where a row has them, and of which one the others are multiples
+    "steps": ("ratio", "plain"),
+    "floor": ("multiple", "add"),
+    "memory": ("bytes_per_entry", None),
+    "costs": ("multiple", "pass"),
+    "files": (None, None),
+}
 
 
 def write(results: Path = RESULTS / "speed", docs: Path = DOCS) -> Path:
@@ -54,7 +45,8 @@ def page(contents: Mapping[str, dict[str, Any]]) -> str:
     first = next(iter(contents.values()), {})
     return render(
         "speed.md",
-        measured={name: {**content, "lines": lines(content)} for name, content in contents.items()},
+        measured={name: content | judged(content) for name, content in contents.items()},
+        case=case,
         compiled=_gain(first, mode="compiled"),
         bfloat16=_gain(first, precision="bfloat16"),
         malloc=_gain(first, keeps_memory=True),
@@ -64,81 +56,52 @@ def page(contents: Mapping[str, dict[str, Any]]) -> str:
 
 def measured(content: dict[str, Any]) -> str:
     """For the terminal."""
-    return render("measured.txt", lines=lines(content))
+    return render("measured.txt", measured=judged(content), case=case)
 
 
-# By part: where its numbers are, of which one the others are multiples, and what was measured.
-PARTS: dict[str, tuple[str | None, str | None, dict[str, str]]] = {
-    "steps": ("ratio", "plain", {"case": "{case}", "plain": "{ms[plain]:.3g} ms"}),
-    "floor": ("multiple", "add", {
-        "mode": "{mode}", "entries": "{size:,}",
-        "rate of the add": "{gigabytes_per_second:.1f} GB/s",
-    }),
-    "memory": ("bytes_per_entry", None, {
-        "case": "{network} at {batch}", "masked entries": "{masked:,}"
-    }),
-    "costs": ("multiple", "pass", {"entries": "{size:,}", "a pass": "{ms[pass]:.3g} ms"}),
-    "files": (None, None, {"entries": "{size:,}", "density": "{percent:g} %"}),
-}  # fmt: skip
+def judged(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """By part, the rows with their `numbers` and the targets, which are of CPUs, that they miss."""
+    cpu = content["environment"]["device"] == "cpu"
+    found: dict[str, list[dict[str, Any]]] = {}
+    for part, (where, base) in NUMBERS.items():
+        for row in content.get(part, ()):
+            numbers = {
+                name: number[1] if isinstance(number, list) else number  # the median of quartiles
+                for name, number in row.get(where, row).items()
+                if name not in (base, "size", "density")
+            }
+            most = _most(part, row) if cpu else {}
+            missed = {k: most[k] for k, x in numbers.items() if x > most.get(k, x)}
+            found.setdefault(part, []).append({**row, "numbers": numbers, "missed": missed})
+    return found
 
 
-def lines(content: dict[str, Any]) -> dict[str, list[Line]]:
-    """Those of each part that was measured."""
-    return {
-        part: [_line(part, row, content["environment"]["device"]) for row in content[part]]
-        for part in PARTS
-        if part in content
-    }
-
-
-def _line(part: str, row: dict[str, Any], device: str) -> Line:
-    where, base, columns = PARTS[part]
-    of = {**row, "percent": 100 * row.get("density", 0)}
-    of["ms"] = {name: 1000 * seconds for name, seconds in row.get("seconds", {}).items()}
-    of["case"] = case(row) if part == "steps" else ""
-    found = row[where] if where else {k: row[k] for k in row if k not in ("size", "density")}
-    numbers = {
-        name: number[1] if isinstance(number, list) else number  # the median of quartiles
-        for name, number in found.items()
-        if name != base
-    }
-    labels = {column: text.format(**of) for column, text in columns.items()}
-    return Line(labels, numbers, _targets(part, row) if device == "cpu" else {})
-
-
-def _targets(part: str, row: dict[str, Any]) -> dict[str, float]:
-    found = TARGETS.get(part, {})
-    if part == "floor":
-        return dict.fromkeys(OURS if row["size"] >= FLOOR_FROM else (), found[row["mode"]])
-    if part == "memory":
-        transient = TRANSIENT * row["largest_layer"] / row["masked"]
-        return dict.fromkeys(OURS, row["bytes_per_entry"]["plain"] + MEMORY + transient)
+def _most(part: str, row: dict[str, Any]) -> dict[str, float]:
+    """The targets, by column."""
+    found: dict[str, Any] = TARGETS.get(part, {})
     if part == "steps":
         judged = row["precision"] == "float32" and not row["keeps_memory"]
         found = found.get(row["mode"], {}) | found.get(f"{row['network']}, {row['mode']}", {})
         return found if judged else {}
+    if part == "floor":
+        return dict.fromkeys(OURS if row["size"] >= found["from"] else (), found[row["mode"]])
+    if part == "memory":
+        transient = found["temporaries"] * row["largest_layer"] / row["masked"]
+        return dict.fromkeys(OURS, row["bytes_per_entry"]["plain"] + found["mask"] + transient)
     return found
 
 
 def case(row: Mapping[str, Any]) -> str:
-    return str(Case(**{name: row[name] for name in Case.__dataclass_fields__}))
+    return str(Case(**{field.name: row[field.name] for field in fields(Case)}))
 
 
 def _gain(content: dict[str, Any], **change: Any) -> list[float]:
     """Milliseconds of a step of the threshold's MLP with a habit and without; fewer where they were
     not measured."""
-    usual = {
-        "network": "MLP 4x2048",
-        "precision": "float32",
-        "mode": "eager",
-        "keeps_memory": False,
-    }
-    return [
-        1000 * row["seconds"]["threshold"]
-        for wanted in (usual | change, usual)
-        for row in content.get("steps", ())
-        if wanted.items() <= row.items()
-    ]
+    usual = Case("MLP 4x2048", 128)
+    found = {case(row): row["seconds"].get("threshold") for row in content.get("steps", ())}
+    wanted = [found.get(str(of)) for of in (replace(usual, **change), usual)]
+    return [1000 * seconds for seconds in wanted if seconds]
 
 
 def drawn(content: dict[str, Any]) -> Figure:

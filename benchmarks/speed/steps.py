@@ -1,8 +1,11 @@
-"""Whole training steps and inference, side by side: the plain network, masktorch, its rivals."""
+"""Training steps and inference, side by side: the plain network, masktorch, its rivals; and the
+peak memory of a step, in bytes per masked entry."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +14,7 @@ from torch.nn.functional import cross_entropy
 
 import masktorch
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.networks import CLASSES, build
+from benchmarks.experiment.networks import CLASSES, build, kernels
 from benchmarks.speed import rivals
 from benchmarks.speed.timing import Call, alone, ratios, side_by_side
 
@@ -20,17 +23,17 @@ SECONDS, AT_LEAST = 12.0, 15  # of rounds a case, after the warm-up
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 
 
-def mlp(layers: int, width: int) -> nn.Module:
-    hidden = [module for _ in range(layers) for module in (nn.Linear(width, width), nn.ReLU())]
-    return nn.Sequential(*hidden, nn.Linear(width, CLASSES))
+def mlp() -> nn.Module:
+    hidden = [module for _ in range(4) for module in (nn.Linear(2048, 2048), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(2048, CLASSES))
 
 
-def transformer(layers: int, width: int) -> nn.Module:
+def transformer() -> nn.Module:
     """An encoder, the mean over its positions, a linear layer."""
-    layer = nn.TransformerEncoderLayer(width, width // 64, 4 * width, dropout=0.0, batch_first=True)
-    encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
+    layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 6, enable_nested_tensor=False)
     mean = nn.AdaptiveAvgPool2d((1, None))
-    return nn.Sequential(encoder, mean, nn.Flatten(), nn.Linear(width, CLASSES))
+    return nn.Sequential(encoder, mean, nn.Flatten(), nn.Linear(256, CLASSES))
 
 
 WRN, COLOURS = Configuration("cifar10"), (3, 32, 32)
@@ -39,9 +42,9 @@ LENET, GREY = Configuration("mnist", network="lenet-300-100"), (1, 28, 28)
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "WRN-28-8": (lambda: build(WRN, COLOURS), COLOURS),
     "WRN-28-2": (lambda: build(replace(WRN, width=2), COLOURS), COLOURS),
-    "MLP 4x2048": (lambda: mlp(4, 2048), (2048,)),
+    "MLP 4x2048": (mlp, (2048,)),
     "LeNet-300-100": (lambda: build(LENET, GREY), GREY),
-    "Transformer 6x256": (lambda: transformer(6, 256), (32, 256)),
+    "Transformer 6x256": (transformer, (32, 256)),
 }
 
 
@@ -116,17 +119,20 @@ CPU_CASES = (
     Case("MLP 4x2048", 1, mode="inference"),
     Case("LeNet-300-100", 1, mode="inference"),
 )
-CUDA_CASES = (
-    Case("WRN-28-8", 128, precision="bfloat16"),
-    Case("WRN-28-8", 512, precision="bfloat16"),
-    *(replace(case, batch=128) for case in CPU_CASES
-      if not case.keeps_memory and case.mode != "inference"),
-    *(case for case in CPU_CASES if case.mode == "inference"),
-)  # fmt: skip
-
-
-def cases(device: torch.device) -> tuple[Case, ...]:
-    return CUDA_CASES if device.type == "cuda" else CPU_CASES
+CASES = {
+    "cpu": CPU_CASES,
+    "cuda": (
+        Case("WRN-28-8", 128, precision="bfloat16"),
+        Case("WRN-28-8", 512, precision="bfloat16"),
+        *(case if case.mode == "inference" else replace(case, batch=128)
+          for case in CPU_CASES if not case.keeps_memory),
+    ),
+}  # fmt: skip
+MEMORY_CASES = Case("MLP 4x2048", 128), Case("WRN-28-8", 4)
+CONTESTED = ("plain", "threshold", "bernoulli", "intermediate", "textbook")
+# Each tensor of more than 64 kB is a mapping of its own, given back when it is freed: what is
+# resident is what is alive.
+EXACT = {"MALLOC_MMAP_THRESHOLD_": str(2**16), "MALLOC_ARENA_MAX": "1"}
 
 
 def measure(case: Case, device: torch.device) -> dict[str, Any]:
@@ -174,3 +180,39 @@ def training_step(case: Case, contestant: str, device: torch.device) -> Call:
         optimiser.step()
 
     return step
+
+
+def measure_memory(case: Case, device: torch.device) -> dict[str, Any]:
+    """By contestant, how far one process grows over its network, optimiser and two steps."""
+    sizes = [weight.numel() for weight in kernels(NETWORKS[case.network][0]())]
+    grown = {name: alone(peak, case, name, device, variables=EXACT) for name in CONTESTED}
+    return {
+        "network": case.network,
+        "batch": case.batch,
+        "masked": sum(sizes),
+        "largest_layer": max(sizes),
+        "bytes_per_entry": {name: bytes_ / sum(sizes) for name, bytes_ in grown.items()},
+    }
+
+
+def peak(case: Case, contestant: str, device: torch.device) -> int:
+    """Bytes at the peak of two training steps, above what was in use before there was a model."""
+    torch.set_flush_denormal(True)
+    training_step(Case("LeNet-300-100", 2), contestant, device)()  # loads what steps need
+    gc.collect()
+    before = _in_use("VmRSS", device)
+    step = training_step(case, contestant, device)
+    step()
+    step()
+    return _in_use("VmHWM", device) - before
+
+
+def _in_use(what: str, device: torch.device) -> int:
+    """Bytes now (VmRSS) or at the peak (VmHWM, since there is this process; `ru_maxrss` begins with
+    the peak of the parent). On a CPU Linux alone says so."""
+    if device.type == "cuda":
+        peak = what == "VmHWM"
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith(what))
+    return 1024 * int(line.split()[1])

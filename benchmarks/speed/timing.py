@@ -6,15 +6,12 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 from unittest.mock import patch
 
 import pandas as pd  # type: ignore[import-untyped]
 import torch
-
-from benchmarks import BenchmarkError
 
 SHORTEST_TURN = 0.02  # seconds: a faster call is repeated within its turn
 SLOW = 4.0  # a call this many times slower than the fastest sits rounds out ...
@@ -65,11 +62,4 @@ def alone(function: Callable[..., Any], *arguments: Any, variables: Mapping[str,
     start, and memory that nothing else has touched."""
     fresh = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
     with patch.dict(os.environ, variables), fresh:
-        try:
-            return fresh.submit(function, *arguments).result()
-        except BrokenProcessPool as error:
-            raise BenchmarkError(
-                f"expected {function.__name__}{arguments} to end well in a process of its own, "
-                f"found that it was killed, as the system does when no memory is left. Leave the "
-                f"part out with --only."
-            ) from error
+        return fresh.submit(function, *arguments).result()

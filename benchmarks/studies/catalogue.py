@@ -1,13 +1,13 @@
 """All studies, by name, and the runs of each as data."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import product
 from statistics import mean
+from typing import Any
 
-from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration, Images
-from benchmarks.experiment.results import Result
+from benchmarks.experiment.results import grouped
 from benchmarks.studies.study import Results, Study
 
 SEEDS = range(3)
@@ -27,9 +27,6 @@ SMALL_CONV = replace(
     LENET, dataset="cifar10", network="conv-2", image_size=16, augmentation=True, epochs=10,
     precision="bfloat16",
 )  # fmt: skip
-REDUCED = Configuration(
-    "cifar10", depth=16, width=1, train_images=5_000, epochs=20, precision="bfloat16"
-)
 
 
 def each(base: Configuration, arms: Iterable[str] = ARMS) -> Iterator[Configuration]:
@@ -41,14 +38,14 @@ def demo(results: Results) -> Iterator[Configuration]:
 
 
 def blog(results: Results) -> Iterator[Configuration]:
-    """As published: WRN-28-8, for which one wants a GPU."""
+    """Is a mask a better start than none? As published: WRN-28-8, for which one wants a GPU."""
     for seed, dataset in product(SEEDS, BOTH):
         yield from each(Configuration(dataset, seed=seed))
 
 
 def blog_small(results: Results) -> Iterator[Configuration]:
-    """All is the blog's, its number of steps too, but for small images, the width and, of the arms
-    that go on, a second learning rate, which so small a network can use."""
+    """The same question, and all is the blog's, its number of steps too, but for small images, the
+    width and, of the arms that go on, a second learning rate, which so small a network can use."""
     small = Configuration("cifar10", depth=16, width=1, precision="bfloat16")
     for seed, dataset, mix_lr in product(SEEDS, BOTH, (1e-5, 1e-3)):
         side = {"cifar10": 16, "mnist": 14}[dataset]
@@ -76,67 +73,49 @@ def trials(method: Configuration) -> Iterator[Configuration]:
         yield replace(method, epochs=4, held_out=10_000, init=init, lr=lr)  # type: ignore[arg-type]
 
 
-def chosen(method: Configuration, done: Sequence[Result]) -> Configuration | None:
-    """The method with the best of its settings; None while one is still to be tried."""
-    tried = {result.configuration: result.last.test_accuracy for result in done}
-    if any(trial not in tried for trial in trials(method)):
-        return None
-    best = max(trials(method), key=lambda trial: tried[trial])
-    return replace(method, init=best.init, lr=best.lr)
-
-
 def which_estimator(results: Results) -> Iterator[Configuration]:
+    done = {r.configuration: r.last.test_accuracy for r in results("which-estimator")}
+    best = []
     for method in methods():
-        yield from trials(method)
-    done = results("which-estimator")
-    best = [found for method in methods() if (found := chosen(method, done))]
+        tried = list(trials(method))
+        yield from tried
+        if done.keys() >= set(tried):
+            found = max(tried, key=lambda trial: done[trial])
+            best.append(replace(method, init=found.init, lr=found.lr))
     for seed in SEEDS:
         yield from (replace(found, seed=seed) for found in best)
 
 
-def best_mask(results: Results) -> Configuration | None:
-    """The setting of the most accurate mask of `which-estimator`, once all its runs are done."""
-    done = {r.configuration: r.last.test_accuracy for r in results("which-estimator")}
-    wanted = list(which_estimator(results))
-    if not done or any(configuration not in done for configuration in wanted):
-        return None
-    groups: dict[Configuration, list[float]] = {}
-    for configuration in wanted:
-        if configuration.held_out is None:
-            groups.setdefault(replace(configuration, seed=0), []).append(done[configuration])
-    return max(groups, key=lambda setting: mean(groups[setting]))
-
-
 def ablations(base: Configuration) -> Iterator[Configuration]:
     """One change each."""
-    yield base
-    yield replace(base, epochs=100)
-    yield replace(base, rescale=not base.rescale)
-    yield replace(base, batch_size=64)
-    yield replace(base, schedule="plateau")
-    yield replace(base, weights="glorot")
-    yield replace(base, weights="signed-constant")
+    changes: list[dict[str, Any]] = [
+        {}, {"epochs": 100}, {"rescale": not base.rescale}, {"batch_size": 64},
+        {"schedule": "plateau"}, {"weights": "glorot"}, {"weights": "signed-constant"},
+    ]  # fmt: skip
     if base.estimator == "topk":
-        for density in (0.7, 0.5, 0.3, 0.1):
-            yield replace(base, density=density)
-        yield replace(base, budget="overall")
-        yield replace(base, schedule_density="cubic")
+        changes += [{"density": density} for density in (0.7, 0.5, 0.3, 0.1)]
+        changes += [{"budget": "overall"}, {"schedule_density": "cubic"}]
+    return (replace(base, **change) for change in changes)
 
 
 def supermasks(results: Results) -> Iterator[Configuration]:
-    """The published supermasks, with the best estimator; and what makes the difference."""
-    if base := best_mask(results):
-        for seed in SEEDS:
-            yield from (replace(changed, seed=seed) for changed in ablations(base))
-        images = replace(
-            base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True
-        )
-        for network in ("conv-2", "conv-4", "conv-6"):
-            yield replace(images, network=network)
+    """The published supermasks, with the setting of the most accurate mask of `which-estimator`
+    once all its runs are done; and what makes the difference."""
+    done = results("which-estimator")
+    if set(which_estimator(results)) - {result.configuration for result in done}:
+        return
+    full = grouped(result for result in done if result.configuration.held_out is None)
+    base = max(full, key=lambda of: mean(result.last.test_accuracy for result in full[of]))
+    for seed in SEEDS:
+        yield from (replace(changed, seed=seed) for changed in ablations(base))
+    images = replace(base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True)
+    for network in ("conv-2", "conv-4", "conv-6"):
+        yield replace(images, network=network)
 
 
 def tickets(results: Results) -> Iterator[Configuration]:
-    """Each trained on, with a random mask of the same densities as control."""
+    """Is a learned mask a ticket, or better than one? Each trained on, with a random mask of the
+    same densities as control."""
     for base, seed in product((LENET, SMALL_CONV), SEEDS):
         dense = replace(base, seed=seed)
         yield from each(dense, ("weights", "weights-then-weights"))
@@ -144,56 +123,9 @@ def tickets(results: Results) -> Iterator[Configuration]:
             yield from each(replace(dense, density=density), SPARSE)
 
 
-def wrn_28_1(results: Results) -> Iterator[Configuration]:
-    """All images and the blog's depth, in half the epochs and fewer."""
-    for dataset, epochs in zip(BOTH, (15, 5), strict=True):
-        base = Configuration(dataset, width=1, epochs=epochs, precision="bfloat16")
-        yield from each(base, ("mask", "weights", "mix"))
-
-
-def reduced(results: Results) -> Iterator[Configuration]:
-    """5,000 images, and the mask under each of the first three estimators."""
-    for dataset, seed in product(BOTH, SEEDS):
-        base = replace(REDUCED, dataset=dataset, seed=seed)
-        yield from each(base)
-        for estimator in ("bernoulli", "intermediate"):
-            yield replace(base, estimator=estimator, init=1.0, score_lr=0.1).for_arm("mask")
-
-
-def reduced_1e_3(results: Results) -> Iterator[Configuration]:
-    for dataset, seed in product(BOTH, SEEDS):
-        base = replace(REDUCED, dataset=dataset, seed=seed, mix_lr=1e-3)
-        yield from each(base, ("mix", "weights-then-weights"))
-
-
-def literature(results: Results) -> Iterator[Configuration]:
-    """The blog's threshold with what Zhou et al. add to a mask."""
-    for lr, seed in product((0.03, 0.1), SEEDS):
-        yield Configuration(
-            "mnist", network="lenet-300-100", weights="signed-constant", init=1.0, rescale=True,
-            lr=lr, schedule="cosine", augmentation=False, seed=seed,
-        ).for_arm("mask")  # fmt: skip
-
-
-DEMO = Study("demo", "Is a mask a better start than none, on small digits?", demo)
-STUDIES = {
-    study.name: study
-    for study in (
-        Study("blog-small", "Is a mask a better start than none, at the blog's steps?", blog_small),
-        Study("which-estimator", "Which estimator learns the best mask?", which_estimator),
-        Study("supermasks", "Does a mask alone reach the published supermasks?", supermasks),
-        Study("tickets", "Is a learned mask a ticket, or better than one?", tickets),
-        Study("blog", "Is a mask a better start than none, as the blog has it?", blog),
-        # What was run before there were small images: fewer images, fewer epochs.
-        Study("wrn-28-1", "How far does the blog's depth get in fewer epochs?", wrn_28_1),
-        Study("reduced", "Is a mask a better start than none, at a tenth of the steps?", reduced),
-        Study("reduced-1e-3", "And with a rate that so few steps can use?", reduced_1e_3),
-        Study("literature", "Does the threshold reach the published supermasks?", literature),
-    )
-}
-
-
-def study(name: str) -> Study:
-    if name not in STUDIES:
-        raise BenchmarkError(f"No study is called {name!r}. Choose one of: {', '.join(STUDIES)}.")
-    return STUDIES[name]
+DEMO = Study("demo", demo)
+RUNS = {
+    "blog-small": blog_small, "which-estimator": which_estimator, "supermasks": supermasks,
+    "tickets": tickets, "blog": blog,
+}  # fmt: skip
+STUDIES = {name: Study(name, runs) for name, runs in RUNS.items()}

@@ -15,6 +15,7 @@ as `T` goes to 0.
 
 import json
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.atomic import write_text
 from benchmarks.experiment.results import RESULTS
-from benchmarks.provenance import command_line, environment
+from benchmarks.files import command_line, environment, write_text
 
 CATEGORIES = 10
 RUNS = 20  # each with a distribution of its own; all methods meet the same draws
@@ -36,17 +36,13 @@ SHOWN = (100, 1_000, 10_000, STEPS)  # of the table
 
 
 class Intermediate(torch.autograd.Function):
-    """Intermediate sampling of a one-hot draw along the last dimension.
-
-    Forward `z`, one-hot at the largest of `logits + noise`; that is a draw from
-    `pi = softmax(logits)` where the noise is Gumbel's. Backward, where `z` drew `k`:
+    """Intermediate Loss Sampling (2019-10-14), of which the library has two categories. Forward
+    `z`, one-hot at the largest of `logits + noise`: a draw from `pi` where the noise is Gumbel's.
+    Backward, where `z` drew `k`, the derivative of KL(pi_D || pi):
 
         delta = dL/dz - (dL/dz)[k]
         pi_D = h(z - alpha * delta),   h(v) = v / sum(v)
-        dL/dlogits = pi - pi_D,        the derivative of KL(pi_D || pi)
-
-    Source: Intermediate Loss Sampling (2019-10-14); `masktorch.functional.intermediate` is its case
-    of two categories.
+        dL/dlogits = pi - pi_D
     """
 
     @staticmethod
@@ -98,25 +94,15 @@ def run(output: Path = RESULTS / "categorical", steps: int = STEPS, seed: int = 
     Args:
         output: Folder for categorical.json, with each method's divergence over the steps.
     """
-    origin = environment(torch.device("cpu"))
+    content: dict[str, Any] = {"command": command_line(), "seed": seed, "categories": CATEGORIES}
+    content["environment"] = environment(torch.device("cpu"))
     recorded = {*np.geomspace(1, steps, 60).round().astype(int).tolist(), *SHOWN}
-    history = [(step, found) for step, found in recover(steps, RUNS, seed) if step in recorded]
-    divergences = torch.stack([found for _, found in history], -1)
+    found = {step: each for step, each in recover(steps, RUNS, seed) if step in recorded}
     names = ["intermediate sampling", *(f"Gumbel-softmax, T = {t:g}" for t in TEMPERATURES)]
-    content = {
-        "command": command_line(),
-        "environment": origin,
-        "seed": seed,
-        "categories": CATEGORIES,
-        "steps": [step for step, _ in history],
-        "methods": [
-            {
-                "method": name,
-                "step_size": size,
-                "divergence": [[float(f"{x:.5g}") for x in run] for run in divergences[m, s]],
-            }
-            for m, name in enumerate(names)
-            for s, size in enumerate(STEP_SIZES)
-        ],
-    }
+    divergences = torch.stack(list(found.values()), -1).flatten(0, 1)
+    content["steps"] = list(found)
+    content["methods"] = [
+        {"method": name, "step_size": size, "divergence": runs.numpy().round(7).tolist()}
+        for (name, size), runs in zip(product(names, STEP_SIZES), divergences, strict=True)
+    ]
     return write_text(json.dumps(content) + "\n", output / "categorical.json")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks import Place
 from benchmarks import __main__ as cli
 from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import data
@@ -72,8 +73,8 @@ def go(tmp_path):
     """Run arms of a configuration in a folder below tmp_path."""
 
     def run(configuration, arms, folder="runs"):
-        folders = tmp_path / "data", tmp_path / folder
-        return experiment.run(configuration, arms, *folders, "cpu", "made so")
+        place = Place(tmp_path / "data", tmp_path / folder, "cpu")
+        return experiment.run(configuration, arms, place, "made so")
 
     return run
 

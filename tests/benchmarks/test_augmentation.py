@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from benchmarks.experiment.augmentation import augment, scale, transform
+from benchmarks.experiment.data import augment, scale, transform
 
 
 def images(count=4, channels=3, size=8):
@@ -54,9 +54,7 @@ def test_each_image_has_its_own_map_and_all_channels_share_it():
 
 def test_what_is_drawn_stays_in_the_blogs_ranges(monkeypatch):
     drawn = []
-    monkeypatch.setattr(
-        "benchmarks.experiment.augmentation.transform", lambda *args: drawn.append(args)
-    )
+    monkeypatch.setattr("benchmarks.experiment.data.transform", lambda *args: drawn.append(args))
     augment(images(count=4000, channels=1, size=2), torch.Generator().manual_seed(0))
     _, flip, degrees, shift = drawn[0]
     assert 0.45 < flip.float().mean() < 0.55

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import Place
 from benchmarks.studies import study
 from benchmarks.studies.study import Study
 
@@ -56,7 +57,7 @@ def runs(results):
         yield first.for_arm("weights-then-weights")
 
 if __name__ == "__main__":
-    catalogue.STUDIES["small"] = Study("small", "Is it?", runs)
+    catalogue.STUDIES["small"] = Study("small", runs)
     ray.init(num_cpus=2, include_dashboard=False)
     cli.main()
 """
@@ -93,8 +94,8 @@ def test_a_worker_is_killed_in_the_middle(tmp_path, outcome):
 
     scope: dict = {"__name__": "driver"}
     exec(DRIVER, scope)
-    small = Study("small", "Is it?", scope["runs"])
-    assert len(list(study.run(small, tmp_path, tmp_path / "alone", "cpu"))) == 4
+    small = Study("small", scope["runs"])
+    assert len(list(study.run(small, Place(tmp_path, tmp_path / "alone", "cpu")))) == 4
     assert outcome(place / "results/small") == outcome(tmp_path / "alone/small")
     assert small.missing(place / "results") == []
 

@@ -118,13 +118,11 @@ def test_averaged_images(tmp_path, write_mnist):
         means = whole.reshape(len(whole), 14, 2, 14, 2).astype(float).mean((2, 4))
         assert found.images.dtype == torch.uint8
         assert (found.images[:, 0].numpy() == np.rint(means)).all()  # both round half to even
-    with pytest.raises(BenchmarkError, match=r"--image-size must be at most 28.*found 29"):
-        images(Configuration("mnist", image_size=29), tmp_path)
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_nothing_there(tmp_path, name):
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(BenchmarkError) as error:
         load(name, tmp_path)
     assert str(tmp_path) in str(error.value)
     assert f"python -m benchmarks download {name}" in str(error.value)
@@ -134,8 +132,8 @@ def test_nothing_there(tmp_path, name):
 def test_something_missing(tmp_path, write_mnist):
     write_mnist(tmp_path / "mnist", zipped=True)
     (tmp_path / "mnist" / f"{MNIST_FILES[2]}.gz").unlink()
-    message = rf"The mnist files {MNIST_FILES[2]} were not found; looked in .*mnist. Fetch the data"
-    with pytest.raises(FileNotFoundError, match=message):
+    message = rf"mnist/{MNIST_FILES[2]}: expected the file .*, found \[Errno 2\] .*Fetch it with"
+    with pytest.raises(BenchmarkError, match=message):
         load("mnist", tmp_path)
 
 
@@ -150,7 +148,7 @@ def test_a_damaged_file(tmp_path, damage, write_mnist):
     write_mnist(tmp_path, zipped=True)
     path = tmp_path / f"{MNIST_FILES[0]}.gz"
     path.write_bytes(damage(path.read_bytes()))
-    message = rf"{path.name}: expected the file that was published, with MD5 \w+, found .*Delete it"
+    message = rf"{path.name}: expected the file that was published, with MD5 \w+, found .*Fetch it"
     with pytest.raises(BenchmarkError, match=message):
         load("mnist", tmp_path)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import masktorch
-from benchmarks import BenchmarkError, provenance
+from benchmarks import BenchmarkError, Place
 from benchmarks.experiment import arms, results
 from benchmarks.experiment.arms import run, start
 from benchmarks.experiment.configuration import Configuration
@@ -22,7 +22,7 @@ LENET = Configuration(
 
 
 def go(output, options=LENET, arms=("mask", "weights", "mix")):
-    return run(options, arms, "unused", output, "cpu", "made so")
+    return run(options, arms, Place(output=output, device="cpu"), "made so")
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def kill_at_call(monkeypatch, owner, name, number):
 
 @pytest.mark.parametrize("device", ["quantum", "cuda:77", "meta:x"])
 def test_impossible_devices(device, tmp_path):
-    with pytest.raises(BenchmarkError, match=f"--device must be one.*found '{device}'"):
-        run(LENET, ["mask"], "unused", tmp_path, device, "")
+    with pytest.raises((RuntimeError, AssertionError)):  # torch's own
+        run(LENET, ["mask"], Place(output=tmp_path, device=device), "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +71,6 @@ def test_held_out_images(tmp_path):
 @pytest.mark.parametrize(
     ("held_out", "train_images"),
     [
-        (0, 96),
         (-1, 96),
         (1438, None),
         (1343, 96),
@@ -177,24 +176,12 @@ def test_a_network_from_its_seed_and_masks_alone(tmp_path):
         masktorch.load_masks(other, masks)
 
 
-@pytest.mark.parametrize("emulates", [True, False])
-def test_bfloat16_warns_where_it_is_emulated(emulates, tmp_path, monkeypatch):
-    monkeypatch.setattr(arms, "emulates_bfloat16", lambda: emulates)
-    tiny = replace(LENET, precision="bfloat16", epochs=1, train_images=64)
-    with (
-        pytest.warns(UserWarning, match="no bfloat16 instructions")
-        if emulates
-        else contextlib.nullcontext()
-    ):
-        go(tmp_path, tiny, arms=["weights"])
-
-
 @pytest.mark.parametrize(
-    ("text", "emulates"),
-    [("flags\t: sse avx2", True), ("flags : avx512_bf16", False), ("Features : bf16", False),
-     ("", False)],
-)  # fmt: skip
-def test_what_a_processor_says_of_bfloat16(text, emulates, monkeypatch):
-    monkeypatch.setattr(provenance.Path, "read_text", lambda path: text)
-    monkeypatch.setattr(provenance.Path, "exists", lambda path: True)
-    assert provenance.emulates_bfloat16() is emulates
+    ("text", "emulates"), [("flags : sse avx2", True), ("flags : avx512_bf16", False), ("", False)]
+)
+def test_bfloat16_warns_where_it_is_emulated(text, emulates, tmp_path, monkeypatch):
+    monkeypatch.setattr(arms, "cpuinfo", lambda: text)
+    tiny = replace(LENET, precision="bfloat16", epochs=1, train_images=64)
+    warned = pytest.warns(UserWarning, match="emulates bfloat16")
+    with warned if emulates else contextlib.nullcontext():
+        go(tmp_path, tiny, arms=["weights"])

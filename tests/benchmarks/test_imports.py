@@ -19,11 +19,11 @@ OUTSIDE = {
 # The rooms, from the ground up, and their floors. A file imports from rooms below its own, and in
 # its own from floors below.
 ROOMS = {
-    "": [["__init__"], ["atomic", "provenance"]],
+    "": [["__init__"], ["files"]],
     "experiment": [
-        ["configuration", "augmentation"],
+        ["configuration"],
         ["data"],
-        ["networks", "download"],
+        ["networks"],
         ["masks", "parallel"],
         ["training"],
         ["results"],
@@ -32,17 +32,14 @@ ROOMS = {
     "speed": [
         ["timing", "rivals"],
         ["steps"],
-        ["memory"],
-        ["floor", "costs"],
-        ["measure"],
+        ["costs"],
     ],
-    "studies": [["categorical", "estimate", "study"], ["catalogue", "cluster"]],
+    "studies": [["categorical", "study"], ["catalogue"]],
     "pages": [
         ["render"],
         ["comparison"],
         ["figures"],
-        ["demo", "methods", "speed"],
-        ["reproduction"],
+        ["reproduction", "speed"],
     ],
     "top": [["__main__"]],
 }

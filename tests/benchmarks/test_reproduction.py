@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.results import RESULTS, Layer, Result
 from benchmarks.experiment.training import Epoch
 from benchmarks.pages import figures, reproduction
-from benchmarks.pages.comparison import CONTROL, Paired, blog
-from benchmarks.pages.comparison import comparisons as compare
+from benchmarks.pages.comparison import CONTROL, Paired, blog, experiments
 from benchmarks.pages.render import DOCS
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|tmp|home|root|mnt|data)/")
@@ -39,12 +37,15 @@ def save(folder, results):
 
 
 @pytest.fixture
-def comparisons(tmp_path):
-    def compared(study, results):
-        save(tmp_path / study, results)
-        return compare(study, tmp_path / study)
+def one(tmp_path):
+    """The only experiment of these results."""
 
-    return compared
+    def found(results):
+        save(tmp_path / "s", results)
+        (experiment,) = experiments("s", tmp_path / "s")
+        return experiment
+
+    return found
 
 
 def seeds(arm, accuracies, **changes):
@@ -93,7 +94,7 @@ def test_every_figure_is_there(write, tmp_path):
     assert sorted(links) == sorted(
         f"figures/{p.name}" for p in (tmp_path / "docs/figures").iterdir()
     )
-    assert len(links) == 3
+    assert len(links) == 2
 
 
 def test_the_answer(write):
@@ -140,22 +141,23 @@ def test_the_table(write):
     assert row[6:] == ["-", "-", "-"]
 
 
-def test_differences_are_of_one_seed_and_learning_rate(write, comparisons):
+def test_differences_are_of_one_seed_and_learning_rate(write, one):
     text = write(blog_small=MNIST)
     (row,) = cells(text, "MNIST, `blog-small`", "0.001", f"`mix` - `{CONTROL}`")
     assert row[4] == str(Paired((0.01, -0.02, 0.01)))
-    (one,) = comparisons("s", [result("mask", 0, 0.5), result("mask", 2, 0.8, 0.9),
-                               result("weights", 1, 0.1), result("weights", 2, 0.6)])  # fmt: skip
-    assert one.paired("mask", "weights").differences == pytest.approx((0.2,))
-    assert one.paired("weights", "mask", "best").differences == pytest.approx((-0.3,))
-    assert one.paired("mask", "mix") is None
+    (found,) = one([
+        result("mask", 0, 0.5), result("mask", 2, 0.8, 0.9), result("weights", 1, 0.1),
+        result("weights", 2, 0.6),
+    ]).differences()  # fmt: skip
+    assert found.pair == ("mask", "weights")
+    assert found.last.differences == pytest.approx((0.2,))
+    assert found.best.differences == pytest.approx((0.3,))
 
 
-def test_runs_that_are_no_seeds_of_one(comparisons):
-    runs = [result("mask", 0, 0.5), result("mask", 1, 0.5, lr=0.5)]
-    message = r"can't be shown as seeds of one run: they differ in lr, seed\."
-    with pytest.raises(BenchmarkError, match=message):
-        list(comparisons("s", runs))
+def test_runs_that_are_no_seeds_of_one(tmp_path):
+    save(tmp_path, [result("mask", 0, 0.5), result("mask", 1, 0.5, lr=0.5)])
+    found = experiments("s", tmp_path)
+    assert [[of.lr for of in one.groups] for one in found] == [[0.01], [0.5]]
 
 
 @pytest.mark.parametrize("n", range(2, 11))
@@ -174,15 +176,10 @@ def test_signs():
     assert Paired((0.1,)).sign is None
 
 
-def test_earlier_runs_answer_until_there_are_newer(write):
-    earlier = {"reduced": seeds("mask", (0.1, 0.2)), "reduced_1e_3": []}
-    text = write(**earlier)
+def test_earlier_runs_stand_beside_newer(write):
+    text = write(reduced=seeds("mask", (0.1, 0.2)), reduced_1e_3=[], blog_small=MNIST)
     assert cells(text, "MNIST, `reduced`", "`mask`")
-    assert "replace</summary>" in text
-    text = write(**earlier, blog_small=MNIST)
-    main, _, appendix = text.partition("<summary>Appendix")
-    assert not cells(main, "MNIST, `reduced`")
-    assert cells(appendix, "MNIST, `reduced`", "`mask`")
+    assert cells(text, "MNIST, `blog-small`", "`mask`")
 
 
 def test_deviations(write):
@@ -253,9 +250,9 @@ def test_nothing_is_said_of_what_is_not_there(write):
         assert absent not in text
 
 
-def test_what_the_curves_show(comparisons):
+def test_what_the_curves_show(one):
     """Error in percent, an arm that goes on after the arm it starts from."""
-    figure = figures.curves(list(comparisons("s", MNIST))[:1])
+    figure = figures.curves(list(one(MNIST).phases())[:1])
     (axes,) = figure.axes
     lines = {line.get_label(): line for line in axes.lines}
     mix = lines["then weights under that mask (mix)"]
@@ -269,8 +266,8 @@ def test_what_the_curves_show(comparisons):
     assert not any("^" in label for label in labels)
 
 
-def test_the_forest(comparisons):
-    figure = figures.forest(list(comparisons("s", MNIST)))
+def test_the_forest(one):
+    figure = figures.forest(one(MNIST).differences())
     (axes,) = figure.axes
     labels = [t.get_text() for t in axes.get_yticklabels()]
     assert labels[0] == "mask - weights   MNIST, WRN-16-1, 14x14"
@@ -314,4 +311,4 @@ def test_the_commands(tmp_path, call):
     code, text = call("show", tmp_path / "results" / "blog-small")
     assert code == 0
     assert "mask 3 51.00 (50.00 to 52.00) " in text
-    assert (tmp_path / "results" / "blog-small" / "curves.png").exists()
+    assert (tmp_path / "results" / "blog-small" / "blog-small.png").exists()

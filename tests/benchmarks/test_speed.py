@@ -13,12 +13,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import masktorch
-from benchmarks import BenchmarkError
 from benchmarks.experiment.networks import kernels
 from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import speed as speed_page
 from benchmarks.pages.render import DOCS
-from benchmarks.speed import costs, floor, measure, memory, rivals, steps, timing
+from benchmarks.speed import costs, rivals, steps, timing
 from benchmarks.speed.timing import alone, ratios, side_by_side
 
 CPU = torch.device("cpu")
@@ -40,7 +39,7 @@ def float64(*shape):
 def _brief(monkeypatch):
     """One round each, on whatever is smallest."""
     torch.manual_seed(0)
-    for part in (steps, floor):
+    for part in (steps, costs):
         monkeypatch.setattr(part, "SECONDS", 0.0)
         monkeypatch.setattr(part, "AT_LEAST", 1)
 
@@ -214,7 +213,7 @@ def test_prune_alone_can_not_train_an_attention():
 
 def test_cases_name_networks():
     for device in (CPU, torch.device("cuda")):
-        for case in (*steps.cases(device), *memory.CASES):
+        for case in (*steps.CASES[device.type], *steps.MEMORY_CASES):
             assert case.network in steps.NETWORKS
 
 
@@ -255,56 +254,46 @@ class TestTiming:
 class TestFloor:
     @pytest.mark.parametrize("mode", ["eager", "compiled"])
     def test_a_size_is_measured(self, mode, compilations):
-        row = floor.measure(floor.Case(mode, 100), CPU)
+        row = costs.measure_floor((mode, 100), CPU)
         sort = {"sort alone"} if mode == "eager" else set()
-        assert set(row["multiple"]) == {"add", *floor.PRODUCTS} | sort
-        assert len(compilations) == (len(floor.PRODUCTS) if mode == "compiled" else 0)
+        assert set(row["multiple"]) == {"add", *costs.PRODUCTS} | sort
+        assert len(compilations) == (len(costs.PRODUCTS) if mode == "compiled" else 0)
         assert row["multiple"]["add"] == [pytest.approx(12 / 28)] * 3
         rate = 12 / row["nanoseconds"]["add"]  # bytes a nanosecond: GB/s
         assert rate == pytest.approx(row["gigabytes_per_second"])
 
-    @pytest.mark.parametrize("name", floor.PRODUCTS)
+    @pytest.mark.parametrize("name", costs.PRODUCTS)
     def test_products_mask_the_weight(self, name):
         scores, weight = float64(2, 50)
         scores = 40 * (scores + scores.sign()) * (torch.arange(50) % 2 * 2 - 1) * scores.sign()
-        product = floor.PRODUCTS[name](scores.requires_grad_(), weight).detach()
+        product = costs.PRODUCTS[name](scores.requires_grad_(), weight).detach()
         larger = scores.abs() >= scores.abs().sort().values[25]
         kept = larger if name == "topk" else scores > 0
         np.testing.assert_allclose(product, (weight * kept).detach(), atol=1e-12)
 
     def test_sizes_fit_the_memory(self, monkeypatch):
-        monkeypatch.setattr(floor, "fits", lambda bytes_: bytes_ <= 40 * 10**7)
-        assert max(case.size for case in floor.cases(CPU)) == 10**7
+        pages = {"SC_PAGE_SIZE": 2 * 10**4, "SC_PHYS_PAGES": 10**5}  # half: 10^9 bytes
+        monkeypatch.setattr(os, "sysconf", pages.get)
+        assert costs.sizes(4, 8, bytes_=40) == [10**n for n in range(4, 8)]
+        assert costs.sizes(6, 9, bytes_=10) == [10**n for n in range(6, 9)]
 
 
 class TestMemory:
     def test_a_process_of_its_own_measures_the_peak(self, monkeypatch):
-        monkeypatch.setattr(memory, "CONTESTED", ("plain",))
-        row = memory.measure(LENET, CPU)
+        monkeypatch.setattr(steps, "CONTESTED", ("plain",))
+        row = steps.measure_memory(LENET, CPU)
         assert row["masked"] == 784 * 300 + 300 * 100 + 100 * 10
         assert row["largest_layer"] == 784 * 300
         assert row["bytes_per_entry"]["plain"] > 12  # weights and moments at the least
 
-    def test_without_proc(self, monkeypatch):
-        monkeypatch.setattr(memory.Path, "exists", lambda path: False)
-        with pytest.raises(BenchmarkError, match="run this on Linux, or leave it out with --only"):
-            memory.peak(LENET, "plain", CPU)
-
-    def test_half_of_the_memory(self):
-        pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        assert memory.fits(pages // 2)
-        assert not memory.fits(pages // 2 + 1)
-
 
 def test_alone():
-    """In another process, with these variables; an error is the caller's, a death is explained."""
+    """In another process, with these variables; an error is the caller's."""
     assert alone(os.getenv, "HERE", variables={"HERE": "there"}) == "there"
     assert "HERE" not in os.environ
     assert alone(os.getpid, variables={}) != os.getpid()
     with pytest.raises(TypeError):
-        alone(costs.measure, "x", CPU, variables={})
-    with pytest.raises(BenchmarkError, match=r"abort\(\) to end well in a process of its own"):
-        alone(os.abort, variables={})
+        alone(costs.measure_functions, "x", CPU, variables={})
 
 
 class TestFiles:
@@ -318,7 +307,7 @@ class TestFiles:
 
 class TestCosts:
     def test_a_size_is_measured(self):
-        row = costs.measure(1000, CPU)
+        row = costs.measure_functions(1000, CPU)
         names = [
             "pass", "wrap", "masks", "report", "budget.overall", "set_masks, learning", "using",
             "freeze_mask", "save_masks", "load_masks", "unwrap", "set_masks on a plain model",
@@ -328,23 +317,21 @@ class TestCosts:
         assert row["repetitions"] == costs.REPETITIONS
         assert row["multiple"]["pass"] == 1
 
-    def test_sizes(self, monkeypatch):
+    def test_sizes(self):
         for size in (10**3, 10**6):
             entries = sum(p.numel() for p in costs.network(size, CPU).parameters())
             assert entries == pytest.approx(size, rel=0.05)
-        monkeypatch.setattr(costs, "fits", lambda bytes_: bytes_ <= 10 * 10**8)
-        assert max(costs.sizes(CPU)) == 10**8
 
 
 @pytest.fixture
 def small_parts(monkeypatch):
     rows = {
-        "steps": (LENET,), "floor": (floor.Case("eager", 100),), "memory": (), "costs": (1000,),
+        "steps": (LENET,), "floor": (("eager", 100),), "memory": (), "costs": (1000,),
         "files": (0.5,),
     }  # fmt: skip
     for name, of_part in rows.items():
-        _, how = measure.PARTS[name]
-        monkeypatch.setitem(measure.PARTS, name, (lambda device, rows=of_part: rows, how))
+        _, how = costs.PARTS[name]
+        monkeypatch.setitem(costs.PARTS, name, (lambda device, rows=of_part: rows, how))
 
 
 class TestCommand:

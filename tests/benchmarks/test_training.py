@@ -21,7 +21,7 @@ from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.data import Split, read_digits
 from benchmarks.experiment.results import Result, utilisation
 from benchmarks.experiment.training import Epoch, best_epoch, evaluate, plateau, scheduled
-from benchmarks.provenance import command_line
+from benchmarks.files import command_line
 
 ROOT = Path(benchmarks.__file__).parents[1]
 
@@ -434,11 +434,11 @@ def test_resuming_does_not_train_again(tiny, go, monkeypatch):
     options = tiny(epochs=3)
     original, trained = training.train_epoch, []
 
-    def dying(model, optimiser, split, configuration, epoch, label):
+    def dying(model, optimiser, split, configuration, epoch):
         trained.append(epoch)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return original(model, optimiser, split, configuration, epoch, label)
+        return original(model, optimiser, split, configuration, epoch)
 
     monkeypatch.setattr(training, "train_epoch", dying)
     with pytest.raises(KeyboardInterrupt):
@@ -562,7 +562,7 @@ def test_the_loss_of_uneven_batches(tiny, digits, monkeypatch):
         training, "cross_entropy", lambda logits, labels: (logits[:, 0] + model[0].anchor).mean()
     )
     options = tiny(augmentation=False, batch_size=18)
-    loss, accuracy = training.train_epoch(model, optimiser, data, options, 1, "")
+    loss, accuracy = training.train_epoch(model, optimiser, data, options, 1)
     logits = model(data.images.float() / 127.5 - 1)
     assert loss == pytest.approx(logits[:, 0].mean().item(), rel=1e-4)
     assert accuracy == pytest.approx((logits.argmax(1) == data.labels).float().mean().item())

@@ -1,9 +1,12 @@
-"""Where numbers come from: the software, the machine, the command."""
+"""Files of numbers: written whole or not at all, with the software, the machine and the command."""
 
+import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,30 @@ import torch
 import masktorch
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside `path` to write to; when the block ends well it takes `path`'s place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(text: str, path: Path) -> Path:
+    with replacing(path) as beside:
+        beside.write_text(text)
+    return path
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "-uno")
+    names = (line for line in cpuinfo().splitlines() if line.startswith("model name"))
+    processor = next(names, f": {platform.processor()}").partition(": ")[2]
     if device.type == "cuda":
         processor = torch.cuda.get_device_name(device)
-    else:
-        processor = _cpuinfo("model name", default=platform.processor())
     return {
         "masktorch": masktorch.__version__,
         "torch": torch.__version__,
@@ -43,14 +64,7 @@ def _git(*arguments: str) -> str | None:
         return None
 
 
-def emulates_bfloat16() -> bool:
-    """Whether the processor says what it can do, and bfloat16 is not in it."""
-    return "bf16" not in _cpuinfo("flags", "Features", default="bf16")
-
-
-def _cpuinfo(*names: str, default: str) -> str:
-    """What Linux says of the first processor."""
+def cpuinfo() -> str:
+    """What Linux says of the processors; empty where it is not Linux."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = (line.partition(":")[2].strip() for line in lines if line.startswith(names))
-    return next(found, default)
+    return path.read_text() if path.exists() else ""
