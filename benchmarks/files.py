@@ -66,5 +66,4 @@ def _git(*arguments: str) -> str | None:
 
 def cpuinfo() -> str:
     """What Linux says of the processors; empty where it is not Linux."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
+    return path.read_text() if (path := Path("/proc/cpuinfo")).exists() else ""

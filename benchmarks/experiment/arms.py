@@ -3,6 +3,7 @@
 import copy
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,7 @@ from benchmarks.files import cpuinfo, environment, replacing
 
 
 def run(options: Configuration, arms: Sequence[str], place: Place, command: str) -> list[Path]:
-    """Run `arms`, and the arms they start from, but for those that have their results; return the
-    result files."""
+    """Run `arms`, and those they start from, where they have no result; return the result files."""
     needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
     configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
     for configuration in configurations:
@@ -59,7 +59,9 @@ def _train(configuration: Configuration, data: Dataset, path: Path, bar: Any) ->
     history, best_state = train(model, data, configuration, path.with_suffix(".checkpoint.pt"), bar)
     again = {}
     for epoch in ("last", "best"):
-        again[epoch] = recalibrated(model, data, configuration)
+        learns = configuration.arm in SCORED  # averages of the mask that is evaluated, not of draws
+        with masktorch.using(model, masktorch.masks(model)) if learns else nullcontext():
+            again[epoch] = recalibrated(model, data, configuration)
         masks.load(model, best_state, configuration)
     if parallel.rank() == 0:
         with replacing(path.with_suffix(".best.pt")) as partial:

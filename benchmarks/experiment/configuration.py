@@ -71,8 +71,7 @@ class Configuration:
     """bfloat16: autocast, faster on some machines."""
     train_images: int | None = None  # Train on the first so many only. None: all.
     held_out: int | None = None
-    """Measure on so many of the last training images, and do not train on them. None: on the test
-    set."""
+    """Measure on so many of the last training images, held out. None: on the test set."""
     image_size: int | None = None  # Averaged to so many pixels a side. None: as they are.
     faithful_scaling: bool = False  # 2x - 1 of the bytes, -1 to 509, as the blog has MNIST.
     augmentation: bool = True  # Flip, rotate and shift the training images as the blog does.
