@@ -133,7 +133,7 @@ def _step(
     scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor, out: Out
 ) -> Tensor:
     """`p - q`, both cases in one: `m - q = x / (1 + x)` where m = 1, `x / (1 - x)` where m = 0."""
-    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp_(-0.5, 0.5)  # 1 +- x > 0
+    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp(-0.5, 0.5)  # 1 +- x > 0
     m = as_number(drawn, alpha.dtype)
     divisor = torch.addcmul(1 - x, m, x, value=2)
     noise = torch.sigmoid(scores.to(alpha.dtype)) - m

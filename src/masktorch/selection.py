@@ -71,6 +71,7 @@ def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 _last: dict[tuple[Any, ...], tuple[float, float]] = {}  # cuts, and how far they had moved
+_LAST = 1024  # of them at most
 _SAMPLE = 2**16  # entries by which the others are passed over
 
 
@@ -117,7 +118,7 @@ def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
             break
     near.partition(place - below)
     at, above = float(near[place - below]), near[place - below + 1 :]
-    if len(_last) >= 1024:  # a few models' worth
+    if len(_last) >= _LAST:
         _last.clear()
     _last[key] = at, 0.0 if at == last else max(abs(at - last), moved / 2)
     return at, int(np.count_nonzero(above != above if math.isnan(at) else above == at))

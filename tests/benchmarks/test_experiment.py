@@ -172,7 +172,7 @@ def test_a_network_from_its_seed_and_masks_alone(tmp_path):
     assert found == results.Result.read(path).best.test_accuracy
     assert masks.stat().st_size < 10_000
     other = build(replace(settings, seed=1).for_arm("mask"), data.image_shape)
-    with pytest.raises(ValueError, match="expected the weights that the masks were saved over"):
+    with pytest.raises(ValueError, match="expected fingerprint"):
         masktorch.load_masks(other, masks)
 
 
