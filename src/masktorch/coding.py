@@ -1,8 +1,8 @@
 """A flat mask to bytes and back, in about its entropy; docs/maskfiles.md describes the codings.
 
 `gaps` are the distances between entries of the rarer kind, kept or masked, deflated; `deflated
-bits` and `bits`, a bit for each entry, are for masks without a rare kind. Deflating symbol by
-symbol (Huffman) comes close to the entropy of independent entries, repeated patterns go below it.
+bits` and `bits`, a bit for each entry, are for masks without a rare kind. Symbol by symbol
+(Huffman) comes close to the entropy of independent entries, repeated patterns go below it.
 """
 
 import zlib

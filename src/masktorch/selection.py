@@ -134,7 +134,7 @@ def _brackets(
     entries = sum(values.numel() for values in tensors)
     if entries > _SAMPLE:
         stride = (entries - 1) // _SAMPLE + 1
-        sample = np.sort(np.concatenate(list(_parts(tensors, absolute, stride))))
+        sample = np.sort(np.concatenate([np.copy(p) for p in _parts(tensors, absolute, stride)]))
         at, margin = int(share * sample.size), 4 * math.isqrt(_SAMPLE)
         low = sample[at - margin] if at >= margin else -math.inf
         yield low, sample[at + margin] if at + margin < sample.size else math.nan
@@ -142,13 +142,16 @@ def _brackets(
 
 
 def _parts(tensors: Sequence[Tensor], absolute: bool, stride: int = 1) -> Iterator[Any]:
-    """Every `stride`-th entry (its magnitude), by blocks, in a dtype that numpy has and all fit."""
+    """Every `stride`-th entry, or until the next its magnitude, by blocks, in a dtype of all."""
     dtype = functools.reduce(torch.promote_types, (v.dtype for v in tensors), torch.float32)
-    for values in tensors:
-        for (block,) in blocks(values):
-            # numpy() would forbid FSDP2 to free the storage
-            part = np.from_dlpack(block.reshape(-1)[::stride].to("cpu", dtype))
-            yield np.abs(part) if absolute else part
+    place = np.empty(0)
+    for (block,) in (block for values in tensors for block in blocks(values)):
+        # numpy() would forbid FSDP2 to free the storage
+        part = np.from_dlpack(block.reshape(-1)[::stride].to("cpu", dtype))
+        if absolute:
+            place = place if place.size >= part.size else np.empty_like(part)
+            part = np.abs(part, out=place[: part.size])
+        yield part
 
 
 def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> list[Tensor]:

@@ -51,8 +51,7 @@ def wrap(
         rescale: use `W * m * numel / sum(m)`, with the gradient through `sum(m)` (dynamic
             weight rescaling, Zhou et al., arXiv 1905.01067).
 
-    Raises `ValueError` where nothing, or not all that is named, can be masked, `TypeError` for
-    tensors that are not floating point and arguments of the wrong kind.
+    Raises `ValueError` where something can't be masked, `TypeError` where it is of the wrong kind.
 
     Examples:
         >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
