@@ -105,8 +105,8 @@ def test_nothing_to_keep_and_parameters_and_what_is_not_a_number():
     ("scores", "density", "exception", "message"),
     [
         ([torch.ones(2)], 0.5, TypeError, "a dict by tensor names, found <class 'list'>"),
-        ({"a": [1.0]}, 0.5, TypeError, "floating point for 'a', found <class 'list'>"),
-        ({"a": torch.ones(2, dtype=torch.int64)}, 0.5, TypeError, "for 'a', found torch.int64"),
+        ({"a": [1.0]}, 0.5, TypeError, "floating-point scores for 'a'"),
+        ({"a": torch.ones(2, dtype=torch.int64)}, 0.5, TypeError, "floating-point scores for 'a'"),
         ({"a": torch.ones(2)}, 0, ValueError, "expected a density in (0, 1], found 0."),
         ({"a": torch.ones(2)}, math.nan, ValueError, "found nan"),
         ({"a": torch.ones(2)}, True, TypeError, "expected a density in (0, 1], found True"),

@@ -115,8 +115,7 @@ def keep_largest(
         raise TypeError(f"keep_largest() expected a dict by tensor names, found {type(scores)}.")
     for name, tensor in scores.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            kind = getattr(tensor, "dtype", type(tensor))
-            raise TypeError(f"keep_largest() expected floating point for {name!r}, found {kind}.")
+            raise TypeError(f"keep_largest() expected floating-point scores for {name!r}.")
     if isinstance(density, Mapping):
         if names := sorted(scores.keys() ^ density.keys()):
             raise ValueError(f"keep_largest() expected scores and a density for each of {names}.")

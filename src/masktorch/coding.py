@@ -30,8 +30,7 @@ def encode(mask: Bools) -> tuple[str, bytes]:
 
 
 def decode(coding: str, code: bytes | memoryview, kept: int, size: int) -> Bools:
-    """The flat mask of `size` entries, `kept` of them True. Where the code is not that of such a
-    mask, it raises (also what numpy and zlib do) after no more work than the mask would take."""
+    """The flat mask of `size` entries, `kept` True. Another code raises, after no more work."""
     wrong = ValueError(f"a code not of a mask with {kept} of {size} entries kept, by {coding!r}")
     if coding not in ("gaps", "bits", "deflated bits") or not 0 <= kept <= size:
         raise wrong

@@ -13,7 +13,7 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch.blocks import Out, blockwise, is_plain
-from masktorch.selection import above
+from masktorch.selection import compared
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -58,7 +58,8 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
         bits = torch.from_numpy(words.view(np.int16))
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
-        return above(p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30), 0.0, out)
+        p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
+        return compared(lambda v: ~(v <= 0), p, out)
 
     return mask(scores).view(torch.uint8)
 

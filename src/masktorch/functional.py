@@ -18,7 +18,7 @@ from masktorch.checks import check_number
 from masktorch.draws import drawn_mask, uniform_like
 from masktorch.ranks import n_of_m, straight_rule, topk
 from masktorch.rules import Rule, masked
-from masktorch.selection import above, as_number, select, select_above
+from masktorch.selection import as_number, compared, select, select_above
 
 __all__ = [
     "bernoulli", "concrete", "hard_concrete", "intermediate", "n_of_m", "piggyback", "threshold",
@@ -42,7 +42,7 @@ def _at_most(at: float, dtype: torch.dtype) -> float:
 def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
     """The deterministic mask `m = 1[s > at]`, bool; a score that is not a number is kept."""
     at = _at_most(at, scores.dtype)
-    return blockwise(lambda s, out: above(s, at, out))(scores.detach())
+    return blockwise(lambda s, out: compared(lambda v: ~(v <= at), s, out))(scores.detach())
 
 
 def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:

@@ -22,8 +22,7 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
         tensor([[ 1., -1.]])
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        kind = getattr(tensor, "dtype", type(tensor).__name__)
-        raise TypeError(f"signed_constant_() expected a floating-point tensor, found {kind}.")
+        raise TypeError(f"signed_constant_() expected a floating-point tensor, found {tensor!r}.")
     if tensor.grad_fn is not None or tensor.dim() < 2:
         found = "a computed tensor" if tensor.grad_fn else f"shape {tuple(tensor.shape)}"
         raise ValueError(

@@ -24,14 +24,13 @@ def select_above(weight: Tensor, margin: Tensor, at: float, out: Out = None) -> 
     return cast(Tensor, operation.grad_input(weight, margin, at, grad_input=out))
 
 
-def above(values: Tensor, at: float, out: Out = None) -> Tensor:
-    """The mask of all that is not `<= at`: numpy compares many times faster than PyTorch."""
+def compared(test: Callable[[Any], Any], values: Tensor, out: Out = None) -> Tensor:
+    """An elementwise test of a tensor: on a CPU by numpy, which compares many times faster."""
     if not is_cut(values):
-        return torch.logical_not(values <= at)
-    out = torch.empty_like(values, dtype=torch.bool) if out is None else out
+        return cast(Tensor, test(values))
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
-    np.logical_not(np.from_dlpack(wide) <= at, out=out.numpy())  # dlpack: see `_parts`
-    return out
+    found = torch.from_numpy(np.asarray(test(np.from_dlpack(wide))))  # dlpack: see `_parts`
+    return (torch.empty_like(values, dtype=torch.bool) if out is None else out).copy_(found)
 
 
 def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -70,7 +69,7 @@ def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return parted(function(*map(gathered, tensors)), tensors[0])
 
 
-_last: dict[tuple[Any, ...], tuple[float, float]] = {}  # cuts, and how far they had moved
+_last: dict[tuple[Any, ...], tuple[float, int, float]] = {}  # cuts, ties, how far they had moved
 _LAST = 1024  # of them at most
 _SAMPLE = 2**16  # entries by which the others are passed over
 
@@ -99,12 +98,15 @@ def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
     """The largest value that is not among the `k` largest, and how many of those are equal to it.
     Values between two bounds are copied, the rest is counted, which shows whether it lies there."""
     key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
-    last, moved = _last.get(key, (math.nan, math.nan))
+    last, ties, moved = _last.get(key, (math.nan, 0, math.nan))
     entries = sum(values.numel() for values in tensors)
-    if moved == 0:  # one count proves the guess
-        parts = _parts(tensors, absolute)
-        if k + sum(int(np.count_nonzero(part <= last)) for part in parts) == entries:
-            return last, 0
+
+    def number(test: Callable[[Any], Any]) -> int:
+        return sum(int(np.count_nonzero(test(part))) for part in _parts(tensors, absolute))
+
+    proved = moved == 0 and number(lambda part: part <= last) + k - ties == entries
+    if proved and (not ties or number(lambda part: part == last) > ties):
+        return last, ties
     place = entries - k - 1  # from below, what is not a number at the top
     for low, high in _brackets(tensors, place / entries, absolute, last, moved):
         below, between = 0, []
@@ -118,17 +120,17 @@ def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
             break
     near.partition(place - below)
     at, above = float(near[place - below]), near[place - below + 1 :]
+    ties = int(np.count_nonzero(above != above if math.isnan(at) else above == at))
     if len(_last) >= _LAST:
         _last.clear()
-    _last[key] = at, 0.0 if at == last else max(abs(at - last), moved / 2)
-    return at, int(np.count_nonzero(above != above if math.isnan(at) else above == at))
+    _last[key] = at, ties, 0.0 if at == last else max(abs(at - last), moved / 2)
+    return at, ties
 
 
 def _brackets(
     tensors: Sequence[Tensor], share: float, absolute: bool, last: float, moved: float
 ) -> Iterator[tuple[float, float]]:
-    """Between which values the one with so large a share below it lies, likeliest first: around
-    the last cut, around its place in a sorted sample, anywhere."""
+    """Where the next cut lies, likeliest first: around the last one, that of a sample, anywhere."""
     if math.isfinite(moved):
         yield last - 4 * moved, last + 4 * moved
     entries = sum(values.numel() for values in tensors)
@@ -158,18 +160,17 @@ def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> l
     """The masks of what is beyond a cut, and of so many that are equal to it, the first."""
     dtype = functools.reduce(torch.promote_types, (values.dtype for values in tensors))
 
-    def sizes(values: Tensor) -> Tensor:
-        return (values.abs() if absolute else values).to(dtype)
+    def where(test: Callable[[Any], Any], values: Tensor) -> Tensor:
+        return blockwise(
+            lambda v, out: compared(test, (v.abs() if absolute else v).to(dtype), out)
+        )(values)
 
     masks = []
     for values in tensors:
-        mask = blockwise(lambda v, out: above(sizes(v), at, out))(values)
-        if math.isnan(at):  # nothing is beyond what is not a number
-            mask.fill_(False)
+        # a NaN is beyond all but a NaN, and equal to no other
+        mask = where(lambda v: ~(v <= at) if at == at else v < v, values)
         if ties:
-            equal = values != values
-            if not math.isnan(at):
-                equal = blockwise(lambda v, out: torch.eq(sizes(v), at, out=out))(values)
+            equal = where(lambda v: v == at if at == at else v != v, values)
             first = np.flatnonzero(equal.cpu().numpy())[:ties]
             mask.put_(torch.from_numpy(first).to(mask.device), mask.new_ones(len(first)))
             ties -= len(first)

@@ -98,6 +98,8 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
         >>> sample_masks(model)
         {'weight': tensor([[True, True]])}
     """
+    if not isinstance(generator, torch.Generator | None):
+        raise TypeError(f"sample_masks() expected a torch.Generator, found {generator!r}.")
     found = masked_tensors(model, "sample_masks")
     devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
     with torch.random.fork_rng(devices, enabled=generator is not None), torch.no_grad():

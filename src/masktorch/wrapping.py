@@ -136,9 +136,8 @@ def give_masks(
 def _attach(masked: Masked) -> None:
     """Puts each mask on all places of its tensor, once all their classes can be subclassed."""
     homes: dict[nn.Module, dict[str, Mask]] = {}
-    for mask, places in masked:
-        for place in places:
-            homes.setdefault(place.module, {})[place.attribute] = mask
+    for mask, place in [(mask, place) for mask, places in masked for place in places]:
+        homes.setdefault(place.module, {})[place.attribute] = mask
     for module, put in homes.items():  # __init_subclass__ or a metaclass may raise here
         masked_class(original_class(module), frozenset({*attached(module), *put}))
     for module, put in homes.items():
