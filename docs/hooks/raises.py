@@ -1,11 +1,14 @@
-"""A docstring's sentence "Raises `ValueError` if ..." becomes a list of errors in the reference."""
+"""A docstring's sentence "Raises `ValueError` if ..." becomes a list of errors in the reference; it
+may also begin with the error."""
 
 import re
 from typing import Any
 
 from griffe import Extension, Object
 
-_SENTENCE = re.compile(r"\bRaises\s.*?\.(?=\s+[A-Z]|\s*\Z|\n\n)", re.DOTALL)
+_SENTENCE = re.compile(
+    r"(?:\bRaises\s|(?<=[.:]\s|\n\n)(?=`\w+Error`)).*?\.(?=\s+[A-Z]|\s*\Z|\n\n)", re.DOTALL
+)
 _ERRORS = re.compile(r"((?:`\w+Error`(?: or )?)+)")
 
 
@@ -21,8 +24,10 @@ def sections(text: str) -> str:
         f"    {errors.replace('`', '').strip()}: {re.sub(r'[,;]?( and)?$', '', words.strip())}."
         for errors, words in zip(parts[::2], parts[1::2], strict=True)
     ]
-    kept = "" if as_another == "Raises " else as_another.rstrip(" ,") + "."
-    rest = text[: found.start()] + kept + text[found.end() :]
+    as_another = re.sub(r",?( and)? $", "", as_another)
+    kept = as_another + "." if as_another not in ("Raises", "") else ""
+    start = re.sub(r":\s$", ". ", text[: found.start()])
+    rest = start + kept + text[found.end() :].removeprefix("" if kept else " ")
     before, heading, examples = rest.partition("\nExamples:")
     return "\n".join([before.rstrip(), "", "Raises:", *rows, heading + examples])
 
