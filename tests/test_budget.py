@@ -266,7 +266,7 @@ def test_what_they_refuse(allocate):
         (small(Threshold()), 0.5, ValueError, "found no estimator with a density but"),
         (small(NOfM(1, 1)), 0.5, ValueError, "found no estimator with a density but"),
         (nn.Linear(2, 2), 0.5, ValueError, f"{name} expected a wrapped model"),
-        (small(TopK(block=(1, None))), 0.5, ValueError, "whole blocks kept of ['0.weight', '1."),
+        (small(TopK(block=(1, None))), 0.5, ValueError, "blocks, or nothing, in '0.weight'"),
     ):
         with pytest.raises(exception, match=re.escape(message)):
             allocate(model, density)

@@ -56,8 +56,8 @@ def test_the_random_stream_is_left_alone():
         ((torch.ones(3),), ValueError, "found shape (3,)"),
         ((torch.ones(2, 2), 0.0), ValueError, "expected a density in (0, 1], found 0.0"),
         ((torch.ones(2, 2), True), TypeError, "found True"),
-        ((torch.ones(2, 2, dtype=torch.int64),), TypeError, "found torch.int64"),
-        (([[1.0]],), TypeError, "found list"),
+        ((torch.ones(2, 2, dtype=torch.int64),), TypeError, "found tensor([[1, 1]"),
+        (([[1.0]],), TypeError, "found [[1.0]]"),
     ],
 )
 def test_what_it_refuses(arguments, exception, message):

@@ -558,6 +558,14 @@ class Keyed(nn.Module):
         self.linear = nn.Linear(2, 2)
 
 
+class HasChild(nn.Linear):
+    """A child of its own where the masks go."""
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.parametrizations = nn.ModuleList()
+
+
 class NeedsWord(nn.Linear):
     """A class whose subclasses must say something, as some registries ask."""
 
@@ -581,6 +589,11 @@ REFUSED = {
     ),
     "keys": (lambda: Keyed("keys"), ["linear.weight", "keys"], "can't mask 'keys'"),
     "update": (lambda: Keyed("update"), ["linear.weight", "update"], "can't mask 'update'"),
+    "a child called parametrizations": (
+        lambda: nn.Sequential(nn.Linear(2, 2), HasChild()),
+        None,
+        "can't mask '1.weight'",
+    ),
     "a container's own parameter": (
         lambda: Scaled(nn.Linear(4, 4), nn.ReLU()),
         ["0.weight", "scale"],

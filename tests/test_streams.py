@@ -224,6 +224,13 @@ def test_a_stream_that_takes_no_more_for_now():
     with pytest.raises(BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"):
         save_masks(wrapped(), Full())
 
+    class Closed(io.BytesIO):
+        def write(self, some):
+            return 0
+
+    with pytest.raises(BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"):
+        save_masks(wrapped(), Closed())
+
 
 def test_masks_that_were_read_are_values():
     model = wrapped(Net(), kept=0.3)

@@ -117,7 +117,8 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
         _replace(os.path.realpath(os.fsdecode(target)), content)
     else:
         while content:  # an unbuffered file may take a part of it
-            if (written := target.write(content)) is None and isinstance(target, io.RawIOBase):
+            written = target.write(content)
+            if written == 0 or (written is None and isinstance(target, io.RawIOBase)):
                 raise BlockingIOError("save_masks() met a stream that takes no more for now")
             content = content[written or len(content) :]  # one of the user's own need not count
 

@@ -32,8 +32,7 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 def blockwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same elementwise function, computed by `blocks`; its last step writes into `out`, where
-    it is given one, which spares a pass."""
+    """The same elementwise function by `blocks`, whose last step writes into `out`, if given."""
 
     def by_blocks(*tensors: Tensor) -> Tensor:
         whole: Tensor | None = None

@@ -104,8 +104,7 @@ def keep_largest(
     With a number one cut for all keeps `k = max(1, floor(density * n + 1/2))` of their `n` entries;
     a mapping gives each tensor its own. Among equal scores the earlier tensor stays, then the lower
     row-major index; what is no number counts as the largest. Give magnitudes where these count.
-    `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for other than
-    numbers and floating-point tensors.
+    `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for wrong kinds.
 
     Examples:
         >>> keep_largest({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])}, 0.5)
@@ -187,8 +186,9 @@ def _found(model: nn.Module, density: float, caller: str) -> tuple[dict[str, Mas
     check_density(density, f"{caller}()")
     found = {place.name: mask for mask, (place, *_) in _with_density(model, caller)}
     sizes = [mask.scores.numel() for mask in found.values()]
-    if blocks := [name for name, mask in found.items() if getattr(mask.estimator, "block", None)]:
-        raise ValueError(f"{caller}() counts entries, found whole blocks kept of {blocks}.")
+    for name, mask in found.items():
+        if getattr(mask.estimator, "block", None) or not mask.scores.numel():
+            raise ValueError(f"{caller}() counts entries, found blocks, or nothing, in {name!r}.")
     total = count(density, sum(sizes))
     if total < len(found):
         raise ValueError(

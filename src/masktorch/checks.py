@@ -26,7 +26,6 @@ def check_density(density: Any, caller: str) -> None:
 def check_n_of_m(n: Any, m: Any) -> None:
     if {type(n), type(m)} != {int}:
         raise TypeError(f"n of m expected whole numbers, found n={n!r}, m={m!r}.")
-    check_number("n of m", "m", m, 1, ends="[)")
     check_number("n of m", "n", n, 1, m, "[]")
 
 

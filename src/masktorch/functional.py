@@ -2,9 +2,8 @@
 
 A mask `m` in {0, 1} has no useful derivative. A method is therefore two formulas: how `m` is
 chosen from the scores `s`, and a *rule* for `dL/ds` given `g = dL/dm`; `sigma` is the logistic
-function. Each returns the mask, or given a `weight` the product `weight * m`, in fewer passes over
-memory and with the same gradients: `g = G * weight` reaches the rule and `G * m` the weight, where
-`G` is the gradient of the result.
+function. Each returns the mask, or given a `weight` the product `weight * m`, in fewer passes with
+the same gradients: with `G` that of the result, `G * weight` reaches the rule, `G * m` the weight.
 """
 
 import math

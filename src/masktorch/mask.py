@@ -85,7 +85,8 @@ class Mask(nn.Module):
             if mask.shape != self.scores.shape or (learns and not mask.requires_grad):
                 raise TypeError(
                     f"{self.estimator!r} expected to return a floating-point mask that depends on "
-                    f"the scores differentiably, of shape {tuple(self.scores.shape)}, found {mask}."
+                    f"the scores differentiably, of shape {tuple(self.scores.shape)}, found "
+                    f"{mask.dtype} of {tuple(mask.shape)}, requires_grad={mask.requires_grad}."
                 )
             masked = weight * mask
         else:

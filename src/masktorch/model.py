@@ -46,8 +46,7 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
 def by_name(
     caller: str, what: str, found: Found, values: Any, *, others: str = "Not masked in this model"
 ) -> dict[str, Any]:
-    """The values of tensors by their first names: one for all, or from a mapping, if there is one
-    for each, under any of its names; `others` says what other names are."""
+    """The values of tensors by their first names: one for all, or a mapping's, by any name."""
     if not isinstance(values, Mapping):
         return {places[0].name: values for _, places in found}
     chosen: dict[str, Any] = {}

@@ -149,11 +149,12 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             """The class is made at run time, so a copy or a pickle names how to make it."""
+            before = self._held
             object.__setattr__(self, "_held", self._parameters)  # an RNN reads them into its state
             try:
                 state = getattr(self, "__getstate__", lambda: self.__dict__)()
             finally:
-                object.__setattr__(self, "_held", None)
+                object.__setattr__(self, "_held", before)
             return _empty, (original, names), {**state, "_held": None}
 
     for name in names:

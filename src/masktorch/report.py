@@ -49,8 +49,7 @@ class Report:
 
 
 def report(model: nn.Module) -> Report:
-    """Counts what the deterministic masks of a wrapped model mask.
-    Raises `ValueError` if nothing is masked.
+    """Counts what the deterministic masks mask. Raises `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import TopK, wrap

@@ -73,8 +73,8 @@ def plan(
     for name in chosen:
         if name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=3)
-            hint = f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(f"{caller}() found no parameter {name!r} in the model. {hint}")
+            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+            raise ValueError(f"{caller}() found no parameter {name!r} in the model.{hint}")
     wanted = {parameters[name] for name in chosen}
     planned: dict[nn.Parameter, list[Place]] = {}
     for place in places_of(model):
@@ -145,6 +145,8 @@ def _check(caller: str, place: Place) -> None:
         why = f"a {kind} can't hold masks. Move it into a module of its own, before any tracing"
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
         why = f"sparse gradients do not pass a mask. Make the {kind} with sparse=False"
+    elif not isinstance(getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict):
+        why = "its module has 'parametrizations' of its own, where masks belong. Rename them"
     elif hasattr(original, attribute) or hasattr(nn.ModuleDict, attribute):
         why = f"{kind}, or the ModuleDict of masks, has a {attribute!r} of its own. Rename it"
     else:

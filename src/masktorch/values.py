@@ -40,7 +40,7 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         >>> model.parametrizations.weight.scores.data
         tensor([[ 1., -1.]])
     """
-    found = (find_masks if masks else masked_tensors)(model, "set_masks")
+    found = (masked_tensors if masks == {} else find_masks)(model, "set_masks")
     if not found:
         return give_masks(model, masks, rescale=False, caller="set_masks")
     wanted = checked_masks("set_masks", found, masks)

@@ -147,7 +147,7 @@ def _attach(masked: Masked) -> None:
 @torch.inference_mode(False)
 def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
     """The scores to start from; also within torch.inference_mode, whose tensors never learn."""
-    if isinstance(init, numbers.Real):
+    if isinstance(init, numbers.Real) and init == init:
         return torch.full_like(weight, float(init), requires_grad=False)
     scores = init(weight.detach().clone()) if callable(init) else init  # nn.init's write into it
     expected = f"wrap() expected init to be a number, or a function that gives {name!r} scores"
