@@ -240,6 +240,13 @@ def test_a_shape_of_many_dimensions_or_digits(damage):
         assert not damage.loads(content)
 
 
+@pytest.mark.parametrize("value", ["false", 1, None, [], {}])
+def test_a_rescale_of_another_kind(damage, value):
+    edit = header(lambda h: h["tensors"][0].update(rescale=value))
+    with pytest.raises(ValueError, match="a field of the wrong kind in its header for tensor 0"):
+        masktorch.read_masks(io.BytesIO(rewritten(damage.content, header=edit)))
+
+
 def test_without_a_model_no_more_entries_than_expected():
     file = io.BytesIO()
     save_masks(masktorch.wrap(nn.Linear(100, 100, bias=False)), file)

@@ -233,6 +233,36 @@ def test_the_expected_density_of_half_precision_is_not_rounded_to_it():
     assert density == 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_density_of_a_frozen_mask_is_not_rounded_to_the_default_dtype(dtype):
+    layer = masktorch.freeze_mask(masktorch.wrap(nn.Linear(600, 600), TopK(0.5011)))
+    torch.set_default_dtype(dtype)
+    try:
+        density = masktorch.expected_density(layer)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert density.item() == pytest.approx(masktorch.report(layer).density)
+
+
+def test_a_density_that_is_no_field_is_not_set():
+    class Dense:
+        density = 0.25
+
+        def __call__(self, scores):
+            return torch.sigmoid(scores)
+
+        def mode(self, scores):
+            return scores > 0
+
+    model = masktorch.wrap(
+        nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)),
+        {"0.weight": Dense(), "1.weight": TopK(0.5)},
+    )
+    masktorch.set_density(model, 0.25)
+    assert masktorch.masks(model)["1.weight"].sum() == 3
+    assert masktorch.budget.erk(model, 0.5).keys() == {"1.weight"}
+
+
 def test_a_penalty_reaches_its_target():
     """((expected - target) / 0.05) ** 2 is a line of the user's."""
     model = two_layers(Bernoulli(), init=0.0)
@@ -337,3 +367,6 @@ def test_what_is_cached_is_of_the_estimator_and_the_phase_that_computed_it():
         assert (layer.weight != 0).sum() == 16
         masktorch.set_density(layer, 0.25)
         assert (layer.weight != 0).sum() == 4
+        for kept in range(1, 17):  # estimators that may lie where one was that is gone
+            masktorch.set_density(layer, kept / 16)
+            assert (layer.weight != 0).sum() == kept

@@ -22,6 +22,7 @@ class Everything(nn.Module):
         self.whole = nn.Parameter(torch.ones(2, dtype=torch.int64), requires_grad=False)
         self.complex = nn.Parameter(torch.ones(2, dtype=torch.complex64))
         self.expanded = nn.Parameter(torch.ones(1).expand(3))
+        self.narrow = nn.Parameter(torch.ones(4, 100)[:, :1].expand(4, 8))
         self.keys = nn.Parameter(torch.ones(2))
         self.eighth = nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)
         self.register_buffer("running", torch.ones(2))
@@ -64,13 +65,14 @@ def wrong_shape(weight):
 WRAP = [
     (dict(targets=["fine.wieght"]), ValueError, "found no parameter 'fine.wieght' in the model. "
      "Did you mean 'fine.weight'"),
-    (dict(targets=["qqq"]), ValueError, "found no parameter 'qqq' in the model. "),
+    (dict(targets=["qqq"]), ValueError, "found no parameter 'qqq' in the model."),
     (dict(targets=["running"]), ValueError, "found no parameter 'running' in the model"),
     (dict(targets=["plain.bias"]), ValueError, "found no parameter 'plain.bias' in the model"),
     (dict(targets=["whole"]), TypeError, "expected floating-point tensors of 16 bits or more, "
      "found 'whole' of torch.int64"),
     (dict(targets=["complex"]), TypeError, "found 'complex' of torch.complex64"),
     (dict(targets=["eighth"]), TypeError, "found 'eighth' of torch.float8_e4m3fn"),
+    (dict(targets=["narrow"]), ValueError, "can't mask 'narrow': several of its entries share"),
     (dict(targets=["expanded"]), ValueError, "can't mask 'expanded': several of its entries share"),
     (dict(targets=["keys"]), ValueError, "can't mask 'keys': Everything, or the ModuleDict of masks"
      ", has a 'keys' of its own. Rename it."),

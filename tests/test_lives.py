@@ -664,6 +664,17 @@ def test_forward_mode_through_a_frozen_mask():
     assert_equal(found, expected)
 
 
+@pytest.mark.parametrize("size", [8, 600])
+def test_forward_mode_by_dual_weights_of_any_size(size):
+    layer = masktorch.set_masks(nn.Linear(size, size), {"weight": torch.eye(size).bool()})
+    weight, x = torch.randn(size, size), torch.ones(1, size)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(weight, torch.full_like(weight, 3.0))
+        out = torch.func.functional_call(layer, {"weight": dual}, (x,))
+        tangent = torch.autograd.forward_ad.unpack_dual(out).tangent
+    assert torch.equal(tangent, torch.full_like(x, 3.0))
+
+
 @each_estimator
 def test_forward_mode_by_the_input_of_a_learning_model(estimator):
     model = wrapped(Block(), estimator)

@@ -87,7 +87,7 @@ def test_every_count_of_any_values(dtype, layout, absolute, monkeypatch):
             again = largest(values, k, absolute=absolute)  # from the guess
             assert torch.equal(again, expected)
             with monkeypatch.context() as elsewhere:  # by a sort, as accelerators do
-                elsewhere.setattr(selection, "is_cut", lambda _: False)
+                elsewhere.setattr(selection, "by_numpy", lambda _: False)
                 assert torch.equal(largest(values, k, absolute=absolute), expected)
 
 

@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
 def read(source: PathOrFile, most: int) -> tuple[int, list[Row]]:
     """The version and the rows of a file, which has masks of at most so many entries in all."""
-    if not hasattr(source, "read"):
+    if isinstance(source, os.PathLike) or not hasattr(source, "read"):
         with open(os.fspath(source), "rb") as file:
             return read(file, most)
     limit, content = most // 4 + _SPARE, bytearray()
@@ -86,7 +86,8 @@ def _rows(tensors: list[dict[str, Any]], implied: dict[str, Any], masks: memoryv
     for fields in tensors:
         row = Row(**implied, **fields)
         counts = [row.kept, row.bytes, *row.shape]
-        if len(counts) > 64 or not all(type(n) is int and n >= 0 for n in counts):
+        kinds = [type(row.rescale), *map(type, counts)] == [bool] + [int] * len(counts)
+        if not kinds or len(counts) > 64 or min(counts) < 0:
             raise ValueError(f"a field of the wrong kind in its header for tensor {len(rows)}")
         rows.append(row._replace(code=masks[end : end + row.bytes]))
         end += row.bytes
@@ -113,7 +114,7 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
             method = zipfile.ZIP_DEFLATED if len(part) <= _SMALL else zipfile.ZIP_STORED
             archive.writestr(zipfile.ZipInfo(name), array.getbuffer(), method)  # of a set date
     content = file.getvalue()
-    if not hasattr(target, "write"):
+    if isinstance(target, os.PathLike) or not hasattr(target, "write"):
         _replace(os.path.realpath(os.fsdecode(target)), content)
     else:
         while content:  # an unbuffered file may take a part of it

@@ -11,9 +11,8 @@ Out = Tensor | None  # where a block's result goes; None leaves that to the oper
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, if they are large and on the CPU in blocks of their entries, which stay in the
-    cache, else as they are: also where gradients or a transform must see what happens, or layouts
-    differ. A number goes with every block."""
+    """The tensors, if they are large and on the CPU in blocks, which stay in the cache, else as
+    they are: also where gradients or a transform must see what happens, or layouts differ."""
     first = tensors[0]
     if (
         first.numel() <= 2 * BLOCK  # two would cost more calls than they save
@@ -62,4 +61,5 @@ def is_plain(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, nn.Parameter)
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._functorch.is_legacy_batchedtensor(tensor)
+        and torch.autograd.forward_ad._current_level < 0
     )

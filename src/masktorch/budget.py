@@ -57,11 +57,11 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
 
 
 def _with_density(model: nn.Module, caller: str) -> Masked:
-    masked = masked_tensors(model, caller)
-    found = [(mask, places) for mask, places in masked if hasattr(mask.estimator, "density")]
+    every = masked_tensors(model, caller)
+    found = [o for o in every if "density" in getattr(o[0].estimator, "__dataclass_fields__", ())]
     if not found:
         raise ValueError(
-            f"{caller}() found no estimator with a density but {masked[0][0].estimator!r}: "
+            f"{caller}() found no estimator with a density but {every[0][0].estimator!r}: "
             "set_estimator(model, TopK(d, absolute=False)) keeps the highest scores of any mask."
         )
     return found

@@ -186,8 +186,7 @@ def concrete(
     """A binary concrete sample, or Gumbel-sigmoid: a Bernoulli draw relaxed by a temperature `T`.
 
     Forward `m = 1[s + logit(u) > 0]` if `hard`, else `y = sigma((s + logit(u)) / T)`, `u` uniform
-    on (0, 1); backward both `dL/ds = g * y * (1 - y) / T`. Sources: Maddison et al. (arXiv
-    1611.00712); Jang et al. (arXiv 1611.01144).
+    on (0, 1); backward both `dL/ds = g * y * (1 - y) / T`. Sources: arXiv 1611.00712, 1611.01144.
 
     Examples:
         >>> concrete(torch.tensor([-50.0, 50.0]))

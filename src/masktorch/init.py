@@ -13,9 +13,8 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
 
     `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`, `fan_in` the entries of
     `tensor[0]`: the variance of Kaiming's initial weights under a mask of that density.
-    Raises `ValueError` for a tensor of fewer than two dimensions or a computed one and a density
-    outside (0, 1], `TypeError` for anything but a floating-point tensor.
-    Source: Ramanujan et al. (arXiv 1911.13299), Zhou et al. (1905.01067).
+    `ValueError` for fewer than two dimensions, a computed tensor or a density outside (0, 1],
+    `TypeError` for other than floating point. Sources: arXiv 1911.13299, 1905.01067.
 
     Examples:
         >>> signed_constant_(torch.tensor([[0.3, -0.1]]))

@@ -60,7 +60,7 @@ class Mask(nn.Module):
     def expected(self) -> Tensor:
         """The probability that each entry is kept, differentiable while the mask learns."""
         if not self.learning:
-            return self.mode().to(torch.get_default_dtype())
+            return self.mode().to(torch.float32)
         expected = getattr(self.estimator, "expected", self.estimator)
         wide = torch.promote_types(self.scores.dtype, torch.float32)  # in half, 1 - p would be 0
         return cast(Tensor, expected(self.scores.to(wide)))
@@ -209,5 +209,4 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def total(mask: Tensor) -> int:
     """The entries that a mask keeps, over all processes."""
-    # but for shards count_nonzero, many times faster than the sum of a bool
     return int(gathered(mask.sum() if is_sharded(mask) else torch.count_nonzero(mask)))

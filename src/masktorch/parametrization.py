@@ -62,7 +62,7 @@ def _masked_tensor(name: str) -> property:
         key: Any = name
         if parametrize._cache_enabled:  # the user holds what is read for longer than a forward
             held = parametrize._cache
-            key = mask, weight, mask.scores, mask.used, mask.frozen, id(mask.estimator), training
+            key = mask, weight, mask.scores, mask.used, mask.frozen, mask.estimator.mode, training
             if key in held:
                 return held[key]
         elif held is None or not mask.draws(training):
@@ -74,7 +74,7 @@ def _masked_tensor(name: str) -> property:
     return property(read)
 
 
-_computed = WeakIdKeyDictionary()  # what was read, while somebody keeps it: its mask and tensor
+_computed: Any = WeakIdKeyDictionary()  # what was read, while kept: its mask, tensor and version
 
 
 def _apply(mask: Mask, weight: Tensor, training: bool) -> Tensor:
@@ -82,8 +82,8 @@ def _apply(mask: Mask, weight: Tensor, training: bool) -> Tensor:
         computed = cast(Tensor, mask(weight, training))
     except AttributeError as error:  # of a property: nn.Module would go on to find the parameter
         raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
-    if is_plain(computed):
-        _computed[computed] = mask, weight
+    if is_plain(computed) and not computed.is_inference():
+        _computed[computed] = mask, weight, computed._version
     return computed
 
 
@@ -95,11 +95,13 @@ def _assign(module: Any, name: str, value: Any) -> None:
             f"{name!r} has a mask: expected a tensor of shape {tuple(parameter.shape)}, found "
             f"{getattr(value, 'shape', value)}. masktorch.unwrap(model) first to set anything else."
         )
-    computed_by, value = _computed.get(value, (mask, value))  # type: ignore[no-untyped-call]
+    computed_by, tensor, version = _computed.get(value, (mask, value, None))
+    if version is None or value._version == version:  # else it has been written into
+        value = tensor
     if computed_by is not mask or (value.requires_grad and not isinstance(value, nn.Parameter)):
         raise ValueError(
             f"{name!r} expected values or an nn.Parameter, found one with a gradient or another "
-            "mask. Assign tensor.detach(), or `other.parametrizations.weight.original`."
+            "mask. Assign tensor.detach(), or tie the two before masktorch.wrap."
         )
     (module._held or {}).pop(name, None)
     if isinstance(value, nn.Parameter):

@@ -63,8 +63,7 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The scores of all masks, each with the name of its tensor in the unwrapped model. Raises
-    `ValueError` if nothing is masked.
+    """The scores of all masks, by the names of their tensors. `ValueError` if nothing is masked.
 
     Examples:
         >>> from masktorch import wrap

@@ -42,7 +42,7 @@ def topk(
     if not isinstance(density, Tensor):
         check_density(density, "topk")
     rule, n = straight_rule(absolute, block), scores.numel()
-    if block is None and selection.is_cut(scores) and (k := count(float(density), n)) < n:
+    if block is None and selection.by_numpy(scores) and (k := count(float(density), n)) < n:
         read = scores.detach()
         at, ties = selection.cut([read], k, absolute)
         if not ties:

@@ -26,7 +26,7 @@ def select_above(weight: Tensor, margin: Tensor, at: float, out: Out = None) -> 
 
 def compared(test: Callable[[Any], Any], values: Tensor, out: Out = None) -> Tensor:
     """An elementwise test of a tensor: on a CPU by numpy, which compares many times faster."""
-    if not is_cut(values):
+    if not by_numpy(values):
         return cast(Tensor, test(values))
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     found = torch.from_numpy(np.asarray(test(np.from_dlpack(wide))))  # dlpack: see `_parts`
@@ -79,7 +79,7 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
     tensors = [values.detach() for values in tensors]
     if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
-    if len(tensors) > 1 or is_cut(tensors[0]):
+    if len(tensors) > 1 or by_numpy(tensors[0]):
         return beyond(tensors, *cut(tensors, k, absolute), absolute)
     # by a stable sort, which accelerators and transforms do
     flat = (tensors[0].abs() if absolute else tensors[0]).flatten()
@@ -89,8 +89,8 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
     return [mask.view(tensors[0].shape)]
 
 
-def is_cut(values: Tensor) -> bool:
-    """Whether a cut is the way to its largest entries."""
+def by_numpy(values: Tensor) -> bool:
+    """Whether numpy can read it: plain, and on the CPU."""
     return values.device.type == "cpu" and is_plain(values)
 
 

@@ -139,7 +139,7 @@ def _check(caller: str, place: Place) -> None:
         why = "it has a mask already. Call masktorch.unwrap(model) first, or leave the tensor out"
     elif is_lazy(parameter):
         why = "it has no shape yet (a lazy module). Run one batch through the model, then wrap it"
-    elif 0 < _span(parameter) < parameter.numel():
+    elif _overlaps(parameter):
         why = "several of its entries share one place in memory (expanded). Use its .clone()"
     elif isinstance(module, _UNFIT) and not isinstance(module, ParametrizationList):
         why = f"a {kind} can't hold masks. Move it into a module of its own, before any tracing"
@@ -154,9 +154,10 @@ def _check(caller: str, place: Place) -> None:
     raise ValueError(f"{caller}() can't mask {name!r}: {why}.")
 
 
-def _span(tensor: Tensor) -> int:
-    """The places in memory from its first entry to its last."""
-    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether entries share their place: expanded, or more of them than places in its span."""
+    steps = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
+    return any(not s for _, s in steps) or 1 + sum((n - 1) * s for n, s in steps) < tensor.numel()
 
 
 def plain_name(name: str) -> str:

@@ -12,8 +12,7 @@ from masktorch.wrapping import give_masks
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """The deterministic masks by tensor name: bool, shaped like their tensors, on their device.
-    Raises `ValueError` if nothing is masked.
+    """The deterministic masks by tensor name: bool, shaped like them. `ValueError` without masks.
 
     Examples:
         >>> from masktorch import wrap

@@ -95,12 +95,13 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
     check_flag("unwrap", "bake", bake)
     found = masked_tensors(model, "unwrap")
     inside = {place.module._modules["parametrizations"] for _, places in found for place in places}
-    for mask, (place, *_) in found:
-        outside = [h.tensors[name] for h, name in mask.places() if h not in inside]
-        if bake and mask.rescale and any(place.parameter is tensor for tensor in outside):
+    owners: dict[Tensor, Mask] = {}
+    for mask, place in [(mask, place) for mask, places in found for place in places if bake]:
+        outside = {h.tensors[name] for h, name in mask.places() if mask.rescale and h not in inside}
+        if owners.setdefault(place.parameter, mask) is not mask or place.parameter in outside:
             raise ValueError(
-                f"unwrap() can't bake {place.name!r} here: a module outside would rescale it once "
-                "more (tied weights). Unwrap the model of both."
+                f"unwrap() can't bake {place.name!r}: another mask lies on it, or a module outside "
+                "is tied to it and would rescale it again. Unwrap both at once, or bake=False."
             )
     for mask, places in found:
         for parameter in {place.parameter for place in places}:
