@@ -63,7 +63,7 @@ def test_a_weight_assigned_to_itself_changes_nothing(phase, estimator, rescale, 
 def test_the_weight_of_another_mask_is_refused(phase):
     a, b = PHASES[phase](striped()), PHASES[phase](striped())
     before = under(b).detach().clone()
-    with pytest.raises(ValueError, match=r"'weight' expected values.*another mask.*tie the two before"):
+    with pytest.raises(ValueError, match=r"'weight' expected values.*another mask.*tie the two"):
         b.weight = a.weight
     assert torch.equal(under(b), before)
     b.weight = under(a)  # two masks on one tensor, which unwrap does not bake
