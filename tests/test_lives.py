@@ -664,6 +664,17 @@ def test_forward_mode_through_a_frozen_mask():
     assert_equal(found, expected)
 
 
+def test_a_copy_made_within_a_forward_leaves_its_draw():
+    class Copied(nn.Linear):
+        def forward(self, x):
+            first = self.weight
+            copy.deepcopy(self)
+            assert self.weight is first
+            return super().forward(x)
+
+    masktorch.wrap(Copied(20, 20), masktorch.Bernoulli(), init=0.0)(torch.ones(1, 20))
+
+
 @pytest.mark.parametrize("size", [8, 600])
 def test_forward_mode_by_dual_weights_of_any_size(size):
     layer = masktorch.set_masks(nn.Linear(size, size), {"weight": torch.eye(size).bool()})

@@ -279,3 +279,12 @@ def test_the_operation_that_compiled_code_selects_by(absolute, dtype, layout):
     mask = torch.ops.masktorch.largest(*arguments)
     assert torch.equal(mask, largest(values, count(0.4, 24), absolute=absolute))
     assert mask.stride() == torch.empty_like(values).stride()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_a_cut_that_stays_is_proved_by_counts(ties, monkeypatch):
+    values = torch.arange(1000.0) // (1 + 3 * ties)
+    first, again = (largest(values, 501) for _ in range(2))
+    monkeypatch.setattr(selection, "_brackets", None)  # it would be sought between these
+    assert torch.equal(largest(values, 501), by_stable_argsort(values, 501))
+    assert torch.equal(first, again)
