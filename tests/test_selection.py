@@ -169,15 +169,19 @@ def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
     assert len(selection._last) == 3
 
 
-def test_unchanged_values_are_not_partitioned_again(monkeypatch):
-    values = torch.randn(50)
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("equal", [1, 3], ids=["distinct", "ties"])
+def test_of_unchanged_values_one_pass_copies_the_equal_ones_alone(absolute, equal, monkeypatch):
+    values = torch.randn(300).repeat(equal)
     for _ in range(2):
-        mask = largest(values, 9)
-    monkeypatch.setattr(selection, "_brackets", lambda *_: pytest.fail("partitioned"))
-    assert torch.equal(largest(values, 9), mask)
-    values += 0.5  # the cut moved: only then
-    with pytest.raises(pytest.fail.Exception):
-        largest(values, 9)
+        mask = largest(values, 94, absolute=absolute)
+    sizes, partition = [], np.partition
+    monkeypatch.setattr(np, "partition", lambda a, *b: sizes.append(a.size) or partition(a, *b))
+    assert torch.equal(largest(values, 94, absolute=absolute), mask)
+    assert sizes == [equal]
+    values *= 1.5  # the cut moved: only then
+    assert torch.equal(largest(values, 94, absolute=absolute), by_argsort(values, 94, absolute))
+    assert sizes == [equal, 300 * equal]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -279,12 +283,3 @@ def test_the_operation_that_compiled_code_selects_by(absolute, dtype, layout):
     mask = torch.ops.masktorch.largest(*arguments)
     assert torch.equal(mask, largest(values, count(0.4, 24), absolute=absolute))
     assert mask.stride() == torch.empty_like(values).stride()
-
-
-@pytest.mark.parametrize("ties", [False, True])
-def test_a_cut_that_stays_is_proved_by_counts(ties, monkeypatch):
-    values = torch.arange(1000.0) // (1 + 3 * ties)
-    first, again = (largest(values, 501) for _ in range(2))
-    monkeypatch.setattr(selection, "_brackets", None)  # it would be sought between these
-    assert torch.equal(largest(values, 501), by_stable_argsort(values, 501))
-    assert torch.equal(first, again)

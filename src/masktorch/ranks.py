@@ -11,7 +11,7 @@ from masktorch import blocks, selection
 from masktorch.blocks import Out, blockwise
 from masktorch.checks import Block, check_block, check_density, check_n_of_m
 from masktorch.rules import Rule, masked
-from masktorch.selection import count, select, select_above, whole
+from masktorch.selection import count, select, whole
 
 
 def topk(
@@ -41,19 +41,8 @@ def topk(
     """
     if not isinstance(density, Tensor):
         check_density(density, "topk")
-    rule, n = straight_rule(absolute, block), scores.numel()
-    if block is None and selection.by_numpy(scores) and (k := count(float(density), n)) < n:
-        read = scores.detach()
-        at, ties = selection.cut([read], k, absolute)
-        if not ties:
-            product = blockwise(
-                lambda s, w, out: select_above(w, s.abs() if absolute else s, at, out)
-            )
-            return masked(scores, weight, read, product, rule)
-        (kept,) = selection.beyond([read], at, ties, absolute)
-    else:
-        kept = keeps_largest(scores, density, absolute=absolute, block=block)
-    return masked(scores, weight, kept, select, rule)
+    kept = keeps_largest(scores, density, absolute=absolute, block=block)
+    return masked(scores, weight, kept, select, straight_rule(absolute, block))
 
 
 def keeps_largest(

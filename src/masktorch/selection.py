@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masktorch.blocks import Out, blocks, blockwise, is_plain
+from masktorch.blocks import BLOCK, Out, blockwise, is_plain
 
 
 def select_above(weight: Tensor, margin: Tensor, at: float, out: Out = None) -> Tensor:
@@ -69,7 +69,7 @@ def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return parted(function(*map(gathered, tensors)), tensors[0])
 
 
-_last: dict[tuple[Any, ...], tuple[float, int, float]] = {}  # cuts, ties, how far they had moved
+_last: dict[tuple[Any, ...], tuple[float, float]] = {}  # cuts, and how far they had moved
 _LAST = 1024  # of them at most
 _SAMPLE = 2**16  # entries by which the others are passed over
 
@@ -80,7 +80,7 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
     if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
     if len(tensors) > 1 or by_numpy(tensors[0]):
-        return beyond(tensors, *cut(tensors, k, absolute), absolute)
+        return _beyond_cut(tensors, k, absolute)
     # by a stable sort, which accelerators and transforms do
     flat = (tensors[0].abs() if absolute else tensors[0]).flatten()
     flat = torch.where(flat == flat, flat + 0.0, torch.nan)  # one zero, one that is not a number
@@ -94,37 +94,47 @@ def by_numpy(values: Tensor) -> bool:
     return values.device.type == "cpu" and is_plain(values)
 
 
-def cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[float, int]:
-    """The largest value that is not among the `k` largest, and how many of those are equal to it.
-    Values between two bounds are copied, the rest is counted, which shows whether it lies there."""
+def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tensor]:
+    """The cut is the largest value that is not among the `k` largest, of which equals may be."""
     key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
-    last, ties, moved = _last.get(key, (math.nan, 0, math.nan))
-    entries = sum(values.numel() for values in tensors)
-
-    def number(test: Callable[[Any], Any]) -> int:
-        return sum(int(np.count_nonzero(test(part))) for part in _parts(tensors, absolute))
-
-    proved = moved == 0 and number(lambda part: part <= last) + k - ties == entries
-    if proved and (not ties or number(lambda part: part == last) > ties):
-        return last, ties
-    place = entries - k - 1  # from below, what is not a number at the top
-    for low, high in _brackets(tensors, place / entries, absolute, last, moved):
-        below, between = 0, []
-        for part in _parts(tensors, absolute):
-            under = part < low
-            below += int(np.count_nonzero(under))
-            inside = ~under if math.isnan(high) else under != (part <= high)
-            between.append(part[np.flatnonzero(inside)])
-        near = np.concatenate(between)
-        if 0 <= place - below < near.size:
-            break
-    near.partition(place - below)
-    at, above = float(near[place - below]), near[place - below + 1 :]
-    ties = int(np.count_nonzero(above != above if math.isnan(at) else above == at))
+    last, moved = _last.get(key, (math.nan, math.nan))
+    sizes = [values.numel() for values in tensors]
+    kept = np.empty(sum(sizes), dtype=bool)
+    for low, high in _brackets(tensors, 1 - (k + 1) / kept.size, absolute, last, moved):
+        below, near, places = _between(tensors, absolute, low, high, kept)
+        rank = kept.size - k - 1 - below  # of the cut in `near`
+        if 0 <= rank < near.size:
+            ordered = np.partition(near, rank)
+            at, above = float(ordered[rank]), ordered[rank + 1 :]
+            if at == at or math.isnan(high):  # else what is above the bounds comes before a NaN
+                break
+    kept[places] = ~(near <= at) if at == at else False
+    equal, ties = (near == at, above == at) if at == at else (near != near, above != above)
+    kept[places[equal][: np.count_nonzero(ties)]] = True
     if len(_last) >= _LAST:
         _last.clear()
-    _last[key] = at, ties, 0.0 if at == last else max(abs(at - last), moved / 2)
-    return at, ties
+    _last[key] = at, 0.0 if at == last else max(abs(at - last), moved / 2)
+    if len(tensors) == 1 and tensors[0].is_contiguous():
+        return [torch.from_numpy(kept).view(tensors[0].shape)]
+    masks = zip(torch.split(torch.from_numpy(kept), sizes), tensors, strict=True)
+    return [torch.empty_like(v, dtype=torch.bool).copy_(mask.view(v.shape)) for mask, v in masks]
+
+
+def _between(
+    tensors: Sequence[Tensor], absolute: bool, low: float, high: float, kept: Any
+) -> tuple[int, Any, Any]:
+    """How many values are below two bounds, and those that are neither below nor above, as also
+    what is not a number is, with their places. `kept` shows what is above."""
+    below, start, near, places = 0, 0, [np.empty(0, np.float32)], [np.empty(0, np.int64)]
+    for part in _parts(tensors, absolute):
+        under, over = part < low, np.greater(part, high, out=kept[start : start + part.size])
+        count = int(np.count_nonzero(under))
+        if count + np.count_nonzero(over) < part.size:
+            found = np.flatnonzero(under == over)
+            near.append(part[found])
+            places.append(found + start)
+        below, start = below + count, start + part.size
+    return below, np.concatenate(near), np.concatenate(places)
 
 
 def _brackets(
@@ -144,35 +154,10 @@ def _brackets(
 
 
 def _parts(tensors: Sequence[Tensor], absolute: bool, stride: int = 1) -> Iterator[Any]:
-    """Every `stride`-th entry, or until the next its magnitude, by blocks, in a dtype of all."""
+    """Every `stride`-th entry, or until the next its magnitude, row by row, in a dtype of all."""
     dtype = functools.reduce(torch.promote_types, (v.dtype for v in tensors), torch.float32)
-    place = np.empty(0)
-    for (block,) in (block for values in tensors for block in blocks(values)):
+    place = torch.empty(BLOCK, dtype=dtype)
+    for block in (b for v in tensors for b in torch.split(v.contiguous().view(-1), BLOCK)):
+        part = block[::stride].to("cpu", dtype)
         # numpy() would forbid FSDP2 to free the storage
-        part = np.from_dlpack(block.reshape(-1)[::stride].to("cpu", dtype))
-        if absolute:
-            place = place if place.size >= part.size else np.empty_like(part)
-            part = np.abs(part, out=place[: part.size])
-        yield part
-
-
-def beyond(tensors: Sequence[Tensor], at: float, ties: int, absolute: bool) -> list[Tensor]:
-    """The masks of what is beyond a cut, and of so many that are equal to it, the first."""
-    dtype = functools.reduce(torch.promote_types, (values.dtype for values in tensors))
-
-    def where(test: Callable[[Any], Any], values: Tensor) -> Tensor:
-        return blockwise(
-            lambda v, out: compared(test, (v.abs() if absolute else v).to(dtype), out)
-        )(values)
-
-    masks = []
-    for values in tensors:
-        # a NaN is beyond all but a NaN, and equal to no other
-        mask = where(lambda v: ~(v <= at) if at == at else v < v, values)
-        if ties:
-            equal = where(lambda v: v == at if at == at else v != v, values)
-            first = np.flatnonzero(equal.cpu().numpy())[:ties]
-            mask.put_(torch.from_numpy(first).to(mask.device), mask.new_ones(len(first)))
-            ties -= len(first)
-        masks.append(mask)
-    return masks
+        yield np.from_dlpack(torch.abs(part, out=place[: len(part)]) if absolute else part)
