@@ -110,7 +110,7 @@ def show(folder: Positional[Path] = Path("runs")) -> str:
     Args:
         folder: Folder with the result files (*.json).
     """
-    found = [phase for one in experiments(folder.name, folder) for phase in one.phases()]
+    found = [phase for one in experiments(folder) for phase in one.phases()]
     if not found:
         raise FileNotFoundError(
             f"{folder} holds no result (*.json). Make some with `python -m benchmarks run`."

@@ -104,11 +104,11 @@ class Experiment:
             yield Experiment(self.study, of_lr)
 
 
-def experiments(study: str, *folders: Path) -> list[Experiment]:
-    """Those of the blog's estimator."""
+def experiments(study: Path) -> list[Experiment]:
+    """Those of the blog's estimator in a folder of results."""
     found: dict[Configuration, Groups] = {}
-    groups = grouped(result for folder in folders for result in read_results(folder))
+    groups = grouped(read_results(study))
     for of in sorted(groups, key=lambda of: (of.mix_lr or 0, ARMS.index(of.arm))):
         if of.estimator in (None, "threshold"):
             found.setdefault(of.for_arm("weights"), {})[of] = groups[of]
-    return [Experiment(study, arms) for arms in found.values()]
+    return [Experiment(study.name, arms) for arms in found.values()]

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import jinja2
@@ -37,5 +38,5 @@ _templates = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
 _environment = jinja2.Environment(
     loader=_templates, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
 )
-_environment.globals |= {"title": title, "DATASETS": DATASETS}
+_environment.globals |= {"title": title, "DATASETS": DATASETS, "average": mean}
 _environment.filters["aligned"] = aligned

@@ -15,11 +15,8 @@ from benchmarks.pages import figures
 from benchmarks.pages.comparison import CONTROL, PAIRS, blog, experiments
 from benchmarks.pages.render import DOCS, render
 
-# The studies that answer the question, with the folders of each.
-FOLDERS = {
-    "blog": ("blog",), "blog-small": ("blog-small",), "reduced": ("reduced", "reduced-1e-3"),
-    "wrn-28-1": ("wrn-28-1",),
-}  # fmt: skip
+STUDIES = ("blog", "blog-small")  # that answer the question
+EARLIER = ("reduced", "wrn-28-1")  # and that did before them
 KINDS = {
     "all layers": "", "stem": "stem", "3x3 in blocks": ".conv", "1x1 shortcuts": ".shortcut",
     "dense": "class",
@@ -34,11 +31,10 @@ def write(results: Path = RESULTS, docs: Path = DOCS) -> Path:
 
 def context(results: Path, folder: Path) -> dict[str, Any]:
     """All that the template asks for; what the results do not give is empty."""
-    main = [
-        experiment
-        for study, names in FOLDERS.items()
-        for experiment in experiments(study, *(results / name for name in names))
-    ]
+    main, earlier = (
+        [experiment for name in names for experiment in experiments(results / name)]
+        for names in (STUDIES, EARLIER)
+    )
     differences = [found for one in main for found in one.differences()]
     if main:
         phases = [phase for one in main for phase in one.phases()]
@@ -47,6 +43,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
     published = json.loads(Path(__file__).with_name("published.json").read_text())
     return {
         "main": main,
+        "earlier": earlier,
         "answers": {
             pair: [one.last for one in differences if one.pair == pair and one.last.interval]
             for pair in PAIRS

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def one(tmp_path):
 
     def found(results):
         save(tmp_path / "s", results)
-        (experiment,) = experiments("s", tmp_path / "s")
+        (experiment,) = experiments(tmp_path / "s")
         return experiment
 
     return found
@@ -135,10 +136,27 @@ def test_the_table(write):
     text = write(blog_small=MNIST)
     (row,) = cells(text, "MNIST, `blog-small`", "`mix`, lr 1e-05")
     values = "71.67 (70.00 to 73.00)"
-    assert row[2:] == ["2 after 2", "3", values, values, "20.0 (20.0 to 20.0)", "99.4", "99.3"]
+    assert row[2:] == [
+        "2 after 2", "3", values, values, "20.0 (20.0 to 20.0)", "-", "99.4", "99.3"
+    ]  # fmt: skip
     assert len(cells(text, "MNIST, `blog-small`", "`mask`")) == 1  # under both learning rates
     (row,) = cells(text, "MNIST, `blog-small`", f"`{CONTROL}`, lr 0.001")
-    assert row[6:] == ["-", "-", "-"]
+    assert row[6:] == ["-"] * 4
+
+
+def test_what_the_second_phase_adds_and_what_is_batch_norms(write):
+    """Of the seeds that both arms have; nothing is said of runs without averages taken anew."""
+    anew = [
+        replace(r, recalibrated={"last": x})
+        for r, x in zip(MNIST[:3], (0.60, 0.62, 0.60), strict=True)
+    ]
+    text = write(blog_small=[*anew, result("mix", 2, 0.9, mix_lr=1e-4), *MNIST[3:12]])
+    (row,) = cells(text, "MNIST, `blog-small`", "`mask`")
+    assert row[7] == "60.67 (60.00 to 62.00)"
+    rows = cells(text, "MNIST, `blog-small`", "`mix`, lr 1e-05")
+    assert rows[1][2:] == ["+20.7", "+9.7"]
+    assert cells(text, "MNIST, `blog-small`", "`mix`, lr 0.0001")[1][2:] == ["+38.0", "+8.0"]
+    assert len(cells(text, "MNIST, `blog-small`", f"`{CONTROL}`, lr 1e-05")) == 1
 
 
 def test_differences_are_of_one_seed_and_learning_rate(write, one):
@@ -156,7 +174,7 @@ def test_differences_are_of_one_seed_and_learning_rate(write, one):
 
 def test_runs_that_are_no_seeds_of_one(tmp_path):
     save(tmp_path, [result("mask", 0, 0.5), result("mask", 1, 0.5, lr=0.5)])
-    found = experiments("s", tmp_path)
+    found = experiments(tmp_path)
     assert [[of.lr for of in one.groups] for one in found] == [[0.01], [0.5]]
 
 
@@ -176,10 +194,17 @@ def test_signs():
     assert Paired((0.1,)).sign is None
 
 
-def test_earlier_runs_stand_beside_newer(write):
-    text = write(reduced=seeds("mask", (0.1, 0.2)), reduced_1e_3=[], blog_small=MNIST)
-    assert cells(text, "MNIST, `reduced`", "`mask`")
-    assert cells(text, "MNIST, `blog-small`", "`mask`")
+def test_earlier_runs_stand_apart_from_those_that_answer(write):
+    earlier = [replace(r, command=r.command + " earlier") for r in MNIST]
+    text = write(reduced=earlier, blog_small=MNIST)
+    assert "in 1 of 1 comparisons" in text
+    page, _, appendix = text.partition("Superseded")
+    for part, study in ((page, "blog-small"), (appendix, "reduced")):
+        assert cells(part, f"MNIST, `{study}`", "`mask`")
+        assert f"- MNIST, `{study}`: `depth`" in part
+    assert "`reduced`" not in page
+    assert "`blog-small`" not in appendix
+    assert "make mask --seed 0 earlier" in appendix
 
 
 def test_deviations(write):
