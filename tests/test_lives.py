@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
@@ -20,8 +21,10 @@ from masktorch import (
     Concrete,
     HardConcrete,
     IntermediateSampling,
+    NOfM,
     Piggyback,
     Threshold,
+    TopK,
     functional,
 )
 
@@ -704,6 +707,31 @@ def test_double_backward(estimator):
     first = torch.autograd.grad(model(x).square().sum(), scores, create_graph=True)
     second = torch.autograd.grad(sum(g.square().sum() for g in first), scores, allow_unused=True)
     assert all(g is None or g.isfinite().all() for g in second)
+
+
+RANKED = [TopK(0.5), TopK(0.5, block=(1, None)), NOfM()]
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, *RANKED], ids=repr)
+@pytest.mark.parametrize("way", ["training", "mode", "frozen product"])
+def test_what_make_fx_traces_computes_the_mask_of_its_input(estimator, way):
+    def compute(s):
+        if way == "training":
+            return estimator(s)
+        return estimator.mode(s) if way == "mode" else estimator.mode_product(s, s + 1)
+
+    traced = make_fx(compute)(torch.randn(4, 8))
+    for scores in (torch.randn(4, 8), 3 * torch.randn(4, 8)):
+        with torch.random.fork_rng():
+            found = traced(scores)
+        assert torch.equal(found, compute(scores))
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, *RANKED], ids=repr)
+def test_scores_that_a_conjugate_lends_its_negative_imaginary_part(estimator):
+    scores = torch.randn(4, 8, dtype=torch.complex64).conj().imag
+    assert scores.is_neg()
+    assert torch.equal(estimator.mode(scores), estimator.mode(scores.resolve_neg()))
 
 
 @each_estimator

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import masktorch
-from masktorch import NOfM, TopK, blocks, functional, selection
+from masktorch import Concrete, NOfM, TopK, blocks, functional, selection
 
 pytestmark = [
     # torch.compile makes an instance of an autograd function while it traces one
@@ -315,6 +315,9 @@ def test_values():
         (lambda: NOfM(2.0, 4), TypeError, "whole numbers, found n=2.0"),
         (lambda: NOfM("2", 4), TypeError, "whole numbers, found n='2', m=4"),
         (lambda: NOfM(1, True), TypeError, "whole numbers, found n=1, m=True"),
+        (lambda: TopK(absolute="no"), TypeError, "absolute to be True or False, found 'no'"),
+        (lambda: NOfM(absolute=0), TypeError, "expected absolute to be True or False"),
+        (lambda: Concrete(hard=None), TypeError, "Concrete expected hard to be True or False"),
         (lambda: functional.topk(X, 1.5), ValueError, "topk expected a density in (0, 1]"),
         (lambda: functional.topk(X, 0.5, block=(4, None)), ValueError,
          "blocks of (4, None) don't divide shape (6, 8): take others"),
@@ -417,12 +420,13 @@ def test_a_mask_of_the_wrong_count_is_refused_by_both_counts():
     masks["2.weight"][0, 0] ^= True
     found = int(masks["2.weight"].sum())
     with pytest.raises(
-        ValueError, match=rf"set_masks.. can't give '2.weight' this mask: TopK.*{found} of 32 "
+        ValueError,
+        match=rf"'2.weight' this mask: TopK.*of 32 .* keeps {found}, the .* 16\)",
     ):
         masktorch.set_masks(model, masks)
     for before, now in zip(scores, masktorch.mask_parameters(model), strict=True):
         assert torch.equal(before, now)
-    with pytest.raises(ValueError, match=r"can't give '0.weight'.*NOfM\(n=2, m=4.*32 of 32"):
+    with pytest.raises(ValueError, match=r"'0.weight'.*NOfM\(n=2, m=4.*keeps 32, the .* 16\)"):
         masktorch.set_masks(model := network(NOfM()), {
             name: torch.ones_like(mask) for name, mask in masktorch.masks(model).items()
         })  # fmt: skip

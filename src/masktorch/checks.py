@@ -19,6 +19,11 @@ def check_number(
         )
 
 
+def check_flag(caller: str, what: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{caller} expected {what} to be True or False, found {value!r}.")
+
+
 def check_density(density: Any, caller: str) -> None:
     check_number(caller, "a density", density, 0, 1, "(]")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from masktorch.blocks import is_plain
-from masktorch.checks import Block, check_block, check_density, check_n_of_m
+from masktorch.checks import Block, check_block, check_density, check_flag, check_n_of_m
 from masktorch.estimators import Method
 from masktorch.ranks import keeps_largest, keeps_n_of_m, n_of_m, tiled, topk
 from masktorch.selection import select, whole
@@ -76,6 +76,7 @@ class TopK(_Ranked):
 
     def __post_init__(self) -> None:
         check_density(self.density, "TopK")
+        check_flag("TopK", "absolute", self.absolute)
         if self.block is not None:
             check_block(self.block)
         object.__setattr__(self, "density", float(self.density))
@@ -111,6 +112,7 @@ class NOfM(_Ranked):
 
     def __post_init__(self) -> None:
         check_n_of_m(self.n, self.m)
+        check_flag("NOfM", "absolute", self.absolute)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)

@@ -12,8 +12,8 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch.blocks import Out, blockwise, is_plain
-from masktorch.selection import compared
+from masktorch.blocks import Out, blockwise
+from masktorch.selection import by_numpy, compared
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -22,7 +22,7 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
     if scores.device.type == "cpu" and type(scores) in (Tensor, nn.Parameter):
         seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
         # one operation to compilers and transforms, whatever it does within
-        return cast(Tensor, (_draw if is_plain(scores) else _operation)(scores, seed))
+        return cast(Tensor, (_draw if by_numpy(scores) else _operation)(scores, seed))
     u = uniform_like(scores, generator)
     return (~(torch.sigmoid(scores.to(u.dtype)) <= u)).to(torch.uint8)
 

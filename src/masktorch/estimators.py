@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from masktorch import functional
-from masktorch.checks import check_number
+from masktorch.checks import check_flag, check_number
 
 
 @runtime_checkable
@@ -212,6 +212,7 @@ class Concrete(Method):
 
     def __post_init__(self) -> None:
         check_number("Concrete", "temperature", self.temperature, 0)
+        check_flag("Concrete", "hard", self.hard)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return functional.concrete(scores, self.temperature, self.hard, weight=weight)

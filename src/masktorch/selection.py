@@ -90,8 +90,9 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
 
 
 def by_numpy(values: Tensor) -> bool:
-    """Whether numpy can read it: plain, and on the CPU."""
-    return values.device.type == "cpu" and is_plain(values)
+    """Whether numpy can read it: plain, on the CPU, and no mode of PyTorch's is to see it read."""
+    plain = values.device.type == "cpu" and is_plain(values) and not values.is_neg()
+    return plain and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tensor]:

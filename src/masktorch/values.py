@@ -119,8 +119,9 @@ def _scores_for(mask: Mask, name: str, wanted: Tensor) -> Tensor:
         moved: Tensor = scores_for(mask.scores.detach(), wanted)
         if not torch.equal(mask.estimator.mode(moved), wanted):
             raise ValueError(
-                f"{mask.estimator!r} does not express it, or its scores_for() is wrong "
-                f"({total(wanted)} of {wanted.numel()} entries kept)."
+                f"{mask.estimator!r} does not express it, or its scores_for() is wrong (of "
+                f"{wanted.numel()} entries it keeps {total(wanted)}, the estimator "
+                f"{total(mask.estimator.mode(moved))})."
             )
     except ValueError as error:
         raise ValueError(f"set_masks() can't give {name!r} this mask: {error}") from error
