@@ -43,6 +43,11 @@ class Result:
         return self.epochs[-1]
 
     @property
+    def anew(self) -> float:
+        """The last test accuracy, with batch norm's averages taken anew where they were."""
+        return (self.recalibrated or {}).get("last") or self.last.test_accuracy
+
+    @property
     def wall_seconds(self) -> float:
         """Training and evaluation of every epoch, however often the run was resumed."""
         return sum(epoch.seconds for epoch in self.epochs)

@@ -94,7 +94,7 @@ class Experiment:
             both = [(a, b) for a, b in runs if a.configuration.seed == b.configuration.seed]
             if one.arm == arm and both:
                 best = tuple(a.best.test_accuracy - b.best.test_accuracy for a, b in both)
-                last = tuple(a.last.test_accuracy - b.last.test_accuracy for a, b in both)
+                last = tuple(a.anew - b.anew for a, b in both)
                 yield Difference((arm, other), one, Paired(best), Paired(last))
 
     def phases(self) -> Iterator["Experiment"]:

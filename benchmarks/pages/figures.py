@@ -102,7 +102,7 @@ def curves(found: Sequence[Experiment]) -> Figure:
 
 
 def forest(found: Iterable[Difference]) -> Figure:
-    """A row each: the mean at the last epoch, and its interval."""
+    """A row each: the mean at the last epoch, averages anew, and its interval."""
     rows = sorted(found, key=lambda row: PAIRS.index(row.pair))
     figure, (axes,) = panels(1, 9.5, 1.4 + 0.3 * len(rows))
     for at, row in enumerate(rows):
@@ -113,7 +113,7 @@ def forest(found: Iterable[Difference]) -> Figure:
     labels = [f"{name}   {title(row.of)}" for name, row in zip(names, rows, strict=True)]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.axvline(0, color="black", lw=1)
-    figure.suptitle("By how much an arm is more accurate than another, last epoch")
+    figure.suptitle("By how much an arm is more accurate than another, last epoch, averages anew")
     axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
     axes.set_xlabel("percentage points: mean, 95 % interval; x: one seed")
     return figure

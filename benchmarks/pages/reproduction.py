@@ -12,7 +12,7 @@ from benchmarks.experiment.results import RESULTS, Groups, Layer, Result, groupe
 from benchmarks.experiment.results import read_results as read
 from benchmarks.files import write_text
 from benchmarks.pages import figures
-from benchmarks.pages.comparison import CONTROL, PAIRS, blog, experiments
+from benchmarks.pages.comparison import CONTROL, blog, experiments
 from benchmarks.pages.render import DOCS, render
 
 STUDIES = ("blog", "blog-small")  # that answer the question
@@ -44,13 +44,9 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
     return {
         "main": main,
         "earlier": earlier,
-        "answers": {
-            pair: [one.last for one in differences if one.pair == pair and one.last.interval]
-            for pair in PAIRS
-        },
+        "differences": differences,
         "control": CONTROL,
         "blog": blog,
-        "kinds": KINDS,
         "by_kind": by_kind,
         "published": published,
         "estimators": estimators(grouped(read(results / "which-estimator")), folder),
@@ -65,12 +61,12 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
     }
 
 
-def by_kind(runs: Sequence[Sequence[Layer]]) -> list[list[float | None]]:
+def by_kind(runs: Sequence[Sequence[Layer]]) -> dict[str, list[float | None]]:
     """The masked share of each kind of layer, run by run."""
-    return [
-        [masked_share([x for x in layers if part in x.layer]) for layers in runs]
-        for part in KINDS.values()
-    ]
+    return {
+        kind: [masked_share([x for x in layers if part in x.layer]) for layers in runs]
+        for kind, part in KINDS.items()
+    }
 
 
 def accuracies(runs: Sequence[Result]) -> list[float]:
