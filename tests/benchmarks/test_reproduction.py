@@ -101,7 +101,7 @@ def test_every_figure_is_there(write, tmp_path):
 def test_the_answer(write):
     text = write(blog_small=MNIST)
     assert (
-        "**A mask alone** reaches 51.0 (50.0 to 52.0) % on MNIST, `blog-small`, and trained weights "
+        "A mask alone** reaches 51.0 (50.0 to 52.0) % on MNIST, `blog-small`, and trained weights "
         "61.3 (60.0 to 63.0) % on MNIST, `blog-small`. Against these it is better in 0, worse in 1 "
         "(MNIST, -10.33) and not told apart in 0 of 1 comparison."
     ) in text  # the same pair under both learning rates counts once

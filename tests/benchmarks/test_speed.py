@@ -443,7 +443,7 @@ class TestPage:
         assert text.count("## On Some CPU, 2 threads") == 2
         assert "figures/speed.png" in text
         assert "figures/speed-h100.png" in text
-        assert "backward (120 ms a step of the MLP below, 125 without)." in text
+        assert "backward (a threshold's step of the MLP below: 120 ms, 125 without)." in text
         assert "## Targets that are not met" in text
         case = "steps, MLP 4x2048 at 128, float32, compiled, 100 ms"
         assert f"\n- {case}: threshold 1.20 (1.18)\n" in text
@@ -453,7 +453,7 @@ class TestPage:
         text = speed_page.page({})
         assert "## To be fast" in text
         assert "not met" not in text
-        assert "a step of the MLP" not in text
+        assert "step of the MLP" not in text
 
     def test_write(self, content, tmp_path):
         for folder in (tmp_path / "results", tmp_path / "results" / "h100"):
