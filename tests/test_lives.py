@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import masktorch
 from masktorch import (
@@ -25,6 +26,7 @@ from masktorch import (
     Piggyback,
     Threshold,
     TopK,
+    blocks,
     functional,
 )
 
@@ -712,26 +714,62 @@ def test_double_backward(estimator):
 RANKED = [TopK(0.5), TopK(0.5, block=(1, None)), NOfM()]
 
 
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, *RANKED], ids=repr)
-@pytest.mark.parametrize("way", ["training", "mode", "frozen product"])
-def test_what_make_fx_traces_computes_the_mask_of_its_input(estimator, way):
-    def compute(s):
-        if way == "training":
-            return estimator(s)
-        return estimator.mode(s) if way == "mode" else estimator.mode_product(s, s + 1)
+each_of_all = pytest.mark.parametrize("estimator", [*ESTIMATORS, *RANKED], ids=repr)
+WAYS_TO_A_MASK = {
+    "training": lambda estimator, s: estimator(s),
+    "mode": lambda estimator, s: estimator.mode(s),
+    "frozen product": lambda estimator, s: estimator.mode_product(s, s + 1),
+}
 
-    traced = make_fx(compute)(torch.randn(4, 8))
-    for scores in (torch.randn(4, 8), 3 * torch.randn(4, 8)):
+
+@pytest.fixture(params=["whole", "blocks"])
+def size(request, monkeypatch):
+    if request.param == "blocks":
+        monkeypatch.setattr(blocks, "BLOCK", 3)
+
+
+@each_of_all
+@pytest.mark.parametrize("way", WAYS_TO_A_MASK)
+@pytest.mark.parametrize("pre_dispatch", [False, True])
+def test_what_make_fx_traces_computes_the_mask_of_its_input(estimator, way, pre_dispatch, size):
+    def compute(s):
+        return WAYS_TO_A_MASK[way](estimator, s)
+
+    cube = torch.randn(3, 4, 8)
+    traced = make_fx(compute, pre_dispatch=pre_dispatch)(cube[1])
+    for scores in cube:
         with torch.random.fork_rng():
             found = traced(scores)
         assert torch.equal(found, compute(scores))
 
 
-@pytest.mark.parametrize("estimator", [*ESTIMATORS, *RANKED], ids=repr)
-def test_scores_that_a_conjugate_lends_its_negative_imaginary_part(estimator):
+@each_of_all
+@pytest.mark.parametrize("way", WAYS_TO_A_MASK)
+def test_a_mode_that_looks_on_changes_nothing(estimator, way, size):
+    scores = torch.randn(4, 8)
+    with torch.random.fork_rng():
+        expected = WAYS_TO_A_MASK[way](estimator, scores)
+    with FlopCounterMode(display=False):
+        assert torch.equal(WAYS_TO_A_MASK[way](estimator, scores), expected)
+
+
+@each_of_all
+def test_scores_that_a_conjugate_lends_its_negative_imaginary_part(estimator, size):
     scores = torch.randn(4, 8, dtype=torch.complex64).conj().imag
     assert scores.is_neg()
     assert torch.equal(estimator.mode(scores), estimator.mode(scores.resolve_neg()))
+
+
+@each_of_all
+@pytest.mark.parametrize("rescale", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_trace_in_eval_follows_its_scores(estimator, rescale, size):
+    layer = masktorch.wrap(nn.Linear(8, 4), estimator, init=torch.randn_like, rescale=rescale)
+    traced = torch.jit.trace(layer.eval(), (torch.ones(2, 8),))
+    for scores in masktorch.mask_parameters(layer):
+        scores.data.copy_(torch.randn(scores.shape))
+    assert_equal(traced(torch.ones(2, 8)), layer(torch.ones(2, 8)))
 
 
 @each_estimator

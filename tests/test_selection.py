@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from masktorch import blocks, functional, ranks, selection
 from masktorch.selection import count, largest_of
@@ -244,7 +245,34 @@ def test_the_default_device_does_not_matter():
     with torch.device("meta"):
         assert torch.equal(largest(values[0], 4), by_argsort(values[0], 4))
         masks = largest_of(values, 6)
+        assert torch.equal(largest(values[0], 4, absolute=True), by_argsort(values[0], 4, True))
     assert torch.equal(torch.cat(masks), expected)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_bounds_beyond_what_float32_holds(absolute):
+    values = torch.zeros(4)
+    for size in (3e38, 1e38, 2e38, -3e38):
+        values[:] = torch.tensor([size, size, size, size / 2])
+        assert torch.equal(largest(values, 2, absolute=absolute), by_argsort(values, 2, absolute))
+
+
+def test_several_tensors_with_the_negative_bit_or_under_transforms():
+    minus = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag
+    assert minus.is_neg()
+    assert [mask.item() for mask in largest_of([minus, torch.zeros(1)], 1)] == [False, True]
+    values, others = torch.randn(3, 4, 2), torch.randn(3, 5, dtype=torch.float64)
+    masks = torch.vmap(lambda *tensors: tuple(largest_of(tensors, 6)))(values, others)
+    traced = make_fx(lambda *tensors: largest_of(tensors, 6))(values[0], others[0])
+    for row in range(3):
+        for one, other, mask in zip(
+            largest_of([values[row], others[row]], 6),
+            traced(values[row], others[row]),
+            (mask[row] for mask in masks),
+            strict=True,
+        ):
+            assert torch.equal(one, mask)
+            assert torch.equal(other, mask)
 
 
 def test_meta_tensors_have_masks_of_their_shape():

@@ -318,6 +318,9 @@ def test_values():
         (lambda: TopK(absolute="no"), TypeError, "absolute to be True or False, found 'no'"),
         (lambda: NOfM(absolute=0), TypeError, "expected absolute to be True or False"),
         (lambda: Concrete(hard=None), TypeError, "Concrete expected hard to be True or False"),
+        (lambda: functional.topk(X, 0.5, absolute="no"), TypeError, "topk expected absolute"),
+        (lambda: functional.n_of_m(X, absolute=None), TypeError, "n_of_m expected absolute"),
+        (lambda: functional.concrete(X, hard=1), TypeError, "concrete expected hard"),
         (lambda: functional.topk(X, 1.5), ValueError, "topk expected a density in (0, 1]"),
         (lambda: functional.topk(X, 0.5, block=(4, None)), ValueError,
          "blocks of (4, None) don't divide shape (6, 8): take others"),
@@ -433,6 +436,36 @@ def test_a_mask_of_the_wrong_count_is_refused_by_both_counts():
     layer = masktorch.wrap(nn.Linear(4, 2), TopK(0.5, block=(1, None)))
     with pytest.raises(ValueError, match=r"can't give 'weight'.*block=\(1, None"):
         masktorch.set_masks(layer, {"weight": torch.tensor([[1, 0, 0, 1]] * 2).bool()})
+
+
+@pytest.mark.parametrize("block", [(1, None), (None, 1), (2, None), (1, 1)])
+def test_a_mask_of_blocks_has_memory_of_its_own_for_each_entry(block):
+    layer = masktorch.wrap(nn.Linear(4, 4), TopK(0.5, block=block))
+    masks = masktorch.masks(layer)
+    masks["weight"][0, 0] ^= True
+    now = masktorch.masks(layer)["weight"]
+    assert int((masks["weight"] != now).sum()) == 1
+
+
+@each_estimator
+def test_masks_are_set_where_only_what_is_deterministic_may_run(estimator):
+    masks = masktorch.masks(network(estimator))
+    model = network(estimator)
+    torch.use_deterministic_algorithms(True)
+    try:
+        masktorch.set_masks(model, masks)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    found = masktorch.masks(model)
+    assert all(torch.equal(found[name], mask) for name, mask in masks.items())
+
+
+def test_tensors_without_entries_have_their_masks_set():
+    model = nn.Module()
+    model.none = nn.Parameter(torch.empty(0, 3))
+    masktorch.wrap(model, TopK(0.5), targets=["none"])
+    masktorch.set_masks(model, masktorch.masks(model))
+    assert masktorch.report(model).kept == 0
 
 
 # Lives

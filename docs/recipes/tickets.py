@@ -93,7 +93,7 @@ def table(content):
     for density in sorted({row["density"] for row in rows if row["arm"] == arms[-1]})[::-1]:
         cells = [cell(arm, density) for arm in arms]
         lines.append(f"| {100 * density:.1f} % | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Nothing masked, trained as long: {cell('dense', 1.0)}."])
+    return "\n".join([*lines, "", f"Nothing masked, trained once: {cell('dense', 1.0)}."])
 
 
 def main(arguments=None):

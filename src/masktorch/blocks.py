@@ -16,11 +16,7 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     first = tensors[0]
     if (
         first.numel() <= 2 * BLOCK  # two would cost more calls than they save
-        or first.device.type != "cpu"
-        or not all(
-            is_plain(tensor) and (tensor.stride() == first.stride() or tensor.dim() == 0)
-            for tensor in tensors
-        )
+        or not all(by_numpy(t) and (t.stride() == first.stride() or t.dim() == 0) for t in tensors)
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         or torch.empty_like(first).stride() != first.stride()  # not dense
     ):
@@ -52,6 +48,20 @@ def _part(tensor: Tensor, start: int) -> Tensor:
     """A block of a dense tensor, its entries in the order in which they lie in memory."""
     count = min(BLOCK, tensor.numel() - start)
     return tensor.as_strided((count,), (1,), tensor.storage_offset() + start)
+
+
+def by_numpy(tensor: Tensor) -> bool:
+    """Whether numpy can read it where it lies: plain, on the CPU."""
+    return tensor.device.type == "cpu" and is_unseen(tensor)
+
+
+def is_unseen(tensor: Tensor) -> bool:
+    """Whether it is plain, its values as they lie in memory, and no tracer or mode looks on."""
+    keys = torch._C.DispatchKey.Python, torch._C.DispatchKey.PreDispatch
+    watched = any(map(torch._C._dispatch_tls_is_dispatch_key_included, keys))
+    return is_plain(tensor) and not (
+        watched or tensor.is_neg() or torch._C._get_tracing_state() is not None
+    )
 
 
 def is_plain(tensor: Tensor) -> bool:

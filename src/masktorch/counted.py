@@ -42,7 +42,7 @@ class _Ranked(Method):
     def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:
         kept, now = (self._rivals(m).any(-1) for m in (mask, self.mode(scores)))
         rising, falling = kept & ~now, now & ~kept
-        if rising.sum() != falling.sum():
+        if not rising.any() or rising.sum() != falling.sum():
             return scores
         values = self._rivals(scores).clone()
         values[rising], values[falling] = values[falling], values[rising]
@@ -52,7 +52,9 @@ class _Ranked(Method):
         step = (low.abs() * limits.eps).clamp(min=limits.tiny)
         values[tied] = torch.where((low < 0) & self.absolute, low - step, low + step)
         index = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
-        return torch.empty_like(scores).put_(self._rivals(index), values)
+        flat = scores.new_empty(scores.numel())
+        flat[self._rivals(index).flatten()] = values.flatten()  # put_ is not deterministic
+        return torch.empty_like(scores).copy_(flat.view(scores.shape))
 
 
 @dataclass(frozen=True)

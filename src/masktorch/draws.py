@@ -12,8 +12,8 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch.blocks import Out, blockwise
-from masktorch.selection import by_numpy, compared
+from masktorch.blocks import Out, blockwise, by_numpy
+from masktorch.selection import compared
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:

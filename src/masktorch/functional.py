@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.nn.functional import hardtanh
 
 from masktorch.blocks import Out, blocks, blockwise
-from masktorch.checks import check_number
+from masktorch.checks import check_flag, check_number
 from masktorch.draws import drawn_mask, uniform_like
 from masktorch.ranks import n_of_m, straight_rule, topk
 from masktorch.rules import Rule, masked
@@ -192,6 +192,7 @@ def concrete(
         >>> concrete(torch.tensor([-50.0, 50.0]))
         tensor([0., 1.])
     """
+    check_flag("concrete", "hard", hard)
     noisy = _noisy(scores, generator)
     mask = torch.sigmoid(noisy / temperature)
     if hard:

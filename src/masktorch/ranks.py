@@ -9,7 +9,7 @@ from torch import Tensor
 
 from masktorch import blocks, selection
 from masktorch.blocks import Out, blockwise
-from masktorch.checks import Block, check_block, check_density, check_n_of_m
+from masktorch.checks import Block, check_block, check_density, check_flag, check_n_of_m
 from masktorch.rules import Rule, masked
 from masktorch.selection import count, select, whole
 
@@ -39,6 +39,7 @@ def topk(
         >>> topk(torch.tensor([-3.0, 1.0, 2.0, 0.0]), 0.5)
         tensor([1., 0., 1., 0.])
     """
+    check_flag("topk", "absolute", absolute)
     if not isinstance(density, Tensor):
         check_density(density, "topk")
     kept = keeps_largest(scores, density, absolute=absolute, block=block)
@@ -91,7 +92,7 @@ def _by_means(tensor: Tensor, block: Block, function: Callable[[Tensor], Tensor]
     """A function of the means of blocks, on all entries of each."""
     tiles = tiled(tensor, block)
     means = tiles.mean(tuple(range(2, tiles.dim())), keepdim=True)
-    return function(means).expand(tiles.shape).transpose(1, 2).reshape(tensor.shape)
+    return function(means).expand(tiles.shape).transpose(1, 2).reshape(tensor.shape).contiguous()
 
 
 def n_of_m(
@@ -107,6 +108,7 @@ def n_of_m(
         >>> n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 1, 2)
         tensor([[1., 0., 1., 0.]])
     """
+    check_flag("n_of_m", "absolute", absolute)
     kept = keeps_n_of_m(scores, n, m, absolute=absolute)
     return masked(scores, weight, kept, select, straight_rule(absolute))
 

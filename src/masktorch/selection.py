@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masktorch.blocks import BLOCK, Out, blockwise, is_plain
+from masktorch import blocks
+from masktorch.blocks import Out, blockwise, by_numpy, is_unseen
 
 
 def select_above(weight: Tensor, margin: Tensor, at: float, out: Out = None) -> Tensor:
@@ -35,7 +36,7 @@ def compared(test: Callable[[Any], Any], values: Tensor, out: Out = None) -> Ten
 
 def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask as 0 and 1; a CPU converts bytes eight times faster than it does bools."""
-    return (mask.view(torch.uint8) if is_plain(mask) else mask).to(dtype)
+    return (mask.view(torch.uint8) if is_unseen(mask) else mask).to(dtype)
 
 
 def select(mask: Tensor, weight: Tensor) -> Tensor:
@@ -79,20 +80,15 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
     tensors = [values.detach() for values in tensors]
     if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
-    if len(tensors) > 1 or by_numpy(tensors[0]):
+    if all(map(is_unseen, tensors)) and (len(tensors) > 1 or by_numpy(tensors[0])):
         return _beyond_cut(tensors, k, absolute)
     # by a stable sort, which accelerators and transforms do
-    flat = (tensors[0].abs() if absolute else tensors[0]).flatten()
+    flat = torch.cat([(values.abs() if absolute else values).flatten() for values in tensors])
     flat = torch.where(flat == flat, flat + 0.0, torch.nan)  # one zero, one that is not a number
     order = flat.argsort(descending=True, stable=True)
-    mask = torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], True)
-    return [mask.view(tensors[0].shape)]
-
-
-def by_numpy(values: Tensor) -> bool:
-    """Whether numpy can read it: plain, on the CPU, and no mode of PyTorch's is to see it read."""
-    plain = values.device.type == "cpu" and is_plain(values) and not values.is_neg()
-    return plain and torch._C._len_torch_dispatch_stack() == 0
+    mask = torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], 1)
+    parts = torch.split(mask, [values.numel() for values in tensors])
+    return [part.view(values.shape) for part, values in zip(parts, tensors, strict=True)]
 
 
 def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tensor]:
@@ -121,6 +117,7 @@ def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tenso
     return [torch.empty_like(v, dtype=torch.bool).copy_(mask.view(v.shape)) for mask, v in masks]
 
 
+@np.errstate(over="ignore")  # of bounds, by float32
 def _between(
     tensors: Sequence[Tensor], absolute: bool, low: float, high: float, kept: Any
 ) -> tuple[int, Any, Any]:
@@ -157,8 +154,8 @@ def _brackets(
 def _parts(tensors: Sequence[Tensor], absolute: bool, stride: int = 1) -> Iterator[Any]:
     """Every `stride`-th entry, or until the next its magnitude, row by row, in a dtype of all."""
     dtype = functools.reduce(torch.promote_types, (v.dtype for v in tensors), torch.float32)
-    place = torch.empty(BLOCK, dtype=dtype)
-    for block in (b for v in tensors for b in torch.split(v.contiguous().view(-1), BLOCK)):
+    place = torch.empty(blocks.BLOCK, dtype=dtype, device="cpu")
+    for block in (b for v in tensors for b in torch.split(v.contiguous().view(-1), blocks.BLOCK)):
         part = block[::stride].to("cpu", dtype)
         # numpy() would forbid FSDP2 to free the storage
         yield np.from_dlpack(torch.abs(part, out=place[: len(part)]) if absolute else part)
