@@ -57,10 +57,11 @@ def by_numpy(tensor: Tensor) -> bool:
 
 def is_unseen(tensor: Tensor) -> bool:
     """Whether it is plain, its values as they lie in memory, and no tracer or mode looks on."""
-    keys = torch._C.DispatchKey.Python, torch._C.DispatchKey.PreDispatch
-    watched = any(map(torch._C._dispatch_tls_is_dispatch_key_included, keys))
     return is_plain(tensor) and not (
-        watched or tensor.is_neg() or torch._C._get_tracing_state() is not None
+        tensor.is_neg()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.Python)
+        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
     )
 
 
