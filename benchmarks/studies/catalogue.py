@@ -17,11 +17,11 @@ SPARSE = ("mask", "mix", "random-mix", "ticket", "random-ticket")
 
 # The blog's experiment made small: built-in images, and about a minute on one core.
 SMALL = Configuration("digits", depth=10, width=1, batch_size=32, mix_lr=1e-3)
-# For tickets: every line has the same steps. A mask learned, then weights trained under it; or
-# weights trained, the largest kept, and those trained again from where they began.
+# For tickets: every line has the same steps. A mask learned, with what which-estimator found best,
+# then weights trained under it; or weights trained, the largest kept, and those trained again.
 LENET = Configuration(
-    "mnist", network="lenet-300-100", estimator="topk", budget="overall", schedule="cosine",
-    lr=1e-3, score_lr=1e-2, mix_lr=1e-3, epochs=15, augmentation=False,
+    "mnist", network="lenet-300-100", estimator="topk", init="normal", budget="overall",
+    schedule="cosine", lr=1e-3, score_lr=3e-2, mix_lr=1e-3, epochs=15, augmentation=False,
 )  # fmt: skip
 SMALL_CONV = replace(
     LENET, dataset="cifar10", network="conv-2", image_size=16, augmentation=True, epochs=6,
