@@ -28,6 +28,7 @@ def run(options: Configuration, arms: Sequence[str], place: Place, command: str)
     for configuration in configurations:
         configuration.check()
     torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
+    torch.backends.cudnn.benchmark = True  # batches have one shape
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.empty(0, device=auto if place.device == "auto" else place.device).device
     flags = cpuinfo() if device.type == "cpu" else ""
