@@ -88,7 +88,7 @@ def test_every_count_of_any_values(dtype, layout, absolute, monkeypatch):
             again = largest(values, k, absolute=absolute)  # from the guess
             assert torch.equal(again, expected)
             with monkeypatch.context() as elsewhere:  # by a sort, as accelerators do
-                elsewhere.setattr(selection, "by_numpy", lambda _: False)
+                elsewhere.setattr(selection, "is_unseen", lambda _: False)
                 assert torch.equal(largest(values, k, absolute=absolute), expected)
 
 
@@ -172,17 +172,19 @@ def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("equal", [1, 3], ids=["distinct", "ties"])
-def test_of_unchanged_values_one_pass_copies_the_equal_ones_alone(absolute, equal, monkeypatch):
+def test_of_unchanged_values_a_count_is_proof_or_one_pass(
+    absolute, equal, monkeypatch
+):
     values = torch.randn(300).repeat(equal)
     for _ in range(2):
         mask = largest(values, 94, absolute=absolute)
     sizes, partition = [], np.partition
     monkeypatch.setattr(np, "partition", lambda a, *b: sizes.append(a.size) or partition(a, *b))
     assert torch.equal(largest(values, 94, absolute=absolute), mask)
-    assert sizes == [equal]
+    assert sizes == ([equal] if equal > 1 else [])
     values *= 1.5  # the cut moved: only then
     assert torch.equal(largest(values, 94, absolute=absolute), by_argsort(values, 94, absolute))
-    assert sizes == [equal, 300 * equal]
+    assert sizes[-1] == 300 * equal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

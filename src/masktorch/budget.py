@@ -60,9 +60,7 @@ def _with_density(model: nn.Module, caller: str) -> Masked:
     every = masked_tensors(model, caller)
     found = [o for o in every if "density" in getattr(o[0].estimator, "__dataclass_fields__", ())]
     if not found:
-        other = (
-            "set_estimator(model, TopK(d, absolute=False)) keeps the highest scores of any mask."
-        )
+        other = "set_estimator(model, TopK(d, absolute=False)) keeps any mask's highest scores."
         raise ValueError(
             f"{caller}() found no estimator with a density but {every[0][0].estimator!r}: "
             + (other if any(mask.learns for mask, _ in every) else "wrap the model.")

@@ -45,9 +45,8 @@ class _Start(int, ISeedSequence):
 
 
 def _draw(scores: Tensor, seed: Tensor) -> Tensor:
-    """On a CPU, with as few random bits as will do, for they come one number after the other: 15 an
-    entry, four entries to a number, and the next one's 15 below them. These decide once in 2^15, so
-    that two neighbours have a covariance of at most 2^-15 p (1 - p) of the next one's p."""
+    """On a CPU, by few random bits, for these take the time: 15 an entry, four entries to a number,
+    then the next one's 15. These decide once in 2^15: covariances are at most 2^-15 p (1 - p)."""
     generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
 
     @blockwise

@@ -1,5 +1,4 @@
-"""Keeping exactly so many: the largest scores of a tensor, of its blocks, or of every group. These
-formulas are public in `masktorch.functional`."""
+"""Keeping the largest scores of a tensor, its blocks or every group; public in `functional`."""
 
 from collections.abc import Callable
 from typing import cast

@@ -70,7 +70,7 @@ def whole(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return parted(function(*map(gathered, tensors)), tensors[0])
 
 
-_last: dict[tuple[Any, ...], tuple[float, float]] = {}  # cuts, and how far they had moved
+_last: dict[Any, tuple[float, float, bool]] = {}  # cuts, how far they had moved, and if tied
 _LAST = 1024  # of them at most
 _SAMPLE = 2**16  # entries by which the others are passed over
 
@@ -80,7 +80,7 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
     tensors = [values.detach() for values in tensors]
     if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
-    if all(map(is_unseen, tensors)) and (len(tensors) > 1 or by_numpy(tensors[0])):
+    if all(map(is_unseen, tensors)) and (len(tensors) > 1 or tensors[0].device.type == "cpu"):
         return _beyond_cut(tensors, k, absolute)
     # by a stable sort, which accelerators and transforms do
     flat = torch.cat([(values.abs() if absolute else values).flatten() for values in tensors])
@@ -94,7 +94,12 @@ def largest_of(tensors: Sequence[Tensor], k: int, *, absolute: bool = False) -> 
 def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tensor]:
     """The cut is the largest value that is not among the `k` largest, of which equals may be."""
     key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
-    last, moved = _last.get(key, (math.nan, math.nan))
+    last, moved, tied = _last.get(key, (math.nan, math.nan, True))
+    if moved == 0 and not tied and len(tensors) == 1:  # where it stands still, a count proves it
+        size = np.abs if absolute else np.asarray
+        beyond = blockwise(lambda v, out: compared(lambda a: ~(size(a) <= last), v, out))
+        if np.count_nonzero((mask := beyond(tensors[0])).numpy()) == k:
+            return [mask]
     sizes = [values.numel() for values in tensors]
     kept = np.empty(sum(sizes), dtype=bool)
     for low, high in _brackets(tensors, 1 - (k + 1) / kept.size, absolute, last, moved):
@@ -110,7 +115,7 @@ def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tenso
     kept[places[equal][: np.count_nonzero(ties)]] = True
     if len(_last) >= _LAST:
         _last.clear()
-    _last[key] = at, 0.0 if at == last else max(abs(at - last), moved / 2)
+    _last[key] = at, 0.0 if at == last else max(abs(at - last), moved / 2), bool(ties.any())
     if len(tensors) == 1 and tensors[0].is_contiguous():
         return [torch.from_numpy(kept).view(tensors[0].shape)]
     masks = zip(torch.split(torch.from_numpy(kept), sizes), tensors, strict=True)
@@ -118,9 +123,7 @@ def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> list[Tenso
 
 
 @np.errstate(over="ignore")  # of bounds, by float32
-def _between(
-    tensors: Sequence[Tensor], absolute: bool, low: float, high: float, kept: Any
-) -> tuple[int, Any, Any]:
+def _between(tensors: Sequence[Tensor], absolute: bool, low: float, high: float, kept: Any) -> Any:
     """How many values are below two bounds, and those that are neither below nor above, as also
     what is not a number is, with their places. `kept` shows what is above."""
     below, start, near, places = 0, 0, [np.empty(0, np.float32)], [np.empty(0, np.int64)]
