@@ -93,7 +93,7 @@ def ablations(base: Configuration) -> Iterator[Configuration]:
         {"schedule": "plateau"}, {"weights": "glorot"}, {"weights": "signed-constant"},
     ]  # fmt: skip
     if base.estimator == "topk":
-        changes += [{"density": d} for d in (0.7, 0.5, 0.3, 0.1)] + [{"epochs": 100, "density": 0.1}]
+        changes += [{"density": d} for d in (0.7, 0.5, 0.1)] + [{"epochs": 100, "density": 0.1}]
         changes += [{"budget": "overall"}, {"schedule_density": "cubic"}]
     return (replace(base, **change) for change in changes)
 
