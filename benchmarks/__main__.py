@@ -94,9 +94,7 @@ def study(
         for missing in chosen.missing(place.output):
             minutes.append(studies.expected_seconds(missing) / 60)
             print(f"{minutes[-1]:6.1f} min  {studies.command(missing, place.output / name)}")
-        print(
-            f"{sum(minutes) / 60:.1f} hours for {len(minutes)} runs; more may follow from theirs."
-        )
+        print(f"{sum(minutes) / 60:.1f} hours for {len(minutes)} runs; more may follow theirs.")
         return
     make = partial(studies.run_on_cluster, cpus=cpus, gpus=gpus) if cluster else studies.run
     for path in make(chosen, place):
@@ -121,9 +119,7 @@ def show(folder: Positional[Path] = Path("runs")) -> str:
 
 @app.command
 def speed(only: str = ",".join(costs.PARTS), output: Path = Path("runs/speed")) -> str:
-    """Measure speed and memory beside plain training, on a GPU where there is one.
-
-    About ten minutes on two idle cores.
+    """Measure speed and memory beside plain training, on a GPU where there is one: ten minutes.
 
     Args:
         only: Some of these, with commas between them. steps: training steps and inference,

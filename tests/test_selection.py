@@ -172,9 +172,7 @@ def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("equal", [1, 3], ids=["distinct", "ties"])
-def test_of_unchanged_values_a_count_is_proof_or_one_pass(
-    absolute, equal, monkeypatch
-):
+def test_of_unchanged_values_a_count_is_proof_or_one_pass(absolute, equal, monkeypatch):
     values = torch.randn(300).repeat(equal)
     for _ in range(2):
         mask = largest(values, 94, absolute=absolute)

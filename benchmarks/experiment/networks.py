@@ -85,8 +85,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.norm1(self.conv1(x)))
         y = self.relu(self.norm2(self.conv2(y)))
-        out: Tensor = y + self.shortcut(x)
-        return out
+        return torch.add(y, self.shortcut(x))
 
 
 def _group(inputs: int, outputs: int, blocks: int) -> nn.Sequential:

@@ -1,9 +1,10 @@
 """The arms of one experiment side by side, and the difference of two of them, seed by seed."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -61,6 +62,13 @@ class Difference(NamedTuple):
     last: Paired
 
 
+def paired(some: Sequence[Result], others: Sequence[Result], of: str = "anew") -> Paired:
+    """Over the seeds that both have."""
+    known = {run.configuration.seed: attrgetter(of)(run) for run in others}
+    both = (run for run in some if run.configuration.seed in known)
+    return Paired(tuple(attrgetter(of)(run) - known[run.configuration.seed] for run in both))
+
+
 @dataclass(frozen=True)
 class Experiment:
     """The arms of a study that share network, images and whatever else all of them use."""
@@ -87,15 +95,13 @@ class Experiment:
             for name, (here, there) in of.changes(of.blogs).items()
         }
 
-    def differences(self) -> Iterator[Difference]:
+    def differences(self, pairs: Sequence[tuple[str, str]] = PAIRS) -> Iterator[Difference]:
         """Of each pair of arms, over the seeds that both have."""
-        for one, (arm, other) in product(self.groups, PAIRS):
-            runs = product(self.groups[one], self.groups.get(one.for_arm(other), ()))
-            both = [(a, b) for a, b in runs if a.configuration.seed == b.configuration.seed]
-            if one.arm == arm and both:
-                best = tuple(a.best.test_accuracy - b.best.test_accuracy for a, b in both)
-                last = tuple(a.anew - b.anew for a, b in both)
-                yield Difference((arm, other), one, Paired(best), Paired(last))
+        for one, (arm, other) in product(self.groups, pairs):
+            runs = self.groups[one], self.groups.get(one.for_arm(other), ())
+            best, last = paired(*runs, "best.test_accuracy"), paired(*runs)
+            if one.arm == arm and last.differences:
+                yield Difference((arm, other), one, best, last)
 
     def phases(self) -> Iterator["Experiment"]:
         """One per learning rate of the arms that go on, with all that start anew."""

@@ -12,11 +12,12 @@ from benchmarks.experiment.results import RESULTS, Groups, Layer, Result, groupe
 from benchmarks.experiment.results import read_results as read
 from benchmarks.files import write_text
 from benchmarks.pages import figures
-from benchmarks.pages.comparison import CONTROL, blog, experiments
+from benchmarks.pages.comparison import CONTROL, Experiment, blog, experiments, paired
 from benchmarks.pages.render import DOCS, render
 
 STUDIES = ("blog", "blog-small")  # that answer the question
 EARLIER = ("reduced", "wrn-28-1")  # and that did before them
+RIVALS = (("mix", "random-mix"), ("ticket", "random-ticket"), ("mix", "ticket"))
 KINDS = {
     "all layers": "", "stem": "stem", "3x3 in blocks": ".conv", "1x1 shortcuts": ".shortcut",
     "dense": "class",
@@ -39,7 +40,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
     if main:
         phases = [phase for one in main for phase in one.phases()]
         figures.save(figures.forest(differences), folder / "differences.png")
-        figures.save(figures.curves(phases[:4]), folder / "curves.png")
+        figures.save(figures.curves(phases[:6]), folder / "curves.png")
     published = json.loads(Path(__file__).with_name("published.json").read_text())
     return {
         "main": main,
@@ -50,13 +51,12 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
         "by_kind": by_kind,
         "published": published,
         "estimators": estimators(grouped(read(results / "which-estimator")), folder),
-        "tickets": tickets(grouped(read(results / "tickets")), folder),
-        "supermasks": [
-            (*row, theirs)
+        "tickets": tickets(runs := grouped(read(results / "tickets")), folder),
+        "rivals": list(Experiment("tickets", runs).differences(RIVALS)),
+        **{
+            study: list(changes(grouped(read(results / study)), published["networks"]))
             for study in ("supermasks", "literature")
-            for network, theirs in published["networks"].items()
-            for row in changes(grouped(read(results / study)), network)
-        ],
+        },
         "toy": toy(results / "categorical" / "categorical.json", folder),
     }
 
@@ -100,16 +100,19 @@ def tickets(groups: Groups, folder: Path) -> dict[str, Lines]:
     return found
 
 
-def changes(groups: Groups, network: str) -> Iterator[tuple[Configuration, str, list[Result]]]:
-    """Settings of one network: what each changes from the first, and that from the blog's."""
+def changes(groups: Groups, networks: dict[str, Any]) -> Iterator[tuple[Any, ...]]:
+    """By network its settings: what each changes from the first, and that from the blog's; what
+    that adds; the runs; what others found."""
     named = ("dataset", "network", "depth", "width")
-    same = [of for of in groups if of.network == network]
-    # The setting that most are a change from comes first.
-    here = sorted(same, key=lambda of: sum(len(of.changes(other, *named)) for other in same))
-    for of in here:
-        changed = of.changes(of.blogs if of == here[0] else here[0], *named)
-        words = ", ".join(f"{name} {ours}" for name, (ours, _) in changed.items())
-        yield of, ("" if of == here[0] else "the same, but ") + words, groups[of]
+    for network, theirs in networks.items():
+        same = [of for of in groups if of.network == network]
+        # The setting that most are a change from comes first.
+        here = sorted(same, key=lambda of: sum(len(of.changes(other, *named)) for other in same))
+        for of in here:
+            changed = of.changes(of.blogs if of == here[0] else here[0], *named)
+            words = ", ".join(f"{name} {ours}" for name, (ours, _) in changed.items())
+            adds = paired(groups[of], groups[here[0]])
+            yield of, ("" if of == here[0] else "the same, but ") + words, adds, groups[of], theirs
 
 
 def toy(path: Path, folder: Path) -> dict[str, Any] | None:

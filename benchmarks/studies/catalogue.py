@@ -33,10 +33,6 @@ def each(base: Configuration, arms: Iterable[str] = ARMS) -> Iterator[Configurat
     return map(base.for_arm, arms)
 
 
-def demo(results: Results) -> Iterator[Configuration]:
-    return each(SMALL)
-
-
 def blog(results: Results) -> Iterator[Configuration]:
     """Is a mask a better start than none? As published, WRN-28-8, but in bfloat16, on a GPU."""
     for seed, dataset in product(SEEDS, BOTH):
@@ -123,7 +119,7 @@ def tickets(results: Results) -> Iterator[Configuration]:
             yield from each(replace(dense, density=density), SPARSE)
 
 
-DEMO = Study("demo", demo)
+DEMO = Study("demo", lambda results: each(SMALL))
 RUNS = {
     "blog-small": blog_small, "which-estimator": which_estimator, "supermasks": supermasks,
     "tickets": tickets, "blog": blog,

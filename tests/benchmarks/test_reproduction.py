@@ -279,16 +279,49 @@ def test_tickets(write, tmp_path):
     assert (tmp_path / "docs" / "figures" / "tickets-mnist.png").exists()
 
 
+def test_a_supermask_beside_a_ticket(write):
+    learned = {"estimator": "topk", "density": 0.5, "mix_lr": 1e-3, **LENET}
+    given = {"density": 0.5, "mix_lr": 1e-3, **LENET}
+    text = write(tickets=[
+        *seeds("mix", (0.8, 0.81), **learned),
+        *seeds("random-mix", (0.7, 0.79), **learned),
+        *seeds("ticket", (0.9, 0.911), **given),
+        *seeds("random-ticket", (0.89, 0.915), **given),
+    ])  # fmt: skip
+    answer = text.partition("**The answer**")[2].partition("\n\n")[0]
+    assert (
+        "mask as dense, is\nbetter in 0, worse in 0 and not told apart in 1 (MNIST at 50 %, +6.00)"
+        in answer
+    )
+    assert (
+        "random mask, is better in 0, worse in 0 and not told apart in 1 (MNIST at 50 %, +0.30)"
+        in answer
+    )
+    assert "the ticket is better in 0, worse in 1 (MNIST at 50 %, -10.05)" in answer
+    assert "the ticket is the better mask" in answer
+
+
+def test_superseded_supermasks_are_in_the_appendix(write):
+    old = seeds("mask", (0.97,), lr=0.1, **LENET)
+    assert "before there was `supermasks`" not in write(literature=[*old])
+    text = write(reduced=[*seeds("mask", (0.5,))], supermasks=[*old], literature=[*old])
+    assert len(cells(text.partition("<summary>Superseded")[2], "lenet-300-100")) == 1
+
+
 def test_supermasks(write):
     text = write(supermasks=[
         *seeds("mask", (0.97, 0.98), lr=0.1, **LENET),
         *seeds("mask", (0.5,), lr=0.1, rescale=True, **LENET),
-        *seeds("mask", (0.6,), **LENET),
+        *seeds("mask", (0.6, 0.601), **LENET),
     ])  # fmt: skip
     (base,) = cells(text, "lenet-300-100", "epochs 2, lr 0.1")
-    assert base[4:5] + base[6:8] == ["97.50 (97.00 to 98.00)", "98.0", "-"]
-    assert cells(text, "lenet-300-100", "the same, but rescale True")[0][4] == "50.00"
-    assert cells(text, "lenet-300-100", "the same, but lr 0.01")[0][4] == "60.00"
+    assert base[4:5] + base[6:9] == ["97.50 (97.00 to 98.00)", "-", "98.0", "-"]
+    rescaled = cells(text, "lenet-300-100", "the same, but rescale True")[0]
+    assert rescaled[4:7:2] == ["50.00", "-47.00 (one seed)"]
+    (slow,) = cells(text, "lenet-300-100", "the same, but lr 0.01")
+    assert slow[4:7:2] == ["60.05 (60.00 to 60.10)", "-37.45 (-43.17 to -31.73)"]
+    assert "and better: none." in text
+    assert "and worse: lr 0.01 (-37.45)." in text
     published = json.loads((DOCS.parent / "benchmarks" / "pages" / "published.json").read_text())
     assert list(published["networks"]) == ["lenet-300-100", "conv-2", "conv-4", "conv-6"]
 
