@@ -71,5 +71,4 @@ def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]
         ['0.weight']
     """
     found = masked_tensors(model, "named_mask_parameters")
-    scores = ((places[0].name, mask.scores) for mask, places in found)
-    return ((name, s) for name, s in scores if isinstance(s, nn.Parameter))
+    return ((p.name, m.scores) for m, (p, *_) in found if isinstance(m.scores, nn.Parameter))

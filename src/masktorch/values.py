@@ -117,11 +117,10 @@ def _scores_for(mask: Mask, name: str, wanted: Tensor) -> Tensor:
     scores_for = getattr(mask.estimator, "scores_for", lambda s, m: m.to(s.dtype))
     try:
         moved: Tensor = scores_for(mask.scores.detach(), wanted)
-        if not torch.equal(mask.estimator.mode(moved), wanted):
+        if not torch.equal(own := mask.estimator.mode(moved), wanted):
             raise ValueError(
                 f"{mask.estimator!r} does not express it, or its scores_for() is wrong (of "
-                f"{wanted.numel()} entries it keeps {total(wanted)}, the estimator "
-                f"{total(mask.estimator.mode(moved))})."
+                f"{wanted.numel()} entries it keeps {total(wanted)}, the estimator {total(own)})."
             )
     except ValueError as error:
         raise ValueError(f"set_masks() can't give {name!r} this mask: {error}") from error
