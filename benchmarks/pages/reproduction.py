@@ -17,7 +17,6 @@ from benchmarks.pages.render import DOCS, render
 
 STUDIES = ("blog", "blog-small")  # that answer the question
 EARLIER = ("reduced", "wrn-28-1")  # and that did before them
-RIVALS = (("mix", "random-mix"), ("ticket", "random-ticket"), ("mix", "ticket"))
 KINDS = {
     "all layers": "", "stem": "stem", "3x3 in blocks": ".conv", "1x1 shortcuts": ".shortcut",
     "dense": "class",
@@ -52,7 +51,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
         "published": published,
         "estimators": estimators(grouped(read(results / "which-estimator")), folder),
         "tickets": tickets(runs := grouped(read(results / "tickets")), folder),
-        "rivals": list(Experiment("tickets", runs).differences(RIVALS)),
+        "beside": Experiment("tickets", runs),
         **{
             study: list(changes(grouped(read(results / study)), published["networks"]))
             for study in ("supermasks", "literature")
