@@ -119,7 +119,7 @@ def show(folder: Positional[Path] = Path("runs")) -> str:
 
 @app.command
 def speed(only: str = ",".join(costs.PARTS), output: Path = Path("runs/speed")) -> str:
-    """Measure speed and memory beside plain training, on a GPU where there is one: ten minutes.
+    """Measure speed and memory beside plain training, on a GPU where there is one: 15 minutes.
 
     Args:
         only: Some of these, with commas between them. steps: training steps and inference,

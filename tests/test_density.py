@@ -137,7 +137,7 @@ REFUSED = [
     (lambda: two_layers(TopK()), {"0.weight": 0.5}, ValueError, "Missing: 1.weight"),
     (lambda: two_layers(TopK()), {"0.weight": 0.5, "1.weight": 2.0}, ValueError, "'1.weight'"),
     (lambda: two_layers(Threshold()), 0.5, ValueError, "found no estimator with a density but "
-     "Threshold(tau=0.5): set_estimator(model, TopK(d, absolute=False)) keeps any mask"),
+     "Threshold(tau=0.5): set_estimator(model, TopK(d, absolute=False)) keeps any mask's highest"),
     (given, 0.5, ValueError, "no estimator with a density but Given(): wrap the model"),
     (lambda: NO, 0.5, ValueError, "set_density() expected a wrapped model"),
 ]  # fmt: skip

@@ -170,6 +170,7 @@ def test_a_mask_that_is_frozen_saved_sent_and_taken_off(estimator):
     nn.functional.cross_entropy(gpu(x), y).backward()
     optimiser.step()
     assert all(torch.equal(m, found[n]) for n, m in masktorch.masks(gpu).items())
+    torch.testing.assert_close(gpu(x), gpu(x))  # nothing is drawn
 
     gpu.eval()
     before = gpu(x)

@@ -45,8 +45,8 @@ class _Start(int, ISeedSequence):
 
 
 def _draw(scores: Tensor, seed: Tensor) -> Tensor:
-    """On a CPU, by few random bits, for these take the time: 15 an entry, four entries to a number,
-    then the next one's 15. These decide once in 2^15: covariances are at most 2^-15 p (1 - p)."""
+    """On a CPU, by few random bits, for these take the time: 15 an entry, four entries to a number.
+    Once in 2^15 the next one's decide too: neighbours' covariance is at most 2^-15 p (1 - p)."""
     generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
 
     @blockwise

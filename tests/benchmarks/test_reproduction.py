@@ -303,8 +303,9 @@ def test_a_supermask_beside_a_ticket(write):
 
 def test_superseded_supermasks_are_in_the_appendix(write):
     old = seeds("mask", (0.97,), lr=0.1, **LENET)
-    assert "before there was `supermasks`" not in write(literature=[*old])
-    text = write(reduced=[*seeds("mask", (0.5,))], supermasks=[*old], literature=[*old])
+    earlier = {"reduced": seeds("mask", (0.5,)), "literature": old}
+    assert "before there was `supermasks`" not in write(**earlier)
+    text = write(**earlier, supermasks=old)
     assert len(cells(text.partition("<summary>Superseded")[2], "lenet-300-100")) == 1
 
 
