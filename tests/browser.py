@@ -59,16 +59,26 @@ class Browser:
             "binary": CHROMIUM,
             "args": [*flags, f"--user-data-dir={tempfile.mkdtemp()}"],
             "mobileEmulation": {
-                "deviceMetrics": {"width": width, "height": 900, "pixelRatio": 1, "mobile": False}
+                "deviceMetrics": {
+                    "width": width,
+                    "height": 900,
+                    "pixelRatio": 1,
+                    "mobile": False,
+                }
             },
         }
-        wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+        wanted = {
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
         self.address = driver
         answer = self._ask("session", {"capabilities": {"alwaysMatch": wanted}})
         self.profile = options["args"][-1].partition("=")[2]
         self.address = f"{driver}/session/{answer['sessionId']}"
 
-    def _ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+    def _ask(
+        self, path: str, body: dict[str, Any] | None = None, method: str = "POST"
+    ) -> Any:
         request = urllib.request.Request(
             f"{self.address}/{path}".rstrip("/"),
             data=json.dumps(body or {}).encode() if method == "POST" else None,
@@ -105,7 +115,9 @@ class Browser:
 @contextlib.contextmanager
 def browser(width: int, *, dark: bool = False) -> Iterator[Browser]:
     assert DRIVER is not None
-    with subprocess.Popen([DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             for line in process.stdout:

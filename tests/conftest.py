@@ -6,7 +6,9 @@ from torch import nn
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-    torch.set_flush_denormal(False)  # which the benchmarks, or code that was compiled, have set
+    torch.set_flush_denormal(
+        False
+    )  # which the benchmarks, or code that was compiled, have set
 
 
 class Small(nn.Module):

@@ -56,7 +56,12 @@ def network(estimator=Threshold(), **options):
     """Odd sizes, which two ranks can't halve; doubles, so that rounding decides no mask."""
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 7), nn.LayerNorm(7), nn.ReLU(), nn.Linear(7, 3)
+        nn.Linear(6, 9),
+        nn.ReLU(),
+        nn.Linear(9, 7),
+        nn.LayerNorm(7),
+        nn.ReLU(),
+        nn.Linear(7, 3),
     )
     return masktorch.wrap(model.double(), estimator, **options)
 
@@ -96,7 +101,9 @@ def mix(model):
 
 
 def full(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
+    return (
+        tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach().clone()
+    )
 
 
 def state(model):
@@ -116,7 +123,9 @@ def assert_equal(one, other):
 def assert_close(one, other):
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(one[name], other[name], rtol=1e-8, atol=1e-8, msg=name)
+        torch.testing.assert_close(
+            one[name], other[name], rtol=1e-8, atol=1e-8, msg=name
+        )
 
 
 def on_both(tensor):
@@ -270,8 +279,12 @@ def ddp_with_activation_checkpointing(folder):
                 ddp.zero_grad()
                 x = x[mine()].requires_grad_()  # reentrant checkpointing asks for one
                 F.cross_entropy(ddp(x), y[mine()]).backward()
-            gradients.append({n: p.grad for n, p in model.named_parameters() if p.requires_grad})
-            assert all(torch.count_nonzero(s.grad) for s in masktorch.mask_parameters(model))
+            gradients.append(
+                {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+            )
+            assert all(
+                torch.count_nonzero(s.grad) for s in masktorch.mask_parameters(model)
+            )
             assert_ranks_agree(gradients[-1])
         assert_equal(gradients[0], gradients[1])
         assert_equal(gradients[0], gradients[2])
@@ -304,7 +317,9 @@ def fsdp_equals_one_process(layers):
 
     reference.load_state_dict(learned)
     x = batches()[0][0]
-    torch.testing.assert_close(model.eval()(x), reference.eval()(x), rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        model.eval()(x), reference.eval()(x), rtol=1e-8, atol=1e-8
+    )
     assert masktorch.report(model) == masktorch.report(reference)
 
     mix(model)  # right after an evaluation, which leaves the root gathered
@@ -398,8 +413,17 @@ def fsdp_with_activation_checkpointing(folder):
 @check
 def fsdp_keeps_exactly_as_many_as_one_process(folder):
     """A rank knows its part of the scores only: the count is exact over all of them."""
-    for estimator in (TopK(0.3), TopK(0.3, block=(1, None)), TopK(0.4, block=(3, 1)), NOfM(1, 3)):
-        targets = {"0.weight": 9} if estimator != TopK(0.3) else {f"{i}.weight": 9 for i in LAYERS}
+    for estimator in (
+        TopK(0.3),
+        TopK(0.3, block=(1, None)),
+        TopK(0.4, block=(3, 1)),
+        NOfM(1, 3),
+    ):
+        targets = (
+            {"0.weight": 9}
+            if estimator != TopK(0.3)
+            else {f"{i}.weight": 9 for i in LAYERS}
+        )
 
         def fresh(estimator=estimator, targets=targets):
             return network(estimator, targets=list(targets))
@@ -412,7 +436,9 @@ def fsdp_keeps_exactly_as_many_as_one_process(folder):
         assert_close(state(model), state(plain))
         assert_equal(masks(model), masks(plain))
         x = batches()[0][0]
-        torch.testing.assert_close(model.eval()(x), plain.eval()(x), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(
+            model.eval()(x), plain.eval()(x), rtol=1e-8, atol=1e-8
+        )
         wanted = masks(fresh())  # the same count at other places
         masktorch.set_masks(model, wanted)
         assert_equal(masks(model), wanted)
@@ -443,7 +469,10 @@ def fsdp_sets_masks_sharded_or_whole(folder):
     for layers in (True, False):
         plain, model = network(), sharded(network(), layers)
         torch.manual_seed(7)
-        wanted = {name: torch.rand(m.shape) < 0.5 for name, m in masktorch.masks(plain).items()}
+        wanted = {
+            name: torch.rand(m.shape) < 0.5
+            for name, m in masktorch.masks(plain).items()
+        }
         masktorch.set_masks(plain, wanted)
         model.eval()(x)  # leaves the root gathered
         masktorch.set_masks(model, wanted)
@@ -454,7 +483,9 @@ def fsdp_sets_masks_sharded_or_whole(folder):
         masktorch.set_masks(other, masktorch.masks(model))
         assert_equal(state(other), state(plain))
         with raises(ValueError, "'0.weight'", "shape"):
-            masktorch.set_masks(model, {**wanted, "0.weight": torch.ones(3, dtype=torch.bool)})
+            masktorch.set_masks(
+                model, {**wanted, "0.weight": torch.ones(3, dtype=torch.bool)}
+            )
         assert_equal(state(model), state(plain))
 
 
@@ -468,11 +499,18 @@ def fsdp_may_be_read_between_forward_and_backward(folder):
             loss = F.cross_entropy(model(x), y)
             if read:
                 before = masktorch.report(model)
-                assert all(isinstance(mask, DTensor) for mask in masktorch.masks(model).values())
+                assert all(
+                    isinstance(mask, DTensor)
+                    for mask in masktorch.masks(model).values()
+                )
                 assert masktorch.freeze_mask(model, False) is model
             loss.backward()
             gradients.append(
-                {n: full(p.grad) for n, p in model.named_parameters() if p.requires_grad}
+                {
+                    n: full(p.grad)
+                    for n, p in model.named_parameters()
+                    if p.requires_grad
+                }
             )
         assert before.size == 54 + 63 + 21
         assert_equal(*gradients)
@@ -530,7 +568,10 @@ def load(model, opt, path):
     loaded = {"model": model_state, "optimiser": opt_state}
     dcp.load(loaded, checkpoint_id=path)
     set_state_dict(
-        model, opt, model_state_dict=loaded["model"], optim_state_dict=loaded["optimiser"]
+        model,
+        opt,
+        model_state_dict=loaded["model"],
+        optim_state_dict=loaded["optimiser"],
     )
 
 
@@ -538,7 +579,10 @@ def resumes(distribute, folder):
     """Interrupted in either phase and resumed in a fresh model: the same bits as in one go."""
     for phase in (None, mix):
         model = network()
-        thirds = {n: torch.arange(m.numel()).view(m.shape) % 3 > 0 for n, m in masks(model).items()}
+        thirds = {
+            n: torch.arange(m.numel()).view(m.shape) % 3 > 0
+            for n, m in masks(model).items()
+        }
         masktorch.set_masks(model, thirds)
         through = distribute(model)
         opt = optimiser(model)
@@ -558,7 +602,9 @@ def resumes(distribute, folder):
         at_five = state(resumed)
         train(again, opt, batches(5, 10), mine())
         assert_equal(state(resumed), state(model))
-        assert any(not torch.equal(at_five[name], v) for name, v in state(model).items())
+        assert any(
+            not torch.equal(at_five[name], v) for name, v in state(model).items()
+        )
 
 
 def says_what_differs(distribute, folder):
@@ -568,7 +614,13 @@ def says_what_differs(distribute, folder):
     dcp.save({"model": get_model_state_dict(through)}, checkpoint_id=folder)
     for make, said in [
         (lambda: mix(network()), ()),
-        (network, ("masktorch.freeze_mask(model, True)", "masktorch.freeze_weights(model, False)")),
+        (
+            network,
+            (
+                "masktorch.freeze_mask(model, True)",
+                "masktorch.freeze_weights(model, False)",
+            ),
+        ),
         (
             lambda: mix(network(Bernoulli(0.25))),
             ("masktorch.set_estimator(model, Threshold(tau=0.5",),
@@ -581,7 +633,11 @@ def says_what_differs(distribute, folder):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             set_model_state_dict(through, loaded["model"])
-        texts = [str(w.message) for w in caught if "its mask was saved with" in str(w.message)]
+        texts = [
+            str(w.message)
+            for w in caught
+            if "its mask was saved with" in str(w.message)
+        ]
         assert len(texts) == (len(LAYERS) if said else 0), texts
         assert all(part in text for part in said for text in texts), texts
         assert_equal(*[
@@ -622,7 +678,8 @@ def fsdp_leaves_a_checkpoint_for_one_process(folder):
     output = model.eval()(batches()[0][0])
     if dist.get_rank() == 0:
         torch.save(
-            {"state": gathered, "masks": learned, "output": output.detach()}, folder / "one.pt"
+            {"state": gathered, "masks": learned, "output": output.detach()},
+            folder / "one.pt",
         )
 
 

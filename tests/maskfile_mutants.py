@@ -59,7 +59,9 @@ def plain(model):
 
 
 def same(some, others):
-    return some.keys() == others.keys() and all(torch.equal(some[n], others[n]) for n in some)
+    return some.keys() == others.keys() and all(
+        torch.equal(some[n], others[n]) for n in some
+    )
 
 
 def snapshot(model):
@@ -84,7 +86,10 @@ def rewritten(content, names=None, redigest=True, store=False, **changed):
         arrays[name] = change(arrays[name])
     if redigest:
         arrays["digest"] = hashlib.sha256(arrays["header"] + arrays["masks"]).digest()
-    content = {(names or {}).get(k, k): npy(np.frombuffer(v, np.uint8)) for k, v in arrays.items()}
+    content = {
+        (names or {}).get(k, k): npy(np.frombuffer(v, np.uint8))
+        for k, v in arrays.items()
+    }
     method = zipfile.ZIP_STORED if store else zipfile.ZIP_DEFLATED
     return zipped(method, **{name: array for name, array in content.items() if name})
 
@@ -184,7 +189,9 @@ ZEROS = deflated(bytes(10**8))
 def with_bomb(content, which, method, size):
     """The file with one of its arrays all zeros, and many."""
     start, out = npy(np.zeros(0, np.uint8)), io.BytesIO()
-    start = start.replace(b"(0,), }" + b" " * 9, b"(%d,), }".ljust(16) % size)[:128].ljust(128)
+    start = start.replace(b"(0,), }" + b" " * 9, b"(%d,), }".ljust(16) % size)[
+        :128
+    ].ljust(128)
     with (
         np.load(io.BytesIO(content)) as file,
         zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive,
@@ -238,7 +245,9 @@ class Mutants:
             place[rng.choice([*place, "other"])] = value
 
         redigest = rng.random() < 0.7
-        return rewritten(self.content, header=header(edit), redigest=redigest), not redigest
+        return rewritten(
+            self.content, header=header(edit), redigest=redigest
+        ), not redigest
 
     def rows(self):
         """Rows doubled, dropped, shuffled, by the thousand."""
@@ -263,7 +272,9 @@ class Mutants:
     def bloated(self):
         """A header of megabytes of brackets, numbers or strings, right otherwise."""
         rng = self.rng
-        part = rng.choice(["[]", "{}", "1", '"ab"', "1.5", "[[[[]]]]", '{"a":[]}', "1" * 4000])
+        part = rng.choice(
+            ["[]", "{}", "1", '"ab"', "1.5", "[[[[]]]]", '{"a":[]}', "1" * 4000]
+        )
         length = rng.choice([10**4, 7 * 10**5, 10**6, 15 * 10**6])
         text = "[" + f"{part}," * (length // len(part) // 2) + "0]"
         if rng.random() < 0.1:
@@ -272,7 +283,9 @@ class Mutants:
         def change(described):
             if rng.random() < 0.5:
                 return described[:-1] + b', "more": ' + text.encode() + b"}"
-            return described.replace(b'"shape":', b'"shape": ' + text.encode() + b', "also":', 1)
+            return described.replace(
+                b'"shape":', b'"shape": ' + text.encode() + b', "also":', 1
+            )
 
         return rewritten(self.content, header=change, store=rng.random() < 0.1), True
 
@@ -282,7 +295,12 @@ class Mutants:
         kind = rng.randrange(4)
         code = (
             rng.randbytes(rng.choice([0, 1, 9, 99])),
-            rng.choice([ZEROS, deflated(rng.choice([b"\xff", b"\1"]) * rng.choice([10, 10**6]))]),
+            rng.choice(
+                [
+                    ZEROS,
+                    deflated(rng.choice([b"\xff", b"\1"]) * rng.choice([10, 10**6])),
+                ]
+            ),
             deflated(rng.randbytes(rng.choice([1, 8, 9, 10, 88]))),
             b"\0\0\0\xff\xff" * rng.choice([1, 10**5]),  # deflate blocks of nothing
         )[kind]
@@ -306,7 +324,9 @@ class Mutants:
             described = json.loads(file["header"].tobytes())
             masks = change(file["masks"].tobytes(), described)
         text = json.dumps(described).encode()
-        return rewritten(self.content, header=lambda _: text, masks=lambda _: masks), False
+        return rewritten(
+            self.content, header=lambda _: text, masks=lambda _: masks
+        ), False
 
     def bomb(self):
         """An entry that inflates to megabytes, whatever it declares."""
@@ -335,7 +355,9 @@ class Mutants:
         places = [at for at in range(len(content)) if content.startswith(sign, at)]
         start, length = rng.choice(fields)
         at = rng.choice(places) + start
-        value = rng.choice([0, 1, 8, 9, 12, 14, 93, 95, 99, 300, 65535, 2**31, 2**32 - 1])
+        value = rng.choice(
+            [0, 1, 8, 9, 12, 14, 93, 95, 99, 300, 65535, 2**31, 2**32 - 1]
+        )
         content[at : at + length] = (value % 256**length).to_bytes(length, "little")
         return bytes(content), True
 
@@ -357,7 +379,16 @@ class Mutants:
         """The npy header of an array: another shape, another kind, nested."""
         rng = self.rng
         text = rng.choice(
-            ["(99,)", "(10000000000000,)", "(-1,)", "()", "(9, 9)", "(" * 3000, "(9" * 2000, "None"]
+            [
+                "(99,)",
+                "(10000000000000,)",
+                "(-1,)",
+                "()",
+                "(9, 9)",
+                "(" * 3000,
+                "(9" * 2000,
+                "None",
+            ]
         )
         kind = rng.choice(["|u1", "|O", "<f8", "|b1", "|S99", "x"])
         described = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {text}, }}\n".encode()
@@ -404,7 +435,9 @@ def main(count):
     slowest = most = 0.0
     for content, seed in [(None, 0), (FORMAT_1, 1)]:
         damage = Damage(content)
-        for mutant, exactly in itertools.islice(Mutants(damage.content, seed), count // 2):
+        for mutant, exactly in itertools.islice(
+            Mutants(damage.content, seed), count // 2
+        ):
             loads, *costs = cost(damage.loads, mutant, exactly)
             reads, *more = cost(damage.reads, mutant, exactly)
             loaded, read = loaded + loads, read + reads
@@ -413,8 +446,12 @@ def main(count):
             else:
                 slowest = max(slowest, costs[0], more[0])
                 most = max(most, costs[1], more[1])
-    print(f"{count} mutants: {loaded} load, {read} can be read, all others are refused; at most")
-    print(f"{slowest:.2f} s and {most:.0f} MB ({large} of more than a megabyte are left out there)")
+    print(
+        f"{count} mutants: {loaded} load, {read} can be read, all others are refused; at most"
+    )
+    print(
+        f"{slowest:.2f} s and {most:.0f} MB ({large} of more than a megabyte are left out there)"
+    )
 
 
 if __name__ == "__main__":

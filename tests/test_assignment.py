@@ -46,7 +46,9 @@ PHASES = {
 @pytest.mark.parametrize("estimator", [Threshold(), Bernoulli()], ids=repr)
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_a_weight_assigned_to_itself_changes_nothing(phase, estimator, rescale, gradients):
+def test_a_weight_assigned_to_itself_changes_nothing(
+    phase, estimator, rescale, gradients
+):
     layer = PHASES[phase](striped(estimator=estimator, rescale=rescale))
     parameter, before = under(layer), under(layer).detach().clone()
     with torch.set_grad_enabled(gradients):
@@ -54,7 +56,9 @@ def test_a_weight_assigned_to_itself_changes_nothing(phase, estimator, rescale, 
         kept = layer.weight
         with torch.no_grad():
             parameter.mul_(2)
-        layer.weight = kept  # as without masks: it is the parameter, whatever became of it
+        layer.weight = (
+            kept  # as without masks: it is the parameter, whatever became of it
+        )
     assert under(layer) is parameter
     assert torch.equal(parameter, 2 * before)
 
@@ -63,7 +67,9 @@ def test_a_weight_assigned_to_itself_changes_nothing(phase, estimator, rescale, 
 def test_the_weight_of_another_mask_is_refused(phase):
     a, b = PHASES[phase](striped()), PHASES[phase](striped())
     before = under(b).detach().clone()
-    with pytest.raises(ValueError, match=r"'weight' expected values.*another mask.*tie the two"):
+    with pytest.raises(
+        ValueError, match=r"'weight' expected values.*another mask.*tie the two"
+    ):
         b.weight = a.weight
     assert torch.equal(under(b), before)
     b.weight = under(a)  # two masks on one tensor, which unwrap does not bake
@@ -86,7 +92,9 @@ def test_what_has_come_untied_is_tied_again_as_without_masks():
 def test_a_tensor_that_requires_a_gradient_is_not_cut_off(value):
     layer = striped()
     before = under(layer).detach().clone()
-    with pytest.raises(ValueError, match=r"expected values or an nn.Parameter.*detach\(\)"):
+    with pytest.raises(
+        ValueError, match=r"expected values or an nn.Parameter.*detach\(\)"
+    ):
         layer.weight = value(layer)
     assert torch.equal(under(layer), before)
 
@@ -223,13 +231,17 @@ def test_two_names_in_one_module_under_one_mask():
 def test_one_place_of_tied_weights_is_not_baked_where_the_other_would_scale_it_again():
     model = tied(rescale=True).eval()
     before, expected = under(model[0]).detach().clone(), model(X)
-    with pytest.raises(ValueError, match=r"unwrap\(\) can't bake 'weight': .* or a module outside"):
+    with pytest.raises(
+        ValueError, match=r"unwrap\(\) can't bake 'weight': .* or a module outside"
+    ):
         masktorch.unwrap(model[1])
     assert torch.equal(under(model[0]), before)
     assert torch.equal(model(X), expected)
     alone = copy.deepcopy(model[1])
     out = alone(X)
-    assert torch.equal(masktorch.unwrap(alone)(X), out)  # no other place holds its tensor
+    assert torch.equal(
+        masktorch.unwrap(alone)(X), out
+    )  # no other place holds its tensor
     masktorch.unwrap(model[1], bake=False)
     assert torch.equal(model[1](X), F.linear(X, before))
     assert torch.equal(masktorch.unwrap(tied(rescale=True))[0].weight == 0, ~STRIPES)
@@ -255,7 +267,9 @@ def test_a_second_place_that_came_untied_is_not_baked_either():
     a, b, c = (nn.Linear(4, 4, bias=False) for _ in range(3))
     b.weight = c.weight = a.weight
     inner = nn.Sequential(a, b)
-    model = masktorch.wrap(nn.Sequential(inner, c), rescale=True, init=torch.randn_like).eval()
+    model = masktorch.wrap(
+        nn.Sequential(inner, c), rescale=True, init=torch.randn_like
+    ).eval()
     b.weight = c.weight = nn.Parameter(torch.ones(4, 4))
     expected = model(X)
     with pytest.raises(ValueError, match="or a module outside"):
@@ -266,7 +280,9 @@ def test_a_second_place_that_came_untied_is_not_baked_either():
 def test_a_tensor_under_two_masks_is_not_baked():
     model = masktorch.wrap(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
     model[1].weight = under(model[0])
-    with pytest.raises(ValueError, match=r"can't bake '1.weight': another mask lies on it"):
+    with pytest.raises(
+        ValueError, match=r"can't bake '1.weight': another mask lies on it"
+    ):
         masktorch.unwrap(model)
     assert type(masktorch.unwrap(model, bake=False)[1]) is nn.Linear
 

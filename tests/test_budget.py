@@ -16,7 +16,11 @@ from masktorch import NOfM, Threshold, TopK, budget, keep_largest
 
 def lenet():
     return nn.Sequential(
-        nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+        nn.Linear(784, 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
     )
 
 
@@ -43,7 +47,9 @@ def first_of(values, k):
 
 
 def together(tensors):
-    return np.concatenate([tensor.detach().double().numpy().ravel() for tensor in tensors])
+    return np.concatenate(
+        [tensor.detach().double().numpy().ravel() for tensor in tensors]
+    )
 
 
 def kept_of_each(model):
@@ -54,7 +60,9 @@ def kept_of_each(model):
 
 
 @pytest.mark.parametrize("density", [1e-9, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_one_cut_for_all_tensors(density, dtype):
     rng = np.random.default_rng(0)
     scores = {
@@ -94,7 +102,10 @@ def test_nothing_to_keep_and_parameters_and_what_is_not_a_number():
     layer = nn.Linear(2, 2)
     mask = keep_largest({"weight": layer.weight}, 0.5)["weight"]
     assert not mask.requires_grad
-    scores = {"a": torch.tensor([1.0, math.inf]), "b": torch.tensor([-math.nan, math.inf])}
+    scores = {
+        "a": torch.tensor([1.0, math.inf]),
+        "b": torch.tensor([-math.nan, math.inf]),
+    }
     assert [m.tolist() for m in keep_largest(scores, 0.5).values()] == [
         [False, True],
         [True, False],
@@ -104,15 +115,40 @@ def test_nothing_to_keep_and_parameters_and_what_is_not_a_number():
 @pytest.mark.parametrize(
     ("scores", "density", "exception", "message"),
     [
-        ([torch.ones(2)], 0.5, TypeError, "a dict by tensor names, found <class 'list'>"),
+        (
+            [torch.ones(2)],
+            0.5,
+            TypeError,
+            "a dict by tensor names, found <class 'list'>",
+        ),
         ({"a": [1.0]}, 0.5, TypeError, "floating-point scores for 'a'"),
-        ({"a": torch.ones(2, dtype=torch.int64)}, 0.5, TypeError, "floating-point scores for 'a'"),
+        (
+            {"a": torch.ones(2, dtype=torch.int64)},
+            0.5,
+            TypeError,
+            "floating-point scores for 'a'",
+        ),
         ({"a": torch.ones(2)}, 0, ValueError, "expected a density in (0, 1], found 0."),
         ({"a": torch.ones(2)}, math.nan, ValueError, "found nan"),
-        ({"a": torch.ones(2)}, True, TypeError, "expected a density in (0, 1], found True"),
+        (
+            {"a": torch.ones(2)},
+            True,
+            TypeError,
+            "expected a density in (0, 1], found True",
+        ),
         ({"a": torch.ones(2)}, "0.5", TypeError, "found '0.5'"),
-        ({"a": torch.ones(2)}, {"a": 2}, ValueError, "expected a density in (0, 1], found 2"),
-        ({"a": torch.ones(2)}, {}, ValueError, "expected scores and a density for each of ['a']"),
+        (
+            {"a": torch.ones(2)},
+            {"a": 2},
+            ValueError,
+            "expected a density in (0, 1], found 2",
+        ),
+        (
+            {"a": torch.ones(2)},
+            {},
+            ValueError,
+            "expected scores and a density for each of ['a']",
+        ),
         ({"a": torch.ones(2)}, {"a": 1, "b": 1}, ValueError, "for each of ['b']"),
     ],
 )
@@ -131,7 +167,9 @@ def test_overall_counts_add_up_and_no_tensor_is_empty(density, seed, absolute):
     model = small(TopK(absolute=absolute))
     with torch.no_grad():
         for number, scores in enumerate(masktorch.mask_parameters(model)):
-            scores.normal_().mul_(10.0**-number).copy_(scores.float().mul(4).round().div(4))
+            scores.normal_().mul_(10.0**-number).copy_(
+                scores.float().mul(4).round().div(4)
+            )
     entries = 12 + 6 + 10
     total = kept_count(density, entries)
     if total < 3:
@@ -143,7 +181,9 @@ def test_overall_counts_add_up_and_no_tensor_is_empty(density, seed, absolute):
     counts = kept_of_each(model)
     assert sum(counts.values()) == total
     assert min(counts.values()) >= 1
-    values = [s.detach().abs() if absolute else s for s in masktorch.mask_parameters(model)]
+    values = [
+        s.detach().abs() if absolute else s for s in masktorch.mask_parameters(model)
+    ]
     at_once = np.split(first_of(together(values), total), [12, 18])
     if all(part.any() for part in at_once):  # just the entries that one cut would keep
         np.testing.assert_array_equal(
@@ -170,14 +210,16 @@ def test_overall_takes_the_largest_of_each_tensor_then_of_all_that_is_left(absol
         taken[order[: total - 3]] = True
         counts = [1 + part.sum() for part in np.split(taken, [11, 16])]
         densities = budget.overall(model, total / 28)
-        assert [d * n for d, n in zip(densities.values(), (12, 6, 10), strict=True)] == (
-            pytest.approx(counts)
-        )
+        assert [
+            d * n for d, n in zip(densities.values(), (12, 6, 10), strict=True)
+        ] == (pytest.approx(counts))
 
 
 def test_overall_leaves_a_tensor_its_largest():
     model = small()
-    for scores, factor in zip(masktorch.mask_parameters(model), (1.0, 1e-6, 1.0), strict=True):
+    for scores, factor in zip(
+        masktorch.mask_parameters(model), (1.0, 1e-6, 1.0), strict=True
+    ):
         scores.data.normal_().mul_(factor)
     densities = budget.overall(model, 0.5)
     assert densities["1.weight"] == 1 / 6
@@ -187,7 +229,12 @@ def test_overall_leaves_a_tensor_its_largest():
 
 def test_overall_speaks_of_the_masks_that_have_a_density():
     model = masktorch.wrap(
-        lenet(), {"0.weight": TopK(0.5), "2.weight": Threshold(), "4.weight": TopK(absolute=False)}
+        lenet(),
+        {
+            "0.weight": TopK(0.5),
+            "2.weight": Threshold(),
+            "4.weight": TopK(absolute=False),
+        },
     )
     densities = budget.overall(model, 0.1)
     assert list(densities) == ["0.weight", "4.weight"]
@@ -266,7 +313,12 @@ def test_what_they_refuse(allocate):
         (small(Threshold()), 0.5, ValueError, "found no estimator with a density but"),
         (small(NOfM(1, 1)), 0.5, ValueError, "found no estimator with a density but"),
         (nn.Linear(2, 2), 0.5, ValueError, f"{name} expected a wrapped model"),
-        (small(TopK(block=(1, None))), 0.5, ValueError, "blocks, or nothing, in '0.weight'"),
+        (
+            small(TopK(block=(1, None))),
+            0.5,
+            ValueError,
+            "blocks, or nothing, in '0.weight'",
+        ),
     ):
         with pytest.raises(exception, match=re.escape(message)):
             allocate(model, density)
@@ -278,7 +330,10 @@ def test_what_they_refuse(allocate):
 def test_schedules_by_their_formulas():
     for start, end in ((1.0, 0.1), (0.05, 1.0), (0.01, 0.35), (0.3, 0.3), (1.0, 1e-6)):
         for t in np.linspace(0, 1, 23):
-            cubic, geometric = budget.cubic(start, end, t), budget.geometric(start, end, t)
+            cubic, geometric = (
+                budget.cubic(start, end, t),
+                budget.geometric(start, end, t),
+            )
             assert cubic == pytest.approx(end + (start - end) * (1 - t) ** 3, rel=1e-12)
             assert geometric == pytest.approx(start * (end / start) ** t, rel=1e-12)
             assert 0 < cubic <= 1
@@ -286,7 +341,9 @@ def test_schedules_by_their_formulas():
         for schedule in (budget.cubic, budget.geometric):
             assert schedule(start, end, 0) == pytest.approx(start)
             assert schedule(start, end, 1) == end
-    assert [budget.geometric(1, 0.8**10, r / 10) for r in (1, 2)] == pytest.approx([0.8, 0.64])
+    assert [budget.geometric(1, 0.8**10, r / 10) for r in (1, 2)] == pytest.approx(
+        [0.8, 0.64]
+    )
 
 
 @pytest.mark.parametrize("schedule", [budget.cubic, budget.geometric])

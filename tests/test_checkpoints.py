@@ -88,7 +88,9 @@ def test_the_call_that_is_named_makes_them_agree(case):
     state, model = make().state_dict(), make_other()
     with pytest.warns(UserWarning, match="its mask was saved with") as caught:
         model.load_state_dict(state)
-    *_, calls = str(caught[0].message).removesuffix(".").partition("To make them agree: ")
+    *_, calls = (
+        str(caught[0].message).removesuffix(".").partition("To make them agree: ")
+    )
     for call in calls.split(", masktorch."):
         call = "masktorch." + call.removeprefix("masktorch.")
         eval(call, {**vars(masktorch), "masktorch": masktorch, "model": model})
@@ -132,7 +134,11 @@ def test_an_option_may_be_as_good_as_true():
 
 def old(state):
     """As masktorch 0.1.0 saved it, which did not know."""
-    return {name: value for name, value in state.items() if not name.endswith("_extra_state")}
+    return {
+        name: value
+        for name, value in state.items()
+        if not name.endswith("_extra_state")
+    }
 
 
 @pytest.mark.parametrize("phase", [lambda m: m, mix])
@@ -152,8 +158,14 @@ def test_loading_strictly_is_as_strict_as_ever():
     model, state = network(), network().state_dict()
     for change, message in [
         (lambda s: s.pop("0.parametrizations.weight.scores"), "Missing key"),
-        (lambda s: s.update({"0.parametrizations.weight.more": torch.ones(1)}), "Unexpected key"),
-        (lambda s: s.update({"0.parametrizations.bias.scores": torch.ones(3)}), "Unexpected key"),
+        (
+            lambda s: s.update({"0.parametrizations.weight.more": torch.ones(1)}),
+            "Unexpected key",
+        ),
+        (
+            lambda s: s.update({"0.parametrizations.bias.scores": torch.ones(3)}),
+            "Unexpected key",
+        ),
     ]:
         changed = dict(state)
         change(changed)
@@ -193,8 +205,12 @@ def test_tied_weights_are_spoken_of_once():
 def test_a_compiled_model_has_the_names_of_its_own():
     model = torch.compile(network(targets=["0.weight"]), backend="eager")
     state = masktorch.freeze_mask(network(targets=["0.weight"])).state_dict()
-    with pytest.warns(UserWarning, match="of '0.weight': its mask was saved with mask_frozen=True"):
-        model.load_state_dict({f"_orig_mod.{name}": value for name, value in state.items()})
+    with pytest.warns(
+        UserWarning, match="of '0.weight': its mask was saved with mask_frozen=True"
+    ):
+        model.load_state_dict(
+            {f"_orig_mod.{name}": value for name, value in state.items()}
+        )
 
 
 def test_given_masks_know_whether_the_weights_under_them_train():
@@ -206,17 +222,25 @@ def test_given_masks_know_whether_the_weights_under_them_train():
 
     state = given().state_dict()
     given().load_state_dict(through_a_file(state))
-    with pytest.warns(UserWarning, match=r"agree: masktorch.freeze_weights\(model, False\)"):
+    with pytest.warns(
+        UserWarning, match=r"agree: masktorch.freeze_weights\(model, False\)"
+    ):
         masktorch.freeze_weights(given()).load_state_dict(state)
-    with pytest.raises(RuntimeError, match="expected scores, found a mask"):  # and nothing else
+    with pytest.raises(
+        RuntimeError, match="expected scores, found a mask"
+    ):  # and nothing else
         network(targets=["0.weight"]).load_state_dict(state)
 
 
-@pytest.mark.parametrize("code", [b"", b"{", b"[]", b'{"estimator": 3}', b"\xff" * 512, [0.5]])
+@pytest.mark.parametrize(
+    "code", [b"", b"{", b"[]", b'{"estimator": 3}', b"\xff" * 512, [0.5]]
+)
 def test_what_can_not_be_read_is_said(code):
     state = network().state_dict()
     state[KEY] = torch.tensor([*code])
-    with pytest.warns(UserWarning, match=r"of '0.weight': its mask was saved with rescale=\?"):
+    with pytest.warns(
+        UserWarning, match=r"of '0.weight': its mask was saved with rescale=\?"
+    ):
         network().load_state_dict(state)
 
 
@@ -255,4 +279,6 @@ def test_an_estimator_without_a_repr_of_its_own_is_the_same_at_every_address():
             return scores > 0
 
     model, other = (masktorch.wrap(nn.Linear(2, 2), Mine()) for _ in range(2))
-    other.load_state_dict(model.state_dict())  # no warning, which would be an error here
+    other.load_state_dict(
+        model.state_dict()
+    )  # no warning, which would be an error here

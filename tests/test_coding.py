@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from maskfile_mutants import deflated
 
-from masktorch.coding import decode, encode
+from masktorch._files.coding import decode, encode
 
 
 def entropy(mask):
@@ -66,7 +66,9 @@ def test_a_code_is_the_code_of_a_mask_or_none():
         ("bits", b"\xff", 8, 9),
         ("", b"\xff", 8, 8),
     ]:
-        with pytest.raises((ValueError, IndexError), match=r"^(a code |index 262 is out of )"):
+        with pytest.raises(
+            (ValueError, IndexError), match=r"^(a code |index 262 is out of )"
+        ):
             decode(coding, code, kept, size)
 
 
@@ -120,7 +122,9 @@ def test_the_code_is_about_the_entropy(density):
                       "bits" if density == 0.5 else "deflated bits")  # fmt: skip
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 8, 9, 100, 1000, 2**18, 2**18 + 1, 1_000_001])
+@pytest.mark.parametrize(
+    "size", [0, 1, 7, 8, 9, 100, 1000, 2**18, 2**18 + 1, 1_000_001]
+)
 @pytest.mark.parametrize("density", [0, 0.01, 0.5, 0.9, 1])
 def test_never_more_than_a_bit_an_entry(size, density):
     _, code = coded(torch.rand(size).numpy() < density)

@@ -111,7 +111,9 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("damage", "message"), UNREADABLE, ids=range(len(UNREADABLE)))
-@pytest.mark.parametrize("onto", [plain, lambda model: wrapped(plain(model))], ids=["plain", "on"])
+@pytest.mark.parametrize(
+    "onto", [plain, lambda model: wrapped(plain(model))], ids=["plain", "on"]
+)
 def test_a_file_that_cannot_be_read(path, damage, message, onto):
     model = wrapped()
     save_masks(model, path)
@@ -130,8 +132,12 @@ def test_a_newer_format(path, digest):
     model = wrapped()
     save_masks(model, path)
     newer = header(lambda h: h.update(version=3, tensors=None))
-    Path(path).write_bytes(rewritten(Path(path).read_bytes(), header=newer, redigest=digest))
-    with pytest.raises(ValueError, match="format version 3, not 2 at most: upgrade masktorch"):
+    Path(path).write_bytes(
+        rewritten(Path(path).read_bytes(), header=newer, redigest=digest)
+    )
+    with pytest.raises(
+        ValueError, match="format version 3, not 2 at most: upgrade masktorch"
+    ):
         load_masks(plain(model), path)
 
 
@@ -142,10 +148,14 @@ def test_what_a_file_claims_is_not_allocated(path):
 
     deflate = zlib.compressobj(1, wbits=-15)
     code = deflate.compress(bytes(huge)) + deflate.flush()
-    claims = npy(np.zeros(0, np.uint8)).replace(b"(0,), }             ", b"(%d,), }" % 10**13)
+    claims = npy(np.zeros(0, np.uint8)).replace(
+        b"(0,), }             ", b"(%d,), }" % 10**13
+    )
 
     def all_is_code(h):
-        h["tensors"] = [{**t, "bytes": len(code) * (i == 0)} for i, t in enumerate(h["tensors"])]
+        h["tensors"] = [
+            {**t, "bytes": len(code) * (i == 0)} for i, t in enumerate(h["tensors"])
+        ]
 
     bombs = [
         zipped(header=bytes(huge), masks=b"", digest=b""),
@@ -157,7 +167,10 @@ def test_what_a_file_claims_is_not_allocated(path):
     ]
     for damaged in bombs:
         Path(path).write_bytes(damaged)
-        with at_most(megabytes=6), pytest.raises(ValueError, match=r"load_masks\(\) can't"):
+        with (
+            at_most(megabytes=6),
+            pytest.raises(ValueError, match=r"load_masks\(\) can't"),
+        ):
             load_masks(model, path)
 
 
@@ -195,17 +208,23 @@ def test_every_byte_of_the_arrays_counts(damage):
                 at = at * len(array) // size
                 return array[:at] + bytes([array[at] ^ 1 << at % 8]) + array[at + 1 :]
 
-            assert not damage.loads(rewritten(damage.content, redigest=False, **{name: flip}))
+            assert not damage.loads(
+                rewritten(damage.content, redigest=False, **{name: flip})
+            )
 
 
 @pytest.mark.parametrize("which", ["header", "masks", "digest"])
-@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
 def test_an_entry_that_inflates_to_more_than_it_declares(damage, method, which):
     size = 30_000_000
     content = with_bomb(damage.content, which, method, size)
     assert len(content) < 50_000
     for declared in [size + 128, 300]:
-        changed = content.replace(struct.pack("<I", size + 128), struct.pack("<I", declared))
+        changed = content.replace(
+            struct.pack("<I", size + 128), struct.pack("<I", declared)
+        )
         assert (changed == content) == (declared == size + 128)
         with at_most(megabytes=3):
             assert not damage.loads(changed)
@@ -218,24 +237,40 @@ def test_only_what_is_stored_or_deflated_is_inflated(damage, method):
     with zipfile.ZipFile(content) as old, zipfile.ZipFile(out, "w", method) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
-    with pytest.raises(ValueError, match=r"an entry 'header.npy' .* neither stored nor deflated"):
+    with pytest.raises(
+        ValueError, match=r"an entry 'header.npy' .* neither stored nor deflated"
+    ):
         masktorch.read_masks(io.BytesIO(out.getvalue()))
 
 
 @pytest.mark.parametrize("part", ["[],", "{},", '"ab",', "1,"])
 def test_a_small_file_with_a_large_header(damage, part):
     more = f'"more": [{part * (15_000_000 // len(part))}0], "format"'.encode()
-    content = rewritten(damage.content, header=lambda h: h.replace(b'"format"', more, 1))
+    content = rewritten(
+        damage.content, header=lambda h: h.replace(b'"format"', more, 1)
+    )
     assert len(content) < 100_000
-    with at_most(megabytes=3), pytest.raises(ValueError, match=r"'header.npy' that is too large"):
+    with (
+        at_most(megabytes=3),
+        pytest.raises(ValueError, match=r"'header.npy' that is too large"),
+    ):
         masktorch.read_masks(io.BytesIO(content))
 
 
 def test_a_shape_of_many_dimensions_or_digits(damage):
-    for shape in ([7] * 300_000, [1] * 1000, [2**62] * 60, [0, *[2**62] * 60], [10**4000]):
+    for shape in (
+        [7] * 300_000,
+        [1] * 1000,
+        [2**62] * 60,
+        [0, *[2**62] * 60],
+        [10**4000],
+    ):
         edit = header(lambda h, s=shape: h["tensors"][0].update(shape=s))
         content = rewritten(damage.content, header=edit)
-        with at_most(megabytes=30), pytest.raises(ValueError, match=r"read_masks\(\) can't load "):
+        with (
+            at_most(megabytes=30),
+            pytest.raises(ValueError, match=r"read_masks\(\) can't load "),
+        ):
             masktorch.read_masks(io.BytesIO(content))
         assert not damage.loads(content)
 
@@ -243,14 +278,18 @@ def test_a_shape_of_many_dimensions_or_digits(damage):
 @pytest.mark.parametrize("value", ["false", 1, None, [], {}])
 def test_a_rescale_of_another_kind(damage, value):
     edit = header(lambda h: h["tensors"][0].update(rescale=value))
-    with pytest.raises(ValueError, match="a field of the wrong kind in its header for tensor 0"):
+    with pytest.raises(
+        ValueError, match="a field of the wrong kind in its header for tensor 0"
+    ):
         masktorch.read_masks(io.BytesIO(rewritten(damage.content, header=edit)))
 
 
 def test_without_a_model_no_more_entries_than_expected():
     file = io.BytesIO()
     save_masks(masktorch.wrap(nn.Linear(100, 100, bias=False)), file)
-    assert masktorch.read_masks(io.BytesIO(file.getvalue()), most=10_000)["weight"].all()
+    assert masktorch.read_masks(io.BytesIO(file.getvalue()), most=10_000)[
+        "weight"
+    ].all()
     message = (
         "expected at most 9999 entries, found 10000, a byte of memory each. If you trust the file, "
         "read_masks(path, most=10000)."
@@ -258,7 +297,10 @@ def test_without_a_model_no_more_entries_than_expected():
     with pytest.raises(ValueError, match=f": {re.escape(message)}$"):
         masktorch.read_masks(io.BytesIO(file.getvalue()), most=9_999)
     edit = header(lambda h: h["tensors"][0].update(shape=[2**40], kept=2**40))
-    with at_most(megabytes=1), pytest.raises(ValueError, match="at most 1073741824 entries, f"):
+    with (
+        at_most(megabytes=1),
+        pytest.raises(ValueError, match="at most 1073741824 entries, f"),
+    ):
         masktorch.read_masks(io.BytesIO(rewritten(file.getvalue(), header=edit)))
 
 
@@ -301,18 +343,28 @@ def test_every_field_of_the_header_edited(damage, digest):
         for field in described:
             edit = header(lambda h, f=field, v=value: h.update({f: v}))
             changed = described[field] != value
-            loads = damage.loads(rewritten(damage.content, header=edit, redigest=digest))
+            loads = damage.loads(
+                rewritten(damage.content, header=edit, redigest=digest)
+            )
             assert not (loads and changed and not (digest and field == "masktorch"))
         for i, described_row in enumerate(described["tensors"]):
             for field in described_row:
-                edit = header(lambda h, i=i, f=field, v=value: h["tensors"][i].update({f: v}))
-                changed = described_row[field] != (value or [] if field == "tied" else value)
+                edit = header(
+                    lambda h, i=i, f=field, v=value: h["tensors"][i].update({f: v})
+                )
+                changed = described_row[field] != (
+                    value or [] if field == "tied" else value
+                )
                 # A right digest makes another kept count another file, not a damaged one.
                 loads = damage.loads(
                     rewritten(damage.content, header=edit, redigest=digest),
                     exactly=not (digest and field == "kept"),
                 )
-                assert not (loads and changed and not (digest and field in ["estimator", "kept"]))
+                assert not (
+                    loads
+                    and changed
+                    and not (digest and field in ["estimator", "kept"])
+                )
 
 
 def test_rows_swapped_renamed_and_removed(damage):
@@ -322,9 +374,16 @@ def test_rows_swapped_renamed_and_removed(damage):
     def rename(h):
         h["tensors"][0]["name"], h["tensors"][1]["name"] = "1.weight", "0.weight"
 
-    for edit in [swap, rename, lambda h: h["tensors"].pop(), lambda h: h["tensors"].pop(0)]:
+    for edit in [
+        swap,
+        rename,
+        lambda h: h["tensors"].pop(),
+        lambda h: h["tensors"].pop(0),
+    ]:
         for digest in [False, True]:
-            assert not damage.loads(rewritten(damage.content, header=header(edit), redigest=digest))
+            assert not damage.loads(
+                rewritten(damage.content, header=header(edit), redigest=digest)
+            )
 
 
 @settings(
@@ -335,7 +394,8 @@ def test_rows_swapped_renamed_and_removed(damage):
 )
 @given(
     st.lists(
-        st.tuples(st.integers(0, 10**6), st.integers(0, 40), st.binary(max_size=40)), max_size=4
+        st.tuples(st.integers(0, 10**6), st.integers(0, 40), st.binary(max_size=40)),
+        max_size=4,
     )
 )
 def test_any_damage(damage, edits):

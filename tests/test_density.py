@@ -26,7 +26,9 @@ def sigma(s):
 
 
 def two_layers(estimator, **options):
-    return masktorch.wrap(nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), estimator, **options)
+    return masktorch.wrap(
+        nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3)), estimator, **options
+    )
 
 
 def kept(model):
@@ -49,15 +51,27 @@ def test_a_tied_tensor_in_a_mapping():
 
     assert kept(masktorch.wrap(tied(), {"1.weight": TopK(0.25)})) == {"0.weight": 4}
     both = {"0.weight": TopK(0.25), "1.weight": TopK(0.5)}
-    with pytest.raises(ValueError, match=r"one estimator, found two for '0.weight', tied"):
+    with pytest.raises(
+        ValueError, match=r"one estimator, found two for '0.weight', tied"
+    ):
         masktorch.wrap(tied(), both)
 
 
 WRAP = [
     (({"0.weight": TopK()},), {"bias": True}, ValueError, "Missing: 0.bias."),
     (({"0.weight": TopK()},), {"targets": ["0.bias"]}, ValueError, "Missing: 0.bias."),
-    (({"0.wieght": TopK()},), {}, ValueError, "no parameter '0.wieght' in the model. Did you"),
-    (({"0.weight": TopK},), {}, TypeError, "an estimator such as masktorch.Threshold()"),
+    (
+        ({"0.wieght": TopK()},),
+        {},
+        ValueError,
+        "no parameter '0.wieght' in the model. Did you",
+    ),
+    (
+        ({"0.weight": TopK},),
+        {},
+        TypeError,
+        "an estimator such as masktorch.Threshold()",
+    ),
     (({"0.weight": 0.5},), {}, TypeError, "Found 0.5"),
     (({},), {}, ValueError, "found nothing to mask"),
     ((TopK(block=(4, 4)),), {}, ValueError, "'0.weight'"),
@@ -78,7 +92,9 @@ def test_another_estimator_leaves_scores_gradients_and_optimiser_alone():
     optimiser = torch.optim.Adam(masktorch.mask_parameters(model), lr=1e-2)
     model(torch.randn(5, 6)).square().sum().backward()
     optimiser.step()
-    scores = {name: s.detach().clone() for name, s in masktorch.named_mask_parameters(model)}
+    scores = {
+        name: s.detach().clone() for name, s in masktorch.named_mask_parameters(model)
+    }
     before = [state["exp_avg"].clone() for state in optimiser.state.values()]
     for step in range(100):
         density = masktorch.budget.cubic(1.0, 0.1, step / 99)
@@ -165,7 +181,9 @@ ESTIMATORS_REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "estimator", "exception", "message"), ESTIMATORS_REFUSED)
+@pytest.mark.parametrize(
+    ("make", "estimator", "exception", "message"), ESTIMATORS_REFUSED
+)
 def test_what_set_estimator_refuses(make, estimator, exception, message):
     model = make()
     before = repr(model)
@@ -186,13 +204,17 @@ EXPECTED = [
     (
         HardConcrete(0.5, -0.2, 1.3),
         lambda s: sigma(s - 0.5 * np.log(0.2 / 1.3)),
-        lambda s: sigma(s - 0.5 * np.log(0.2 / 1.3)) * sigma(0.5 * np.log(0.2 / 1.3) - s),
+        lambda s: (
+            sigma(s - 0.5 * np.log(0.2 / 1.3)) * sigma(0.5 * np.log(0.2 / 1.3) - s)
+        ),
     ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("estimator", "probability", "slope"), EXPECTED, ids=[repr(case[0]) for case in EXPECTED]
+    ("estimator", "probability", "slope"),
+    EXPECTED,
+    ids=[repr(case[0]) for case in EXPECTED],
 )
 def test_the_expected_density_and_its_gradient(estimator, probability, slope):
     rng = np.random.default_rng(0)
@@ -211,7 +233,9 @@ def test_the_expected_density_and_its_gradient(estimator, probability, slope):
         np.testing.assert_allclose(scores.grad, slope(s[name]) / 36, rtol=1e-10)
 
 
-@pytest.mark.parametrize("estimator", [TopK(0.25), TopK(0.25, absolute=False), NOfM(1, 2)])
+@pytest.mark.parametrize(
+    "estimator", [TopK(0.25), TopK(0.25, absolute=False), NOfM(1, 2)]
+)
 def test_where_the_count_is_fixed_the_expected_density_is_a_constant(estimator):
     model = two_layers(estimator)
     density = masktorch.expected_density(model)
@@ -219,7 +243,9 @@ def test_where_the_count_is_fixed_the_expected_density_is_a_constant(estimator):
     assert density.item() == pytest.approx(masktorch.report(model).density)
 
 
-@pytest.mark.parametrize("make", [lambda: masktorch.freeze_mask(two_layers(Bernoulli())), given])
+@pytest.mark.parametrize(
+    "make", [lambda: masktorch.freeze_mask(two_layers(Bernoulli())), given]
+)
 def test_a_mask_that_does_not_learn_has_the_density_it_has(make):
     density = masktorch.expected_density(make())
     assert not density.requires_grad
@@ -299,12 +325,16 @@ def test_a_fresh_model_evaluates_as_the_plain_one(estimator):
     assert masktorch.report(model).masked == 0
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # Dynamo itself does it
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated"
+)  # Dynamo itself does it
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_ten_temperatures_compile_at_most_four_graphs_and_are_the_ones_set(backend):
     torch._dynamo.reset()
     compiled = CompileCounterWithBackend(backend)
-    layer = masktorch.wrap(nn.Linear(1, 1, bias=False), Concrete(900.0, hard=False), init=300.0)
+    layer = masktorch.wrap(
+        nn.Linear(1, 1, bias=False), Concrete(900.0, hard=False), init=300.0
+    )
     layer._parameters["weight"].data.fill_(1.0)
     forward = torch.compile(layer, backend=compiled, fullgraph=True)
     for temperature in np.geomspace(800, 50, 10):
@@ -317,7 +347,9 @@ def test_ten_temperatures_compile_at_most_four_graphs_and_are_the_ones_set(backe
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("estimator", [Bernoulli(), HardConcrete(), Concrete()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [Bernoulli(), HardConcrete(), Concrete()], ids=repr
+)
 def test_a_penalty_reaches_confident_scores_in_half_precision(estimator, dtype):
     layer = masktorch.wrap(nn.Linear(2, 2, bias=False).to(dtype), estimator, init=7.0)
     masktorch.expected_density(layer).backward()
@@ -341,7 +373,9 @@ def test_an_estimator_is_a_value_not_a_module():
     assert model[0].parametrizations.weight.estimator == Threshold()
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # Dynamo itself does it
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated"
+)  # Dynamo itself does it
 def test_a_compiled_model_takes_another_step_size():
     torch._dynamo.reset()
     model = two_layers(IntermediateSampling(0.1))
@@ -353,7 +387,9 @@ def test_a_compiled_model_takes_another_step_size():
 
 def test_soft_masks_are_rescaled_by_their_sum_however_small(monkeypatch):
     u = torch.full((1, 2), 0.5)
-    monkeypatch.setattr("masktorch.functional.uniform_like", lambda scores, generator: u)
+    monkeypatch.setattr(
+        "masktorch.functional.uniform_like", lambda scores, generator: u
+    )
     layer = nn.Linear(2, 1, bias=False)
     masktorch.wrap(layer, Concrete(hard=False), init=-3.0, rescale=True)
     m = sigma(np.full(2, -3.0) / (2 / 3))

@@ -16,7 +16,9 @@ import masktorch
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="torch has no gloo"),
+    pytest.mark.skipif(
+        not torch.distributed.is_gloo_available(), reason="torch has no gloo"
+    ),
 ]
 WORKER = Path(__file__).with_name("distributed_worker.py")
 PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
@@ -34,7 +36,13 @@ spec.loader.exec_module(worker)
 
 def torchrun(*arguments, cwd, timeout):
     """Two processes on this machine; what they printed, if both have ended well."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    ]
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         cwd=cwd,
@@ -61,7 +69,11 @@ def launched(tmp_path_factory):
         code, output = torchrun(WORKER, folder, *names, cwd=folder, timeout=240)
         if code == 0:
             break
-        done = [n for n in names if (folder / f"{n}.0").exists() or (folder / f"{n}.1").exists()]
+        done = [
+            n
+            for n in names
+            if (folder / f"{n}.0").exists() or (folder / f"{n}.1").exists()
+        ]
         if not done:  # not even the first check was reached
             pytest.fail(output)
         names = names[names.index(done[-1]) + 1 :]
@@ -101,7 +113,9 @@ def test_the_page_has_two_scripts():
 @pytest.mark.parametrize("script", SCRIPTS, ids=["ddp", "fsdp"])
 def test_the_scripts_of_the_page_run(script, tmp_path):
     (tmp_path / "train.py").write_text(script)
-    (tmp_path / "launch.py").write_text(f"import runpy\nrunpy.run_path('train.py'){EXIT}")
+    (tmp_path / "launch.py").write_text(
+        f"import runpy\nrunpy.run_path('train.py'){EXIT}"
+    )
     code, output = torchrun("launch.py", cwd=tmp_path, timeout=120)
     assert code == 0, output
     assert output.count("total") == 1, output  # the report, of one rank

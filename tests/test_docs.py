@@ -29,16 +29,22 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         exec(compile("\n" * lines_before + code, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("page", ["maskfiles", "recipes/many_tasks", "recipes/federated"])
+@pytest.mark.parametrize(
+    "page", ["maskfiles", "recipes/many_tasks", "recipes/federated"]
+)
 def test_the_boxed_loop_holds_the_averages_of_batch_norm(page):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     (loop,) = [block[2] for block in BLOCK.finditer(text) if "_BatchNorm" in block[2]]
-    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout())
+    model = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Dropout()
+    )
     masktorch.wrap(model.requires_grad_(False)).train()
     exec(textwrap.dedent(loop), {"model": model, "nn": nn})
     before = {name: tensor.clone() for name, tensor in model.named_buffers()}
     model(torch.randn(4, 1, 5, 5) + 3).sum().backward()
-    assert model[0].parametrizations.weight.scores.grad.any()  # the masks learn all the same
+    assert model[
+        0
+    ].parametrizations.weight.scores.grad.any()  # the masks learn all the same
     assert model[3].training
     for name, tensor in model.named_buffers():
         assert torch.equal(tensor, before[name]), name
@@ -50,7 +56,9 @@ def test_every_test_that_works_with_names_is_there():
     named = set(re.findall(r"`(test_\w+(?:\.py)?)`", text))
     assert len(named) > 20
     for name in named:
-        assert name in files or any(f"def {name}(" in source for source in files.values()), name
+        assert name in files or any(
+            f"def {name}(" in source for source in files.values()
+        ), name
     for file, kind in re.findall(r"`(test_kinds.py)`, kinds? `([^`]+)`", text):
         assert f'"{kind}"' in files[file], kind
 
@@ -74,7 +82,9 @@ def test_the_reference_has_every_public_name_once():
     text = (ROOT / "docs" / "reference.md").read_text()
     assert sorted(re.findall(r"^::: (\S+)$", text, re.MULTILINE)) == sorted(public)
     for name in masktorch.__all__:
-        assert f"[`{name}`](#" in text or f"[`{name}." in text, f"{name} is not in the summary"
+        assert f"[`{name}`](#" in text or f"[`{name}." in text, (
+            f"{name} is not in the summary"
+        )
 
 
 def test_every_figure_has_an_alternative_text_and_its_command():
@@ -82,31 +92,44 @@ def test_every_figure_has_an_alternative_text_and_its_command():
         text = page.read_text()
         for alternative, path in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)", text):
             assert (page.parent / path).is_file(), f"{page.name}: {path}"
-            assert len(alternative.split()) > 2, f"{page.name}: {path} says nothing to the blind"
+            assert len(alternative.split()) > 2, (
+                f"{page.name}: {path} says nothing to the blind"
+            )
             made = r"(python (-m benchmarks|docs/)|make demo)"
             assert re.search(made, text), f"{page.name} does not say what draws {path}"
 
 
 def test_the_numbers_of_the_home_page_are_those_measured():
     results = ROOT / "benchmarks" / "results"
-    runs = [json.loads(path.read_text()) for path in (results / "supermasks").glob("*.json")]
+    runs = [
+        json.loads(path.read_text()) for path in (results / "supermasks").glob("*.json")
+    ]
     accuracy = mean(
         run["epochs"][-1]["test_accuracy"]
         for run in runs
         if run["configuration"]["network"] == "lenet-300-100"
-        and (run["configuration"]["density"], run["configuration"]["epochs"]) == (0.1, 100)
+        and (run["configuration"]["density"], run["configuration"]["epochs"])
+        == (0.1, 100)
     )
     tasks = json.loads((results / "pretrained" / "results.json").read_text())
     tasks = [row for row in tasks if row.get("density") is None]
-    masks, tuned = ([row for row in tasks if row["way"] == way] for way in ("mask", "full"))
+    masks, tuned = (
+        [row for row in tasks if row["way"] == way] for way in ("mask", "full")
+    )
     steps = json.loads((results / "speed" / "speed.json").read_text())["steps"]
-    cost = next(row["ratio"]["threshold"][1] for row in steps if row["network"] == "WRN-28-8")
+    cost = next(
+        row["ratio"]["threshold"][1] for row in steps if row["network"] == "WRN-28-8"
+    )
     text = " ".join((ROOT / "docs" / "index.md").read_text().split())
     assert f"**{accuracy:.1%} of MNIST".replace("%", " %**") in text
     assert f"**{max(row['bytes'] for row in masks) / 1e3:.0f} kB**" in text
-    assert f"at {mean(row['accuracy'] for row in masks):.1%};".replace("%", " %") in text
+    assert (
+        f"at {mean(row['accuracy'] for row in masks):.1%};".replace("%", " %") in text
+    )
     assert f"has {tuned[0]['bytes'] / 1e6:.1f} MB, [at " in text
-    assert f"[at {mean(row['accuracy'] for row in tuned):.1%}]".replace("%", " %") in text
+    assert (
+        f"[at {mean(row['accuracy'] for row in tuned):.1%}]".replace("%", " %") in text
+    )
     assert f"**{cost:.2f}** of the time" in text
 
 
@@ -169,9 +192,13 @@ def test_the_starts_of_the_estimators_page_are_those_of_the_result_files():
         found.setdefault(key, []).append(100 * run["last"]["test_accuracy"])
         assert run["environment"]["commit"].startswith("e2e11a6")
     for (name, start, lr), values in found.items():
-        (line,) = re.findall(rf"^\| `{name}\(\)` \| {start:g} \| (.*) \|$", text, re.MULTILINE)
+        (line,) = re.findall(
+            rf"^\| `{name}\(\)` \| {start:g} \| (.*) \|$", text, re.MULTILINE
+        )
         cell = line.split(" | ")[(0.01, 0.03, 0.1, 0.3, 1.0).index(lr)]
         mean, *spread = (float(number) for number in re.findall(r"[\d.]+", cell))
         assert mean == round(sum(values) / len(values), 1)
-        assert spread == ([round(min(values), 1), round(max(values), 1)] if spread else [])
+        assert spread == (
+            [round(min(values), 1), round(max(values), 1)] if spread else []
+        )
         assert bool(spread) == (len(values) > 1)

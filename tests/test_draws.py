@@ -9,8 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import masktorch
-from masktorch import Bernoulli, IntermediateSampling, blocks, draws, functional
-from masktorch.draws import uniform_like
+from masktorch import Bernoulli, IntermediateSampling, functional
+from masktorch._kernels import chunked, random
+from masktorch._kernels.random import uniform_like
 
 pytestmark = [
     # torch.compile makes an instance of an autograd function while it traces one
@@ -85,11 +86,13 @@ def drawn_with(bits, monkeypatch, s):
             found[: len(bits)] = bits
             return found.view(np.uint64)
 
-    monkeypatch.setattr(draws, "SFC64", Bits)
+    monkeypatch.setattr(random, "SFC64", Bits)
     return functional.bernoulli(s).tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+)
 @pytest.mark.parametrize("bits", [0, 32767])
 def test_what_is_certain_is_drawn_so_from_any_bits(dtype, bits, monkeypatch):
     certain = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
@@ -97,17 +100,31 @@ def test_what_is_certain_is_drawn_so_from_any_bits(dtype, bits, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_entry_is_kept_if_its_thirty_bits_are_below_its_probability(dtype, monkeypatch):
+def test_an_entry_is_kept_if_its_thirty_bits_are_below_its_probability(
+    dtype, monkeypatch
+):
     rng = np.random.default_rng(0)
     numbers = rng.integers(2**30, size=50)
     pairs = [(int(u >> 15), int(u & 32767)) for u in numbers]
-    pairs += [(0, 0), (0, 1), (1, 0), (16383, 32767), (16384, 0), (16384, 1), (32767, 32767)]
+    pairs += [
+        (0, 0),
+        (0, 1),
+        (1, 0),
+        (16383, 32767),
+        (16384, 0),
+        (16384, 1),
+        (32767, 32767),
+    ]
     for high, low in pairs:
         u = (high + low / 2**15) / 2**15
         for p in (u - 2**-30, u, u + 2**-30, u + 2**-24, u + 2**-29 * rng.random()):
             p = min(max(p, 2**-40), 1 - 2**-40)
-            s = torch.special.logit(torch.tensor([p, 0.5], dtype=torch.float64)).to(dtype)
-            exact = float(torch.sigmoid(s)[0])  # p, as far as scores of that dtype have it
+            s = torch.special.logit(torch.tensor([p, 0.5], dtype=torch.float64)).to(
+                dtype
+            )
+            exact = float(
+                torch.sigmoid(s)[0]
+            )  # p, as far as scores of that dtype have it
             drawn = drawn_with([high, low, 0], monkeypatch, s)
             assert drawn[0] == (u < exact), (u, exact)
 
@@ -122,9 +139,12 @@ def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense)
         for scores, rare in ((s, 1), (-s, 0)):
             drawn = (functional.bernoulli(scores) == rare).double().numpy()
             assert abs(drawn.sum() - n * p) < 5 * np.sqrt(n * p)
-            for lag in (1, 2, 3, 4, 2048, blocks.BLOCK):
+            for lag in (1, 2, 3, 4, 2048, chunked.BLOCK):
                 pairs = (drawn[:-lag] * drawn[lag:]).sum()
-                assert abs(pairs - (n - lag) * p * p) < 5 * np.sqrt(n * p * p) + 5 + n * p * 2**-15
+                assert (
+                    abs(pairs - (n - lag) * p * p)
+                    < 5 * np.sqrt(n * p * p) + 5 + n * p * 2**-15
+                )
 
 
 class Elsewhere(torch.Tensor):
@@ -139,7 +159,9 @@ def test_tensors_of_other_kinds_draw_from_uniform_numbers_of_theirs(function):
     p = sigma(np.array([-3.0, 0.0, 3.0]))
     deviation = np.sqrt(p * (1 - p) / 100_000)
     assert np.all(np.abs(drawn.mean(0).numpy() - p) < 5 * deviation)
-    certain = torch.tensor([-torch.inf, torch.inf]).expand(100_000, 2).as_subclass(Elsewhere)
+    certain = (
+        torch.tensor([-torch.inf, torch.inf]).expand(100_000, 2).as_subclass(Elsewhere)
+    )
     assert torch.equal(function(certain), torch.tensor([0.0, 1.0]).expand(100_000, 2))
 
 
@@ -170,7 +192,9 @@ def test_small_masks_are_independent_of_each_other(many, exponent):
     variance = p * (1 - p)
     assert np.all(np.abs(drawn.mean(0) - p) < 5 * np.sqrt(variance / count))
     centred = (drawn - p) / np.sqrt(variance)
-    totals = centred.sum(1) / np.sqrt(size)  # variance 1, kurtosis 3 + (1/variance - 6) / size
+    totals = centred.sum(1) / np.sqrt(
+        size
+    )  # variance 1, kurtosis 3 + (1/variance - 6) / size
     assert abs(totals.var() - 1) < 5 * np.sqrt((2 + (1 / variance - 6) / size) / count)
     for lag in (1, 2, 3):
         across = (centred[:-lag] * centred[lag:]).sum()
@@ -197,7 +221,7 @@ def test_manual_seed_and_the_state_of_the_generator_say_what_is_drawn(function):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("block", [6, 2**18])
 def test_the_operation_that_compiled_code_draws_by(shape, dtype, block, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(chunked, "BLOCK", block)
     scores = torch.randn(shape, dtype=dtype)
     if scores.dim() == 4:
         scores = scores.to(memory_format=torch.channels_last)
@@ -247,7 +271,9 @@ def test_compiled_draws_are_two(dynamo, backend, estimator, tied):
 def test_compiled_draws_are_distributed_like_eager_ones(dynamo, backend, estimator):
     """Mean and variance of output and gradients, entry by entry, over many steps."""
     torch.manual_seed(1)
-    layer = masktorch.wrap(nn.Linear(6, 5, bias=False), estimator, init=torch.randn_like)
+    layer = masktorch.wrap(
+        nn.Linear(6, 5, bias=False), estimator, init=torch.randn_like
+    )
     masktorch.freeze_weights(layer, False)
     compiled = torch.compile(copy.deepcopy(layer), backend=backend, fullgraph=True)
     x, steps, found = torch.eye(6), 1500, []
@@ -294,7 +320,9 @@ def test_a_checkpoint_draws_the_same_mask_again(dynamo, backend, compiles):
         x = torch.eye(8, requires_grad=True)
         out = run(x)
         (grad,) = torch.autograd.grad(out.sum(), x)
-        used = out.detach().log().T  # the weight of the forward, that of the backward is in grad
+        used = (
+            out.detach().log().T
+        )  # the weight of the forward, that of the backward is in grad
         torch.testing.assert_close(grad, out.detach() @ used, rtol=1e-4, atol=1e-4)
 
 
@@ -306,7 +334,9 @@ def test_a_checkpoint_draws_the_same_mask_again(dynamo, backend, compiles):
 def test_vmap_over_any_dimension(function, dim):
     scores = torch.full((3, 4, 5), 50.0)
     scores.select(dim, 0).fill_(-50)
-    mask = torch.func.vmap(function, in_dims=dim, out_dims=dim, randomness="different")(scores)
+    mask = torch.func.vmap(function, in_dims=dim, out_dims=dim, randomness="different")(
+        scores
+    )
     assert torch.equal(mask, (scores > 0).float())
 
 
@@ -325,9 +355,9 @@ def test_vmap_draws_apart_for_each_entry_of_a_batch_or_once_for_all():
 
 def test_vmap_draws_apart_for_scores_that_all_share():
     scores = torch.zeros(200)
-    drawn = torch.func.vmap(lambda _: functional.bernoulli(scores), randomness="different")(
-        torch.arange(3)
-    )
+    drawn = torch.func.vmap(
+        lambda _: functional.bernoulli(scores), randomness="different"
+    )(torch.arange(3))
     assert len(drawn.unique(dim=0)) == 3
 
 
@@ -351,8 +381,12 @@ def test_a_transform_draws_what_plain_code_draws(function, n, fused):
 # Noise
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@pytest.mark.parametrize("generator", [None, torch.Generator()], ids=["global", "generator"])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64]
+)
+@pytest.mark.parametrize(
+    "generator", [None, torch.Generator()], ids=["global", "generator"]
+)
 def test_uniform_noise(dtype, generator):
     scores = torch.zeros(200_000, 1, dtype=dtype, requires_grad=True)
     u = uniform_like(scores, generator)
@@ -367,9 +401,13 @@ def test_uniform_noise(dtype, generator):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_uniform_noise_is_never_0(dtype, monkeypatch):
     for name in ("rand", "rand_like"):
-        monkeypatch.setattr(torch, name, lambda _, dtype, **_k: torch.zeros(3, dtype=dtype))
+        monkeypatch.setattr(
+            torch, name, lambda _, dtype, **_k: torch.zeros(3, dtype=dtype)
+        )
     for generator in (None, torch.Generator()):
-        noise = torch.special.logit(uniform_like(torch.zeros(3, dtype=dtype), generator))
+        noise = torch.special.logit(
+            uniform_like(torch.zeros(3, dtype=dtype), generator)
+        )
         assert torch.isfinite(noise).all()
 
 

@@ -24,7 +24,9 @@ class Everything(nn.Module):
         self.expanded = nn.Parameter(torch.ones(1).expand(3))
         self.narrow = nn.Parameter(torch.ones(4, 100)[:, :1].expand(4, 8))
         self.keys = nn.Parameter(torch.ones(2))
-        self.eighth = nn.Parameter(torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False)
+        self.eighth = nn.Parameter(
+            torch.ones(2).to(torch.float8_e4m3fn), requires_grad=False
+        )
         self.register_buffer("running", torch.ones(2))
         self.normed = weight_norm(nn.Linear(2, 2))
         self.lazy = nn.LazyLinear(2)
@@ -122,7 +124,9 @@ def snapshot(model):
     )
 
 
-@pytest.mark.parametrize(("arguments", "exception", "message"), WRAP, ids=range(len(WRAP)))
+@pytest.mark.parametrize(
+    ("arguments", "exception", "message"), WRAP, ids=range(len(WRAP))
+)
 def test_wrap(arguments, exception, message):
     model = Everything()
     before = snapshot(model)
@@ -140,13 +144,31 @@ def test_wrap(arguments, exception, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: masktorch.freeze_mask(m, "no"), "freeze_mask() expected frozen to be True or"),
-        (lambda m: masktorch.freeze_mask(m, None), "expected frozen to be True or False, found No"),
-        (lambda m: masktorch.freeze_weights(m, "no"), "freeze_weights() expected frozen to be"),
-        (lambda m: masktorch.unwrap(m, bake="yes"), "unwrap() expected bake to be True or False"),
-        (lambda m: Threshold(tau="0.5"), "Threshold expected tau in (0, 1), found '0.5'"),
+        (
+            lambda m: masktorch.freeze_mask(m, "no"),
+            "freeze_mask() expected frozen to be True or",
+        ),
+        (
+            lambda m: masktorch.freeze_mask(m, None),
+            "expected frozen to be True or False, found No",
+        ),
+        (
+            lambda m: masktorch.freeze_weights(m, "no"),
+            "freeze_weights() expected frozen to be",
+        ),
+        (
+            lambda m: masktorch.unwrap(m, bake="yes"),
+            "unwrap() expected bake to be True or False",
+        ),
+        (
+            lambda m: Threshold(tau="0.5"),
+            "Threshold expected tau in (0, 1), found '0.5'",
+        ),
         (lambda m: Bernoulli(tau=None), "Bernoulli expected tau in (0, 1), found None"),
-        (lambda m: IntermediateSampling("0.1"), "expected step_size in (0, inf), found '0.1'"),
+        (
+            lambda m: IntermediateSampling("0.1"),
+            "expected step_size in (0, inf), found '0.1'",
+        ),
     ],
 )
 def test_arguments_of_the_wrong_kind(small, call, message):
@@ -159,7 +181,9 @@ def test_arguments_of_the_wrong_kind(small, call, message):
 
 @pytest.mark.parametrize("frozen", [1, np.bool_(True)])
 def test_what_is_as_good_as_true(small, frozen):
-    assert str(masktorch.freeze_mask(masktorch.wrap(small), frozen)).count("frozen") == 2
+    assert (
+        str(masktorch.freeze_mask(masktorch.wrap(small), frozen)).count("frozen") == 2
+    )
     masktorch.freeze_mask(small, type(frozen)(0))
     assert str(small).count("learning") == 2
 
@@ -176,9 +200,7 @@ def test_nothing_to_wrap():
 def test_under_torch_prune():
     model = nn.Sequential(nn.Linear(2, 2))
     prune.identity(model[0], "weight")
-    message = (
-        "wrap() can't mask 0.weight: not a parameter, computed by weight_norm, torch.nn.utils.prune"
-    )
+    message = "wrap() can't mask 0.weight: not a parameter, computed by weight_norm, torch.nn.utils.prune"
     with pytest.raises(ValueError, match=re.escape(message)):
         masktorch.wrap(model, targets=["0.weight"])
     with (
@@ -197,14 +219,18 @@ def test_wrapped_already(small):
     with pytest.raises(ValueError, match=re.escape(message)):
         masktorch.wrap(small)
     assert snapshot(small) == before
-    masktorch.wrap(small, Bernoulli(), targets=["features.0.weight"])  # another tensor may follow
+    masktorch.wrap(
+        small, Bernoulli(), targets=["features.0.weight"]
+    )  # another tensor may follow
     assert list(masktorch.masks(small)) == ["features.0.weight", "head.weight"]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 def test_scripted_modules():
     scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
-    with pytest.raises(ValueError, match=r"'weight': a TopLevelTracedModule can't hold masks"):
+    with pytest.raises(
+        ValueError, match=r"'weight': a TopLevelTracedModule can't hold masks"
+    ):
         masktorch.wrap(scripted, targets=["weight"])
 
 
@@ -229,7 +255,9 @@ def test_not_wrapped(function):
 
 
 def test_wrap_of_no_module():
-    with pytest.raises(TypeError, match=r"wrap\(\) expected a torch.nn.Module, found list."):
+    with pytest.raises(
+        TypeError, match=r"wrap\(\) expected a torch.nn.Module, found list."
+    ):
         masktorch.wrap([nn.Linear(2, 2)])
 
 
@@ -243,7 +271,9 @@ def test_tau_outside_the_unit_interval(estimator, tau):
 
 @pytest.mark.parametrize("step_size", [0, -1.0, float("inf"), float("nan")])
 def test_step_size(step_size):
-    with pytest.raises(ValueError, match=rf"expected step_size in \(0, inf\), found {step_size}"):
+    with pytest.raises(
+        ValueError, match=rf"expected step_size in \(0, inf\), found {step_size}"
+    ):
         IntermediateSampling(step_size)
 
 
@@ -291,7 +321,9 @@ class HalfKept:
 
 
 def test_set_masks_of_no_dict():
-    with pytest.raises(TypeError, match=r"expected a dict from tensor names to masks.*found list"):
+    with pytest.raises(
+        TypeError, match=r"expected a dict from tensor names to masks.*found list"
+    ):
         masktorch.set_masks(masktorch.wrap(nn.Linear(2, 2)), [YES])
 
 
@@ -302,7 +334,9 @@ class BoolMask(HalfKept):
 
 def test_an_estimator_whose_mask_has_no_gradient():
     layer = masktorch.wrap(nn.Linear(2, 2), BoolMask())
-    with pytest.raises(TypeError, match=r"HalfKept\(\) expected to return a floating-point mask"):
+    with pytest.raises(
+        TypeError, match=r"HalfKept\(\) expected to return a floating-point mask"
+    ):
         layer(torch.ones(1, 2))
 
 

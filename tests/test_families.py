@@ -68,7 +68,11 @@ def linear_and_experts(name, module):
 def all_but_weight_norm(name, module):
     """Linear and Conv layers whose weight is a parameter."""
     layers = nn.Linear, nn.Conv1d
-    return ["weight"] if isinstance(module, layers) and "weight" in module._parameters else []
+    return (
+        ["weight"]
+        if isinstance(module, layers) and "weight" in module._parameters
+        else []
+    )
 
 
 def originals_of_weight_norm(name, module):
@@ -217,7 +221,10 @@ def wav2vec2(t):
 def build(family):
     kind, configure, inputs, targets = FAMILIES[family]
     config = configure(transformers)
-    for part in (config, *(getattr(config, n, None) for n in ("text_config", "vision_config"))):
+    for part in (
+        config,
+        *(getattr(config, n, None) for n in ("text_config", "vision_config")),
+    ):
         for name, value in list(vars(part).items() if part is not None else ()):
             if "drop" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
@@ -274,12 +281,16 @@ def test_a_family_leads_a_whole_life(family, estimator):
     masked = evaluate(model, inputs)
     assert not torch.allclose(masked, plain, rtol=1e-4, atol=1e-5)
 
-    parameters = {n: p for n, p in model.named_parameters() if not n.endswith(".scores")}
+    parameters = {
+        n: p for n, p in model.named_parameters() if not n.endswith(".scores")
+    }
     before = {n: parameters[n].detach().clone() for n in wanted}
     opt = torch.optim.SGD(model.parameters(), lr=0.01)
     step(model, inputs, opt)
     scores = list(masktorch.mask_parameters(model))
-    assert sum(s.grad is not None and bool(s.grad.any()) for s in scores) >= 0.8 * len(scores)
+    assert sum(s.grad is not None and bool(s.grad.any()) for s in scores) >= 0.8 * len(
+        scores
+    )
     assert all(torch.equal(parameters[n], before[n]) for n in wanted)
 
     masktorch.freeze_weights(masktorch.freeze_mask(model), False)
@@ -295,7 +306,9 @@ def test_a_family_leads_a_whole_life(family, estimator):
     assert torch.equal(evaluate(model, inputs), frozen)
     twin = copy.deepcopy(model)
     assert torch.equal(evaluate(twin, inputs), frozen)
-    other = masktorch.freeze_mask(masktorch.wrap(build(family)[0], estimator, **targets, init=1.0))
+    other = masktorch.freeze_mask(
+        masktorch.wrap(build(family)[0], estimator, **targets, init=1.0)
+    )
     masktorch.freeze_weights(other, False)
     assert torch.equal(evaluate(saved_and_loaded(model, other), inputs), frozen)
 
@@ -316,10 +329,16 @@ def test_a_family_leads_a_whole_life(family, estimator):
 # family: what the default targets mask: the number of tensors, and one of them
 DEFAULTS = {
     "BERT": (14, "cls.predictions.transform.dense.weight"),
-    "GPT-2": (9, "transformer.h.0.mlp.c_fc.weight"),  # Conv1D; the head, which is the embedding
+    "GPT-2": (
+        9,
+        "transformer.h.0.mlp.c_fc.weight",
+    ),  # Conv1D; the head, which is the embedding
     "Mixtral": (9, "lm_head.weight"),  # not the experts
     "Llama, tied": (15, "model.embed_tokens.weight"),
-    "Wav2Vec2": (9, "feature_projection.projection.weight"),  # not what weight norm computes
+    "Wav2Vec2": (
+        9,
+        "feature_projection.projection.weight",
+    ),  # not what weight norm computes
 }
 
 

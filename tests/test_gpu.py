@@ -14,7 +14,9 @@ from masktorch import functional
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated"),  # inductor's imports
+    pytest.mark.filterwarnings(
+        "ignore:.*torch.jit.script.* is deprecated"
+    ),  # inductor's imports
     pytest.mark.filterwarnings("ignore:TensorFloat32"),  # inductor's advice
     pytest.mark.filterwarnings("ignore:.*should not be instantiated"),  # by Dynamo
 ]
@@ -37,7 +39,11 @@ each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 def network():
     return nn.Sequential(
-        nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 6)
+        nn.Conv2d(4, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 6),
     )
 
 
@@ -68,12 +74,16 @@ def largest(v, k):
 
 @pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
 @pytest.mark.parametrize("shape", [(6, 8), (700, 900)])
-@pytest.mark.parametrize("name", ["threshold", "bernoulli", "intermediate", "piggyback", "topk"])
+@pytest.mark.parametrize(
+    "name", ["threshold", "bernoulli", "intermediate", "piggyback", "topk"]
+)
 def test_a_gradient_is_its_closed_form(name, shape, fused):
     rng = np.random.default_rng(0)
     s, w, grad = (rng.normal(size=shape) for _ in range(3))
     s = s.round(2)  # with ties
-    scores, weight = (torch.tensor(a, device=DEVICE, requires_grad=True) for a in (s, w))
+    scores, weight = (
+        torch.tensor(a, device=DEVICE, requires_grad=True) for a in (s, w)
+    )
     options = {"density": 0.3} if name == "topk" else {}
     function = getattr(functional, name)
     if fused:
@@ -100,7 +110,9 @@ def test_a_gradient_is_its_closed_form(name, shape, fused):
         "piggyback": g,
         "topk": g * np.where(s < 0, -1, 1),
     }
-    np.testing.assert_allclose(scores.grad.cpu().numpy(), by_hand[name], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        scores.grad.cpu().numpy(), by_hand[name], rtol=1e-9, atol=1e-12
+    )
 
 
 @each_estimator
@@ -122,11 +134,15 @@ def test_scores_learn_and_weights_stay(estimator, precision):
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     before = masktorch.masks(model)
     optimiser = torch.optim.Adam(masktorch.mask_parameters(model), lr=0.1, fused=True)
-    scaler = torch.amp.GradScaler(DEVICE, enabled=precision == torch.float16, init_scale=256)
+    scaler = torch.amp.GradScaler(
+        DEVICE, enabled=precision == torch.float16, init_scale=256
+    )
     x, y = (t.to(DEVICE) for t in images())
     losses = []
     for _ in range(40):
-        with torch.autocast(DEVICE, dtype=precision, enabled=precision != torch.float32):
+        with torch.autocast(
+            DEVICE, dtype=precision, enabled=precision != torch.float32
+        ):
             loss = nn.functional.cross_entropy(model(x), y)
         optimiser.zero_grad()
         scaler.scale(loss).backward()
@@ -134,7 +150,9 @@ def test_scores_learn_and_weights_stay(estimator, precision):
         scaler.update()
         losses.append(loss.item())
     assert min(losses[20:]) < losses[0]
-    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+    assert all(
+        torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen
+    )
     assert any(not torch.equal(m, before[n]) for n, m in masktorch.masks(model).items())
 
 
@@ -163,10 +181,14 @@ def test_a_mask_that_is_frozen_saved_sent_and_taken_off(estimator):
     torch.manual_seed(0)
     for model in (cpu, network().to(DEVICE)):
         masktorch.load_masks(model, io.BytesIO(file.getvalue()))
-        assert all(torch.equal(m.cpu(), read[n]) for n, m in masktorch.masks(model).items())
+        assert all(
+            torch.equal(m.cpu(), read[n]) for n, m in masktorch.masks(model).items()
+        )
 
     x, y = (t.to(DEVICE) for t in images())
-    optimiser = torch.optim.SGD([p for p in gpu.parameters() if p.requires_grad], lr=0.1)
+    optimiser = torch.optim.SGD(
+        [p for p in gpu.parameters() if p.requires_grad], lr=0.1
+    )
     nn.functional.cross_entropy(gpu(x), y).backward()
     optimiser.step()
     assert all(torch.equal(m, found[n]) for n, m in masktorch.masks(gpu).items())
@@ -191,15 +213,22 @@ def test_a_frozen_mask_follows_scores_written_past_the_version_counter():
     model(x)
     for scores in masktorch.mask_parameters(model):
         scores.data.copy_(torch.arange(scores.numel()).view(scores.shape))
-    by_hand = {n: torch.arange(m.numel()).view(m.shape) for n, m in masktorch.masks(model).items()}
+    by_hand = {
+        n: torch.arange(m.numel()).view(m.shape)
+        for n, m in masktorch.masks(model).items()
+    }
     for name, mask in masktorch.masks(model).items():
         expected = largest(by_hand[name].numpy(), mask.sum().item())
         np.testing.assert_array_equal(mask.cpu().numpy(), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 def test_the_largest_of_all_are_those_of_a_cpu(dtype):
-    values = {f"{n}": torch.randn(n, 33).round(decimals=1).to(dtype) for n in (3, 50, 4000)}
+    values = {
+        f"{n}": torch.randn(n, 33).round(decimals=1).to(dtype) for n in (3, 50, 4000)
+    }
     values["3"][0, :3] = torch.tensor([torch.nan, -0.0, torch.inf])
     for density in (0.01, 0.5, 0.9):
         expected = masktorch.keep_largest(values, density)
@@ -207,7 +236,9 @@ def test_the_largest_of_all_are_those_of_a_cpu(dtype):
         found = masktorch.keep_largest(on_gpu, density)
         one = masktorch.keep_largest({"4000": on_gpu["4000"]}, density)
         alone = masktorch.keep_largest({"4000": values["4000"]}, density)
-        assert all(m.is_cuda and torch.equal(m.cpu(), expected[n]) for n, m in found.items())
+        assert all(
+            m.is_cuda and torch.equal(m.cpu(), expected[n]) for n, m in found.items()
+        )
         assert torch.equal(one["4000"].cpu(), alone["4000"])
 
 
@@ -218,7 +249,9 @@ def test_densities(share):
     assert getattr(masktorch.budget, share)(gpu, 0.2) == pytest.approx(densities)
     masktorch.set_density(gpu, densities)
     kept = sum(m.sum().item() for m in masktorch.masks(gpu).values())
-    assert kept == pytest.approx(0.2 * sum(m.numel() for m in masktorch.masks(gpu).values()), abs=2)
+    assert kept == pytest.approx(
+        0.2 * sum(m.numel() for m in masktorch.masks(gpu).values()), abs=2
+    )
     assert masktorch.expected_density(gpu).item() == pytest.approx(0.2, abs=2e-3)
     assert f"{masktorch.report(gpu)}"
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import masktorch
-from masktorch import blocks, draws, functional
+from masktorch import functional
+from masktorch._kernels import chunked, random
 
 
 def sigma(s):
@@ -32,7 +33,7 @@ def run(function, scores, weight, grad, fused):
 def size(request, monkeypatch):
     """Both sides of the choice by size: tensors in one go, and a few entries at a time."""
     if request.param == "blocks":
-        monkeypatch.setattr(blocks, "BLOCK", 6)
+        monkeypatch.setattr(chunked, "BLOCK", 6)
 
 
 pytestmark = pytest.mark.usefixtures("size")
@@ -48,7 +49,9 @@ def test_threshold(fused, tau):
     )
     m = (sigma(s) > tau).astype(float)
     np.testing.assert_array_equal(out, w * m)
-    np.testing.assert_allclose(for_scores, grad * w * sigma(s) * (1 - sigma(s)), rtol=1e-12)
+    np.testing.assert_allclose(
+        for_scores, grad * w * sigma(s) * (1 - sigma(s)), rtol=1e-12
+    )
     np.testing.assert_array_equal(for_weight, grad * m)
 
 
@@ -66,7 +69,9 @@ def test_bernoulli(fused):
     m = (out != 0).astype(float)
     assert 0 < m.mean() < 1
     np.testing.assert_array_equal(out, w * m)
-    np.testing.assert_allclose(for_scores, grad * w * sigma(s) * (1 - sigma(s)), rtol=1e-12)
+    np.testing.assert_allclose(
+        for_scores, grad * w * sigma(s) * (1 - sigma(s)), rtol=1e-12
+    )
     np.testing.assert_array_equal(for_weight, grad * m)
 
 
@@ -98,7 +103,10 @@ def test_intermediate(fused, step_size):
     assert 0 < m.mean() < 1
     np.testing.assert_array_equal(out, w * m)
     np.testing.assert_allclose(
-        for_scores, intermediate_by_hand(s, m, grad * w, step_size), rtol=1e-11, atol=1e-13
+        for_scores,
+        intermediate_by_hand(s, m, grad * w, step_size),
+        rtol=1e-11,
+        atol=1e-13,
     )
     np.testing.assert_array_equal(for_weight, grad * m)
 
@@ -111,7 +119,9 @@ def test_intermediate_is_the_derivative_of_the_divergence_to_the_stepped_draw():
     mask = functional.intermediate(scores, 0.1)
     mask.backward(torch.tensor(g))
     m, x = mask.detach().numpy(), np.clip(0.1 * g / np.sqrt(np.mean(g**2)), -0.5, 0.5)
-    q = np.where(m == 1, 1 / (1 + x), -x / (1 - x))  # may leave [0, 1]: it is not clipped
+    q = np.where(
+        m == 1, 1 / (1 + x), -x / (1 - x)
+    )  # may leave [0, 1]: it is not clipped
 
     def divergence(s):  # the terms that depend on s
         return -(q * np.log(sigma(s)) + (1 - q) * np.log(1 - sigma(s)))
@@ -131,12 +141,18 @@ def test_intermediate_of_no_gradient_is_the_noise_alone(step_size):
 @FUSED
 @pytest.mark.parametrize(
     ("dtype", "scales"),
-    [(torch.float32, (1e-36, 1e-24, 1e-12, 1e12, 1e18, 1e36)), (torch.float64, (1e-150, 1e150))],
+    [
+        (torch.float32, (1e-36, 1e-24, 1e-12, 1e12, 1e18, 1e36)),
+        (torch.float64, (1e-150, 1e150)),
+    ],
 )
 def test_intermediate_of_gradients_whose_squares_leave_float32(fused, dtype, scales):
     s, w, grad = (a.astype(np.float32) for a in tensors())
     for scale in scales:
-        scores, weight = torch.tensor(s).to(dtype).requires_grad_(), torch.tensor(w).to(dtype)
+        scores, weight = (
+            torch.tensor(s).to(dtype).requires_grad_(),
+            torch.tensor(w).to(dtype),
+        )
         out = (
             functional.intermediate(scores, 0.3, weight=weight)
             if fused
@@ -144,7 +160,9 @@ def test_intermediate_of_gradients_whose_squares_leave_float32(fused, dtype, sca
         )
         out.backward(torch.tensor(grad).to(dtype) * scale)
         m = (out.detach().numpy() != 0).astype(float)
-        expected = intermediate_by_hand(s.astype(float), m, (grad * w).astype(float), 0.3)
+        expected = intermediate_by_hand(
+            s.astype(float), m, (grad * w).astype(float), 0.3
+        )
         np.testing.assert_allclose(scores.grad.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -162,7 +180,9 @@ def test_intermediate_of_entries_of_every_size():
 @pytest.mark.parametrize("value", [np.inf, np.nan])
 def test_intermediate_of_a_gradient_that_is_not_finite_says_so(value):
     s = torch.zeros(7, requires_grad=True)
-    functional.intermediate(s).backward(torch.tensor([1.0, 2.0, value, 0.0, 1.0, 1.0, 1.0]))
+    functional.intermediate(s).backward(
+        torch.tensor([1.0, 2.0, value, 0.0, 1.0, 1.0, 1.0])
+    )
     assert s.grad[2].isnan()
 
 
@@ -192,7 +212,9 @@ def test_intermediate_under_a_gradient_scaler():
 
     plain = scores_after(1, False)
     torch.testing.assert_close(scores_after(2.0**16, True), plain)
-    assert (scores_after(2.0**16, False) - 1).abs().max() < 1e-3 * (plain - 1).abs().max()
+    assert (scores_after(2.0**16, False) - 1).abs().max() < 1e-3 * (
+        plain - 1
+    ).abs().max()
 
 
 def quadratic(weight, x, y):
@@ -224,12 +246,14 @@ def fixed_draw(function, scores, mask, **kwargs):
             pass
 
         def random_raw(self, count):
-            bits = np.zeros(4 * count, np.int16)  # an entry's 15, and the next entry's below them
+            bits = np.zeros(
+                4 * count, np.int16
+            )  # an entry's 15, and the next entry's below them
             bits[: len(mask)] = 32767 * (1 - mask)
             return bits.view(np.uint64)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(draws, "SFC64", Bits)
+        patch.setattr(random, "SFC64", Bits)
         drawn = function(scores, **kwargs)
     np.testing.assert_array_equal(drawn.detach().numpy(), mask)
     return drawn
@@ -254,9 +278,12 @@ def gradient_by_mask(m, w, x, y):
 def test_bernoulli_in_expectation():
     s, w, x, y = layer()
     by_hand = sum(
-        probability(m, sigma(s)) * gradient_by_mask(m, w, x, y) for m in every_mask(len(s))
+        probability(m, sigma(s)) * gradient_by_mask(m, w, x, y)
+        for m in every_mask(len(s))
     ) * (sigma(s) * (1 - sigma(s)))
-    np.testing.assert_allclose(expectation(functional.bernoulli, s, w, x, y), by_hand, rtol=1e-10)
+    np.testing.assert_allclose(
+        expectation(functional.bernoulli, s, w, x, y), by_hand, rtol=1e-10
+    )
 
 
 def test_intermediate_in_expectation():
@@ -271,7 +298,9 @@ def test_intermediate_in_expectation():
     np.testing.assert_allclose(found, by_hand, rtol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 @pytest.mark.parametrize(
     "function", [functional.threshold, functional.bernoulli, functional.intermediate]
 )
@@ -318,7 +347,9 @@ def test_rescale_is_exact_through_the_sum_of_the_mask():
     g = big_g * w
     for_mask = g * n / kept - np.sum(g * m) * n / kept**2
     expected = for_mask * sigma(s) * (1 - sigma(s))
-    np.testing.assert_allclose(linear.parametrizations.weight.scores.grad, expected, rtol=1e-10)
+    np.testing.assert_allclose(
+        linear.parametrizations.weight.scores.grad, expected, rtol=1e-10
+    )
 
 
 FUNCTIONS = (
@@ -329,7 +360,9 @@ FUNCTIONS = (
 )
 LAYOUTS = {
     "contiguous": lambda: torch.randn(4, 3, 5, 3),
-    "channels last": lambda: torch.randn(4, 3, 5, 3).to(memory_format=torch.channels_last),
+    "channels last": lambda: torch.randn(4, 3, 5, 3).to(
+        memory_format=torch.channels_last
+    ),
     "transposed": lambda: torch.randn(5, 9).t(),
     "gaps": lambda: torch.randn(4, 20)[:, ::2],
     "expanded": lambda: torch.randn(4, 1).expand(4, 10),
@@ -347,7 +380,7 @@ def test_blocks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch
     drawn = function in (functional.bernoulli, functional.intermediate)
     scores = scores * 1e4 if drawn else scores
     for block in (2**18, 8):
-        monkeypatch.setattr(blocks, "BLOCK", block)
+        monkeypatch.setattr(chunked, "BLOCK", block)
         s = scores.detach().requires_grad_()
         options = {"generator": torch.Generator().manual_seed(1)} if drawn else {}
         out = function(s, weight=weight, **options)
@@ -390,14 +423,18 @@ def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
     s, w = torch.randn(7, requires_grad=True), torch.randn(7)
     out = function(s, weight=w) if fused else function(s)
     grads = torch.eye(7)
-    (batch,) = torch.autograd.grad(out, s, grads, is_grads_batched=True, retain_graph=True)
+    (batch,) = torch.autograd.grad(
+        out, s, grads, is_grads_batched=True, retain_graph=True
+    )
     each = [torch.autograd.grad(out, s, grad, retain_graph=True)[0] for grad in grads]
     torch.testing.assert_close(batch, torch.stack(each))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("function", [functional.threshold, functional.bernoulli])
-def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(function, dtype):
+def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(
+    function, dtype
+):
     s = torch.tensor([-8.0, -5.0, 5.0, 8.0], dtype=dtype, requires_grad=True)
     function(s).sum().backward()
     exact = sigma(np.array([5.0, 8.0])) * sigma(-np.array([5.0, 8.0]))
@@ -405,9 +442,13 @@ def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(funct
     np.testing.assert_allclose(s.grad.double().numpy(), expected, rtol=1e-2)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 @pytest.mark.parametrize("tau", [0.5, 0.3, 0.9, 0.5001, 1e-6])
-def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks(dtype, tau):
+def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks(
+    dtype, tau
+):
     at = torch.tensor(np.log(tau / (1 - tau)))  # float64
     around = [at.to(dtype)]
     for side in (-torch.inf, torch.inf):
@@ -423,9 +464,14 @@ def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks
 
 def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():
     nan = torch.full((3,), torch.nan)
-    for draw in (functional.bernoulli, torch.vmap(functional.bernoulli, randomness="different")):
+    for draw in (
+        functional.bernoulli,
+        torch.vmap(functional.bernoulli, randomness="different"),
+    ):
         assert torch.equal(draw(nan), torch.ones(3))
-    layer = masktorch.wrap(torch.nn.Linear(2, 1), init=lambda w: torch.full_like(w, torch.nan))
+    layer = masktorch.wrap(
+        torch.nn.Linear(2, 1), init=lambda w: torch.full_like(w, torch.nan)
+    )
     assert torch.equal(layer.weight, layer._parameters["weight"])
     assert masktorch.masks(layer)["weight"].all()
 
@@ -445,19 +491,27 @@ def test_piggyback(fused, at):
 
 def relaxed(function, s, grad, u, monkeypatch):
     """A relaxed mask and the gradient of its scores, from given uniform numbers."""
-    monkeypatch.setattr(functional, "uniform_like", lambda scores, generator: torch.tensor(u))
+    monkeypatch.setattr(
+        functional, "uniform_like", lambda scores, generator: torch.tensor(u)
+    )
     scores = torch.tensor(s, requires_grad=True)
     mask = function(scores)
     mask.backward(torch.tensor(grad))
     return mask.detach().numpy(), scores.grad.numpy()
 
 
-@pytest.mark.parametrize(("beta", "gamma", "zeta"), [(2 / 3, -0.1, 1.1), (0.3, -0.5, 2.0)])
+@pytest.mark.parametrize(
+    ("beta", "gamma", "zeta"), [(2 / 3, -0.1, 1.1), (0.3, -0.5, 2.0)]
+)
 def test_hard_concrete(beta, gamma, zeta, monkeypatch):
     s, _, grad = tensors(shape=(50, 4))
     u = np.random.default_rng(1).uniform(size=s.shape)
     mask, for_scores = relaxed(
-        lambda s: functional.hard_concrete(s, beta, gamma, zeta), s, grad, u, monkeypatch
+        lambda s: functional.hard_concrete(s, beta, gamma, zeta),
+        s,
+        grad,
+        u,
+        monkeypatch,
     )
     y = sigma((np.log(u / (1 - u)) + s) / beta)
     z = np.clip(y * (zeta - gamma) + gamma, 0, 1)
@@ -483,12 +537,18 @@ def test_concrete(temperature, hard, monkeypatch):
         np.testing.assert_array_equal(mask, noisy > 0)
     else:
         np.testing.assert_allclose(mask, y, rtol=1e-12)
-    np.testing.assert_allclose(for_scores, grad * y * (1 - y) / temperature, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        for_scores, grad * y * (1 - y) / temperature, rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("function", [functional.hard_concrete, functional.concrete])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_relaxed_masks_have_the_dtype_of_their_scores_and_follow_a_generator(function, dtype):
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
+def test_relaxed_masks_have_the_dtype_of_their_scores_and_follow_a_generator(
+    function, dtype
+):
     s = torch.linspace(-3, 3, 60_000).to(dtype).requires_grad_()
     masks = [function(s, generator=torch.Generator().manual_seed(3)) for _ in range(2)]
     assert masks[0].dtype is dtype

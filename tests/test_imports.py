@@ -1,4 +1,4 @@
-"""The parts import only downwards, and the library nothing beyond its dependencies."""
+"""The architecture: who may import whom, and nothing beyond the dependencies."""
 
 import ast
 import subprocess
@@ -9,77 +9,89 @@ import pytest
 
 import masktorch
 
-FILES = sorted(Path(masktorch.__file__).parent.glob("*.py"))
-LEVELS = {
-    "checks": set(),
-    "blocks": set(),
-    "selection": {"blocks"},
-    "draws": {"blocks", "selection"},
-    "rules": {"blocks"},
-    "ranks": {"checks", "blocks", "selection", "rules"},
-    "functional": {"checks", "blocks", "selection", "draws", "rules", "ranks"},
-    "targets": set(),
-    "estimators": {"checks", "functional"},
-    "counted": {"blocks", "checks", "estimators", "ranks", "selection"},
-    "mask": {"targets", "estimators", "selection"},
-    "parametrization": {"mask", "blocks"},
-    "model": {"targets", "mask", "parametrization", "estimators", "selection"},
-    "wrapping": {"model", "targets", "mask", "parametrization", "estimators"},
-    "phases": {"model"},
-    "values": {"model", "mask", "wrapping"},
-    "coding": set(),
-    "archive": set(),
-    "maskfile": {
-        "archive",
-        "coding",
-        "mask",
-        "model",
-        "parametrization",
-        "targets",
-        "values",
-        "wrapping",
-    },
-    "report": {"model", "mask"},
-    "budget": {"checks", "estimators", "model", "mask", "selection"},
-    "init": {"checks"},
-    "__init__": {
-        "functional",
-        "estimators",
-        "counted",
-        "wrapping",
-        "phases",
-        "budget",
-        "init",
-        "values",
-        "maskfile",
-        "report",
-    },
+ROOT = Path(masktorch.__file__).parent
+FILES = {
+    path.relative_to(ROOT).with_suffix("").as_posix(): path
+    for path in sorted(ROOT.rglob("*.py"))
+}
+
+# The floors of the library, from the ground up. A file imports from lower floors, and from
+# its own floor only files that stand to the left of it.
+FLOORS = [
+    ["_checks", "_sharding"],
+    [
+        "_kernels/chunked",
+        "_kernels/selecting",
+        "_kernels/top_k",
+        "_kernels/random",
+        "_kernels/autograd",
+    ],
+    ["_methods/protocol", "_methods/built_in", "_methods/ranked"],
+    [
+        "_methods/threshold",
+        "_methods/bernoulli",
+        "_methods/intermediate_sampling",
+        "_methods/piggyback",
+        "_methods/concrete",
+        "_methods/hard_concrete",
+        "_methods/top_k",
+        "_methods/n_of_m",
+        "_methods/fixed",
+    ],
+    [
+        "_masking/targets",
+        "_masking/mask",
+        "_masking/module_class",
+        "_masking/lookup",
+    ],
+    ["_wrapping", "_phases", "_masks", "_density", "_reporting"],
+    ["_files/coding", "_files/archive", "_files/save_load"],
+    ["init", "functional", "budget"],
+    ["__init__"],
+]
+PLACES = {
+    name: (floor, place)
+    for floor, names in enumerate(FLOORS)
+    for place, name in enumerate(names)
+}
+EMPTY = {
+    "_kernels/__init__",
+    "_methods/__init__",
+    "_masking/__init__",
+    "_files/__init__",
 }
 ALLOWED = {"torch", "numpy", "typing_extensions"} | sys.stdlib_module_names
 
 
-def imports(path):
-    """(top-level package, part of masktorch or None) of every import in a file."""
+def imported(path):
+    """The full name of everything that a file imports, also inside functions."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: a relative import"
-            names = [node.module]
-            if node.module == "masktorch":
-                names = [f"masktorch.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            package, _, rest = name.partition(".")
-            yield package, rest.partition(".")[0] if package == "masktorch" else None
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_arrows_point_down(path):
-    found = list(imports(path))
-    assert {part for package, part in found if package == "masktorch"} <= LEVELS[path.stem]
-    assert {package for package, _ in found} <= ALLOWED | {"masktorch"}
+def file_of(name):
+    """The file of the library that defines an imported name."""
+    parts = name.split(".")[1:]
+    prefixes = ("/".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return next((prefix for prefix in prefixes if prefix in FILES), "__init__")
+
+
+def test_every_file_has_its_place():
+    assert FILES.keys() == PLACES.keys() | EMPTY
+    assert all(not FILES[name].read_text().strip() for name in EMPTY)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_arrows_point_down(name):
+    names = set(imported(FILES[name]))
+    packages = {imported_name.partition(".")[0] for imported_name in names}
+    assert packages <= ALLOWED | {"masktorch"}
+    below = {file_of(used) for used in names if used.startswith("masktorch")}
+    assert [used for used in below if PLACES[used] >= PLACES[name]] == []
 
 
 def test_public_names():
@@ -87,11 +99,17 @@ def test_public_names():
     assert list(masktorch.__all__) == sorted(masktorch.__all__)
 
 
+def test_completion_shows_public_names_only():
+    shown = {name for name in dir(masktorch) if not name.startswith("_")}
+    assert shown == set(masktorch.__all__)
+
+
 def test_a_second_import_is_the_same_library():
     script = (
         "import importlib, sys, masktorch\n"
         "importlib.reload(masktorch.functional)\n"
-        "for name in [n for n in sys.modules if n.startswith('masktorch')]: del sys.modules[name]\n"
+        "for name in [n for n in sys.modules if n.startswith('masktorch')]:\n"
+        "    del sys.modules[name]\n"
         "import masktorch"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

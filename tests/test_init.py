@@ -11,14 +11,19 @@ import masktorch
 from masktorch.init import signed_constant_
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+)
 @pytest.mark.parametrize(
     ("layer", "fan_in"),
     [
         (nn.Linear(6, 4), 6),
         (nn.Conv2d(6, 4, 3, groups=2), 27),
         (nn.Conv1d(2, 4, 5), 10),
-        (nn.ConvTranspose2d(6, 4, 3, groups=2), 18),  # two channels out of a group, 3 x 3
+        (
+            nn.ConvTranspose2d(6, 4, 3, groups=2),
+            18,
+        ),  # two channels out of a group, 3 x 3
     ],
     ids=repr,
 )
@@ -54,7 +59,11 @@ def test_the_random_stream_is_left_alone():
     ("arguments", "exception", "message"),
     [
         ((torch.ones(3),), ValueError, "found shape (3,)"),
-        ((torch.ones(2, 2), 0.0), ValueError, "expected a density in (0, 1], found 0.0"),
+        (
+            (torch.ones(2, 2), 0.0),
+            ValueError,
+            "expected a density in (0, 1], found 0.0",
+        ),
         ((torch.ones(2, 2), True), TypeError, "found True"),
         ((torch.ones(2, 2, dtype=torch.int64),), TypeError, "found tensor([[1, 1]"),
         (([[1.0]],), TypeError, "found [[1.0]]"),

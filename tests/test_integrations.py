@@ -9,7 +9,7 @@ from torch import nn
 
 import masktorch
 from masktorch import Bernoulli, Threshold
-from masktorch.targets import conv_and_linear
+from masktorch._masking.targets import conv_and_linear
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
@@ -35,20 +35,32 @@ SMALL = dict(vocab_size=31, pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
 
 def gpt2():
-    config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=16, **SMALL)
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, n_positions=16, **SMALL
+    )
     return transformers.GPT2LMHeadModel(config)
 
 
 def t5():
     config = transformers.T5Config(
-        d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0, **SMALL
+        d_model=16,
+        d_kv=8,
+        d_ff=24,
+        num_layers=1,
+        num_heads=2,
+        decoder_start_token_id=0,
+        **SMALL,
     )
     return transformers.T5ForConditionalGeneration(config)
 
 
 def bert():
     config = transformers.BertConfig(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24, **SMALL
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        **SMALL,
     )
     return transformers.BertForMaskedLM(config)
 
@@ -82,7 +94,11 @@ def masked(build, estimator=Threshold(), init=None):
     """A wrapped model in which a third of each tensor is masked."""
     model = masktorch.wrap(build(), estimator, init=init)
     return masktorch.set_masks(
-        model, {name: torch.rand(mask.shape) < 0.7 for name, mask in masktorch.masks(model).items()}
+        model,
+        {
+            name: torch.rand(mask.shape) < 0.7
+            for name, mask in masktorch.masks(model).items()
+        },
     )
 
 
@@ -110,13 +126,17 @@ def test_gpt2_is_masked_in_its_blocks_and_where_its_head_is_tied():
             for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
         ),
     ]
-    assert {type(m).__name__ for m in model.transformer.h[0].mlp.children()} > {"MaskedConv1D"}
+    assert {type(m).__name__ for m in model.transformer.h[0].mlp.children()} > {
+        "MaskedConv1D"
+    }
 
 
 ADAPTERS = {
     "lora": lambda: peft.LoraConfig(r=2, target_modules=["q_proj", "down_proj"]),
     "dora": lambda: peft.LoraConfig(r=2, target_modules=["q_proj"], use_dora=True),
-    "lora and embedding": lambda: peft.LoraConfig(r=2, target_modules=["q_proj", "embed_tokens"]),
+    "lora and embedding": lambda: peft.LoraConfig(
+        r=2, target_modules=["q_proj", "embed_tokens"]
+    ),
     "lora and head": lambda: peft.LoraConfig(
         r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]
     ),
@@ -148,7 +168,9 @@ def test_what_peft_adds_is_left_alone_and_what_it_adapts_is_masked(adapter):
 
 def test_targets_of_ones_own_reach_what_peft_adds():
     adapted = peft.get_peft_model(llama(), ADAPTERS["lora"]())
-    masktorch.wrap(adapted, targets=lambda name, _: ["weight"] if "lora_A.default" in name else [])
+    masktorch.wrap(
+        adapted, targets=lambda name, _: ["weight"] if "lora_A.default" in name else []
+    )
     assert all("lora_A.default.weight" in name for name in masktorch.masks(adapted))
 
 
@@ -160,7 +182,9 @@ def one_linear():
 @pytest.mark.parametrize("first", ["masks", "lora"])
 def test_lora_and_masks_on_one_model(first):
     """y = x (W * m + scale B A)^T, and the gradients of scores, A and B are those of this."""
-    lora = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["0"], init_lora_weights=False)
+    lora = peft.LoraConfig(
+        r=2, lora_alpha=6, target_modules=["0"], init_lora_weights=False
+    )
     model = one_linear()
     weight, bias = (p.detach().numpy().copy() for p in model.parameters())
     if first == "masks":
@@ -185,13 +209,17 @@ def test_lora_and_masks_on_one_model(first):
     by_effective = y.T @ x.numpy()  # dL/dW_eff
     sigma = 1 / (1 + torch.exp(-scores.detach())).numpy()
     torch.testing.assert_close(out.detach().numpy(), y)
-    torch.testing.assert_close(scores.grad.numpy(), by_effective * weight * sigma * (1 - sigma))
+    torch.testing.assert_close(
+        scores.grad.numpy(), by_effective * weight * sigma * (1 - sigma)
+    )
     torch.testing.assert_close(a.grad.numpy(), 3 * b.detach().numpy().T @ by_effective)
     torch.testing.assert_close(b.grad.numpy(), 3 * by_effective @ a.detach().numpy().T)
 
     merged = masktorch.unwrap(model).merge_and_unload()
     assert type(merged[0]) is nn.Linear
-    torch.testing.assert_close(merged[0].weight.detach().numpy(), weight * mask.numpy() + low)
+    torch.testing.assert_close(
+        merged[0].weight.detach().numpy(), weight * mask.numpy() + low
+    )
 
 
 def test_a_mask_file_made_before_lora_fits_the_backbone_of_lora(tmp_path):
@@ -213,14 +241,18 @@ def test_tied_masked_weights_survive_save_pretrained(build, given, tokens, tmp_p
     assert TIED[build] in masktorch.masks(model)
     if given:
         masktorch.save_masks(model, tmp_path / "masks.npz")
-        masktorch.load_masks(masktorch.unwrap(model, bake=False), tmp_path / "masks.npz")
+        masktorch.load_masks(
+            masktorch.unwrap(model, bake=False), tmp_path / "masks.npz"
+        )
     expected = logits(model, tokens)
     model.save_pretrained(tmp_path)
 
     saved = load_file(tmp_path / "model.safetensors")
     names = [name for name in saved if name.endswith(".scores")]
     assert len(names) == len(masktorch.masks(model))  # those of the tied weights once
-    fresh = type(model).from_pretrained(tmp_path)  # the weights under the masks, and no masks
+    fresh = type(model).from_pretrained(
+        tmp_path
+    )  # the weights under the masks, and no masks
     assert not torch.equal(logits(fresh, tokens), expected)
     if given:
         masktorch.load_masks(fresh, tmp_path / "masks.npz")
@@ -231,7 +263,9 @@ def test_tied_masked_weights_survive_save_pretrained(build, given, tokens, tmp_p
     assert torch.equal(logits(fresh, tokens), expected)
 
     masktorch.unwrap(model).save_pretrained(tmp_path / "baked")
-    assert torch.equal(logits(type(model).from_pretrained(tmp_path / "baked"), tokens), expected)
+    assert torch.equal(
+        logits(type(model).from_pretrained(tmp_path / "baked"), tokens), expected
+    )
 
 
 def test_only_what_is_tied_is_written_once(tmp_path):
@@ -261,7 +295,11 @@ def trainer(model, folder, tokens, **arguments):
 
 
 def phase(model, number):
-    return masktorch.freeze_weights(masktorch.freeze_mask(model), False) if number else model
+    return (
+        masktorch.freeze_weights(masktorch.freeze_mask(model), False)
+        if number
+        else model
+    )
 
 
 def equal(one, other):
@@ -271,7 +309,9 @@ def equal(one, other):
 @pytest.mark.parametrize("estimator", [Threshold(), Bernoulli()], ids=repr)
 @pytest.mark.parametrize("number", [0, 1], ids=["mask", "weights"])
 @pytest.mark.parametrize("build", TIED)
-def test_a_trainer_resumes_to_the_same_numbers(build, number, estimator, tokens, tmp_path):
+def test_a_trainer_resumes_to_the_same_numbers(
+    build, number, estimator, tokens, tmp_path
+):
     def fresh():
         torch.manual_seed(0)
         return phase(masked(build, estimator), number)
@@ -279,7 +319,9 @@ def test_a_trainer_resumes_to_the_same_numbers(build, number, estimator, tokens,
     start, whole, resumed = fresh(), fresh(), fresh()
     trainer(whole, tmp_path, tokens).train()
     assert not equal(whole, start)
-    masks = zip(masktorch.masks(whole).values(), masktorch.masks(start).values(), strict=True)
+    masks = zip(
+        masktorch.masks(whole).values(), masktorch.masks(start).values(), strict=True
+    )
     assert all(torch.equal(one, other) for one, other in masks) == bool(number)
     trainer(resumed, tmp_path / "again", tokens).train(
         resume_from_checkpoint=str(tmp_path / "checkpoint-3")
@@ -317,13 +359,17 @@ def test_resuming_without_wrap_else_trains_an_unmasked_model(tokens, tmp_path, c
 
 def test_resuming_in_another_phase_warns_and_goes_on(tokens, tmp_path):
     """What the page warns of: the optimiser's state of the scores becomes that of the weights."""
-    saved, other = (masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2))
+    saved, other = (
+        masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2)
+    )
     with pytest.warns(UserWarning, match="mask_frozen"):
         resume(saved, phase(other, 1), tokens, tmp_path)
 
 
 def test_resuming_where_more_learns_is_an_error_after_the_warning(tokens, tmp_path):
-    saved, other = (masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2))
+    saved, other = (
+        masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2)
+    )
     masktorch.freeze_weights(other, False)
     with (
         pytest.warns(UserWarning, match="weights_frozen"),
@@ -355,7 +401,8 @@ def test_a_trainer_keeps_its_best_model(tokens, tmp_path):
     trains.train()
     best = masktorch.wrap(gpt2())
     best.load_state_dict(
-        load_file(Path(trains.state.best_model_checkpoint) / "model.safetensors"), strict=False
+        load_file(Path(trains.state.best_model_checkpoint) / "model.safetensors"),
+        strict=False,
     )
     assert equal(model, best)
 
@@ -382,7 +429,9 @@ def test_with_the_default_learning_rate_no_score_crosses(tokens, tmp_path):
 def test_weight_decay_of_a_trainer_reaches_scores(tokens, tmp_path):
     model = masktorch.wrap(gpt2())
     optimiser = trainer(model, tmp_path, tokens, weight_decay=0.1).create_optimizer()
-    decayed = {p for g in optimiser.param_groups if g["weight_decay"] for p in g["params"]}
+    decayed = {
+        p for g in optimiser.param_groups if g["weight_decay"] for p in g["params"]
+    }
     assert set(masktorch.mask_parameters(model)) < decayed
 
 

@@ -38,7 +38,9 @@ each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 
 def half(model):
-    return {name: torch.rand(m.shape) < 0.5 for name, m in masktorch.masks(model).items()}
+    return {
+        name: torch.rand(m.shape) < 0.5 for name, m in masktorch.masks(model).items()
+    }
 
 
 def tensors(out):
@@ -50,7 +52,10 @@ def tensors(out):
 def same(one, other):
     """Equal up to rounding: a product may round by where its factors lie in memory."""
     one, other = tensors(one), tensors(other)
-    close = all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(one, other, strict=True))
+    close = all(
+        torch.allclose(a, b, rtol=1e-5, atol=1e-6)
+        for a, b in zip(one, other, strict=True)
+    )
     return close and all(a.dtype == b.dtype for a, b in zip(one, other, strict=True))
 
 
@@ -60,7 +65,9 @@ def loss_of(out):
 
 def random_masks(model, *arguments, **keywords):
     """Wraps; the masks keep about half."""
-    return masktorch.set_masks(model := masktorch.wrap(model, *arguments, **keywords), half(model))
+    return masktorch.set_masks(
+        model := masktorch.wrap(model, *arguments, **keywords), half(model)
+    )
 
 
 def plain_with(model, masks):
@@ -213,7 +220,11 @@ class Guarded(nn.Linear):
     """Takes no attribute it doesn't know."""
 
     def __setattr__(self, name, value):
-        if not name.startswith("_") and name not in ("in_features", "out_features", "training"):
+        if not name.startswith("_") and name not in (
+            "in_features",
+            "out_features",
+            "training",
+        ):
             assert name in ("weight", "bias"), name
         super().__setattr__(name, value)
 
@@ -281,7 +292,9 @@ class Tied(nn.Module):
 
 
 def encoder_layer(**keywords):
-    return nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, **keywords)
+    return nn.TransformerEncoderLayer(
+        8, 2, 16, dropout=0.0, batch_first=True, **keywords
+    )
 
 
 def transposed():
@@ -314,7 +327,9 @@ def orthogonal_bias_masked():
 ROWS = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
 SEQUENCE = torch.randn(2, 5, 8, generator=torch.Generator().manual_seed(2))
 TOKENS = torch.tensor([[0, 1, 2, 6], [3, 4, 0, 6]])
-RNN_NAMES = [f"{kind}_{which}_l0" for kind in ("weight", "bias") for which in ("ih", "hh")]
+RNN_NAMES = [
+    f"{kind}_{which}_l0" for kind in ("weight", "bias") for which in ("ih", "hh")
+]
 
 
 def on(x):
@@ -325,7 +340,11 @@ def attend(need_weights):
     return lambda m: m(SEQUENCE, SEQUENCE, SEQUENCE, need_weights=need_weights)
 
 
-ENCODER_NAMES = ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight"]
+ENCODER_NAMES = [
+    "self_attn.in_proj_weight",
+    "self_attn.out_proj.weight",
+    "linear1.weight",
+]
 
 KINDS = {
     "tied": (Tied, on(TOKENS), ["embedding.weight"]),
@@ -340,7 +359,9 @@ KINDS = {
         ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"],
     ),
     "attention of other sizes": (
-        lambda: nn.MultiheadAttention(8, 2, kdim=8, vdim=8, batch_first=True, add_bias_kv=True),
+        lambda: nn.MultiheadAttention(
+            8, 2, kdim=8, vdim=8, batch_first=True, add_bias_kv=True
+        ),
         attend(True),
         ["in_proj_weight", "bias_k"],
     ),
@@ -361,7 +382,11 @@ KINDS = {
         on(TOKENS),
         ["weight"],
     ),
-    "embedding bag": (lambda: nn.EmbeddingBag(7, 4, mode="sum"), on(TOKENS), ["weight"]),
+    "embedding bag": (
+        lambda: nn.EmbeddingBag(7, 4, mode="sum"),
+        on(TOKENS),
+        ["weight"],
+    ),
     "bilinear": (
         lambda: nn.Bilinear(4, 4, 3),
         lambda model: model(ROWS, ROWS),
@@ -391,7 +416,11 @@ KINDS = {
         on(ROWS),
         ["1.parametrizations.weight.original0", "1.parametrizations.weight.original1"],
     ),
-    "another tensor of a weight norm": (lambda: weight_norm(nn.Linear(4, 4)), on(ROWS), ["bias"]),
+    "another tensor of a weight norm": (
+        lambda: weight_norm(nn.Linear(4, 4)),
+        on(ROWS),
+        ["bias"],
+    ),
     "orthogonal, its original": (
         orthogonal_bias_masked,
         on(ROWS),
@@ -426,22 +455,30 @@ def test_a_kind_of_model_leads_a_whole_life(kind, estimator):
     life(model, call, targets, estimator, pickles=kind not in NOT_PICKLED_BY_TORCH)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str
+)
 @each_estimator
 def test_every_precision(dtype, estimator):
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).to(dtype)
     life(model, on(ROWS.to(dtype)), ["0.weight", "2.weight"], estimator)
 
 
-@pytest.mark.parametrize("convert", [nn.Module.half, nn.Module.bfloat16, nn.Module.double])
+@pytest.mark.parametrize(
+    "convert", [nn.Module.half, nn.Module.bfloat16, nn.Module.double]
+)
 def test_conversion_after_wrap(convert):
-    model = random_masks(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), rescale=True)
+    model = random_masks(
+        nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), rescale=True
+    )
     masks = masktorch.masks(model)
     convert(model).eval()
     dtype = model[0].bias.dtype
     assert model[0].weight.dtype == dtype
     assert {s.dtype for s in masktorch.mask_parameters(model)} == {dtype}
-    assert all(torch.equal(m, masks[name]) for name, m in masktorch.masks(model).items())
+    assert all(
+        torch.equal(m, masks[name]) for name, m in masktorch.masks(model).items()
+    )
     out = model(ROWS.to(dtype))
     assert torch.equal(masktorch.unwrap(model)(ROWS.to(dtype)), out)
 
@@ -482,10 +519,14 @@ def test_the_fast_path_of_an_encoder_equals_the_slow_one(padded):
 
 
 def test_an_lstm_draws_once_per_forward_and_uses_what_it_drew():
-    layer = masktorch.wrap(nn.LSTM(8, 4), Bernoulli(), targets=["weight_ih_l0", "weight_hh_l0"])
+    layer = masktorch.wrap(
+        nn.LSTM(8, 4), Bernoulli(), targets=["weight_ih_l0", "weight_hh_l0"]
+    )
     drawn = []
     mask = layer.parametrizations.weight_ih_l0
-    mask.register_forward_hook(lambda module, inputs, output: drawn.append(output.detach()))
+    mask.register_forward_hook(
+        lambda module, inputs, output: drawn.append(output.detach())
+    )
     plain = nn.LSTM(8, 4)
     plain.load_state_dict(layer.state_dict(), strict=False)
     for _ in range(3):
@@ -576,19 +617,33 @@ class NeedsWord(nn.Linear):
 REFUSED = {
     "lazy": (lazy, ["1.weight", "0.weight"], "'0.weight': it has no shape yet"),
     "expanded": (
-        lambda: nn.ParameterList([torch.ones(2), nn.Parameter(torch.ones(1).expand(3))]),
+        lambda: nn.ParameterList(
+            [torch.ones(2), nn.Parameter(torch.ones(1).expand(3))]
+        ),
         ["0", "1"],
         "can't mask '1': several of its entries share",
     ),
-    "overlapping": (overlapping, ["weight"], "can't mask 'weight': several of its entries share"),
-    "old weight norm": (old_weight_norm, ["0.bias", "0.weight"], "can't mask 0.weight: not a"),
+    "overlapping": (
+        overlapping,
+        ["weight"],
+        "can't mask 'weight': several of its entries share",
+    ),
+    "old weight norm": (
+        old_weight_norm,
+        ["0.bias", "0.weight"],
+        "can't mask 0.weight: not a",
+    ),
     "weight norm": (
         lambda: nn.Sequential(nn.Linear(2, 2), weight_norm(nn.Linear(2, 2))),
         ["0.weight", "1.weight"],
         "can't mask 1.weight: not a parameter, computed by weight_norm",
     ),
     "keys": (lambda: Keyed("keys"), ["linear.weight", "keys"], "can't mask 'keys'"),
-    "update": (lambda: Keyed("update"), ["linear.weight", "update"], "can't mask 'update'"),
+    "update": (
+        lambda: Keyed("update"),
+        ["linear.weight", "update"],
+        "can't mask 'update'",
+    ),
     "a child called parametrizations": (
         lambda: nn.Sequential(nn.Linear(2, 2), HasChild()),
         None,
@@ -599,7 +654,11 @@ REFUSED = {
         ["0.weight", "scale"],
         "can't mask 'scale'",
     ),
-    "a traced module's own parameter": (traced, ["linear.weight", "weight"], "can't mask 'weight'"),
+    "a traced module's own parameter": (
+        traced,
+        ["linear.weight", "weight"],
+        "can't mask 'weight'",
+    ),
     "sparse gradients": (
         lambda: nn.Sequential(nn.Linear(4, 4), nn.Embedding(7, 4, sparse=True)),
         ["0.weight", "1.weight"],
@@ -725,7 +784,9 @@ def test_registering_on_the_masked_tensor_changes_nothing():
     for register in (weight_norm, lambda m: parametrize.register_parametrization(
         m, "weight", AddOne()
     )):  # fmt: skip
-        with pytest.raises(AttributeError, match="'Mask' object has no attribute 'append'"):
+        with pytest.raises(
+            AttributeError, match="'Mask' object has no attribute 'append'"
+        ):
             register(layer)
         assert torch.equal(layer(ROWS), out)
 
@@ -753,7 +814,8 @@ def test_a_parametrization_appended_where_an_original_is_masked():
 
 
 @pytest.mark.xfail(
-    strict=True, reason="the masks are a child of the ParametrizationList, over which it iterates"
+    strict=True,
+    reason="the masks are a child of the ParametrizationList, over which it iterates",
 )
 def test_assigning_to_a_weight_whose_originals_are_masked():
     layer = weight_norm(nn.Linear(4, 4))
@@ -810,7 +872,9 @@ def test_a_local_class_lives_no_longer_than_its_modules():
 
 def test_an_estimator_that_fails_is_not_passed_over():
     layer = masktorch.wrap(nn.Linear(4, 4), Broken())
-    with pytest.raises((AttributeError, RuntimeError, TypeError), match="no_such_attribute"):
+    with pytest.raises(
+        (AttributeError, RuntimeError, TypeError), match="no_such_attribute"
+    ):
         layer(ROWS)
 
 
@@ -826,7 +890,9 @@ def test_forward_patched_before_wrap():
     assert torch.equal(masktorch.unwrap(layer)(ROWS), out)
 
 
-@pytest.mark.xfail(strict=True, reason="the instance's forward hides the one that holds a draw")
+@pytest.mark.xfail(
+    strict=True, reason="the instance's forward hides the one that holds a draw"
+)
 def test_one_draw_where_forward_was_patched_before_wrap():
     class Twice(nn.Linear):
         def forward(self, x):
@@ -853,7 +919,9 @@ def test_forward_patched_after_wrap():
 def test_hooks_on_parameters_and_modules():
     layer, seen = nn.Linear(4, 4), []
     layer.weight.register_post_accumulate_grad_hook(lambda p: seen.append("weight"))
-    layer.register_forward_hook(lambda module, args, out: seen.append(type(module).__name__))
+    layer.register_forward_hook(
+        lambda module, args, out: seen.append(type(module).__name__)
+    )
     masktorch.wrap(layer)
     scores = layer.parametrizations.weight.scores
     scores.register_post_accumulate_grad_hook(lambda p: seen.append("scores"))
@@ -887,7 +955,9 @@ def test_state_dicts_of_plain_and_wrapped_models_load_into_one_another():
     again = make()
     missing, unexpected = again.load_state_dict(wrapped.state_dict(), strict=False)
     masks_of = [f"{i}.parametrizations.weight." for i in (0, 2)]
-    assert unexpected == [name + key for name in masks_of for key in ("scores", "_extra_state")]
+    assert unexpected == [
+        name + key for name in masks_of for key in ("scores", "_extra_state")
+    ]
     assert not missing
     assert torch.equal(again(ROWS), plain(ROWS))
 

@@ -30,10 +30,16 @@ def test_a_wrapped_layer_computes_with_the_masked_tensors(layer, shape, bias):
     original, x = type(layer), torch.randn(shape)
     state = {name: p.detach().clone() for name, p in layer.named_parameters()}
     masktorch.wrap(layer, bias=bias)
-    masks = {name: torch.rand(p.shape) < 0.5 for name, p in state.items() if name != "bias" or bias}
+    masks = {
+        name: torch.rand(p.shape) < 0.5
+        for name, p in state.items()
+        if name != "bias" or bias
+    }
     masktorch.set_masks(layer, masks)
     assert isinstance(layer, original)
-    masked = {name: p * masks[name] if name in masks else p for name, p in state.items()}
+    masked = {
+        name: p * masks[name] if name in masks else p for name, p in state.items()
+    }
     outputs = [layer(x), masktorch.freeze_mask(layer)(x), masktorch.unwrap(layer)(x)]
     assert type(layer) is original
     layer.load_state_dict(masked)
@@ -91,7 +97,9 @@ def test_scores_start_where_init_says():
     assert scores().dtype == torch.bfloat16
     assert scores().unique().tolist() == [1.0]
     assert scores(estimator=Bernoulli()).unique().tolist() == [3.0]
-    assert scores(estimator=Piggyback()).unique().item() == pytest.approx(0.01, rel=1e-2)
+    assert scores(estimator=Piggyback()).unique().item() == pytest.approx(
+        0.01, rel=1e-2
+    )
     for threshold in (1.0, -1.0, 100.0):
         assert (scores(estimator=Piggyback(threshold)) > threshold).all()
     assert scores(init=3).unique().tolist() == [3.0]
@@ -104,7 +112,9 @@ def test_scores_start_where_init_says():
 def test_scores_take_the_memory_format_of_the_weight():
     conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
     masktorch.wrap(conv)
-    assert conv.parametrizations.weight.scores.is_contiguous(memory_format=torch.channels_last)
+    assert conv.parametrizations.weight.scores.is_contiguous(
+        memory_format=torch.channels_last
+    )
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 

@@ -46,7 +46,9 @@ def train(model, batch, optimiser, steps=5):
 
 def half(model):
     """Random masks, about half of each tensor kept."""
-    return {name: torch.rand(m.shape) < 0.5 for name, m in masktorch.masks(model).items()}
+    return {
+        name: torch.rand(m.shape) < 0.5 for name, m in masktorch.masks(model).items()
+    }
 
 
 def copies(model):
@@ -111,7 +113,9 @@ def test_the_whole_life_with_one_optimiser(small, batch, estimator):
     train(small, batch, opt)
 
     for name, mask in masktorch.masks(small).items():
-        assert torch.equal(mask, learned[name])  # masks bit-identical through weight training
+        assert torch.equal(
+            mask, learned[name]
+        )  # masks bit-identical through weight training
         weight = under(small, name)
         assert torch.count_nonzero(weight.grad[~mask]) == 0
         assert torch.count_nonzero(weight.grad[mask]) > 0
@@ -136,7 +140,9 @@ def test_the_whole_life_with_one_optimiser(small, batch, estimator):
 
 
 @each_estimator
-def test_a_masked_entry_contributes_zero_whatever_stands_under_it(small, batch, estimator):
+def test_a_masked_entry_contributes_zero_whatever_stands_under_it(
+    small, batch, estimator
+):
     masktorch.wrap(small, estimator)
     masktorch.set_masks(small, half(small))
     masktorch.freeze_mask(small).eval()
@@ -145,7 +151,9 @@ def test_a_masked_entry_contributes_zero_whatever_stands_under_it(small, batch, 
     with torch.no_grad():
         under(small, "head.weight")[~mask] = float("nan")
     assert torch.equal(small(batch[0]), before)
-    assert torch.equal(masktorch.unwrap(small).head.weight[~mask], torch.zeros(int((~mask).sum())))
+    assert torch.equal(
+        masktorch.unwrap(small).head.weight[~mask], torch.zeros(int((~mask).sum()))
+    )
 
 
 @each_estimator
@@ -217,9 +225,16 @@ def test_rescale_bakes_what_the_layer_used(small, batch, estimator):
 
 
 def test_set_masks_gives_exactly_the_mask_and_moves_only_what_it_must():
-    for estimator in [*ESTIMATORS, Threshold(0.9), Bernoulli(0.01), IntermediateSampling(1.0, 0.3)]:
+    for estimator in [
+        *ESTIMATORS,
+        Threshold(0.9),
+        Bernoulli(0.01),
+        IntermediateSampling(1.0, 0.3),
+    ]:
         for dtype in [torch.float32, torch.bfloat16, torch.float16, torch.float64]:
-            layer = masktorch.wrap(nn.Linear(50, 40, dtype=dtype), estimator, init=torch.randn_like)
+            layer = masktorch.wrap(
+                nn.Linear(50, 40, dtype=dtype), estimator, init=torch.randn_like
+            )
             scores = layer.parametrizations.weight.scores
             before, wanted = scores.detach().clone(), torch.rand(40, 50) < 0.5
             apart = (before - estimator.at).abs() > 1e-2
@@ -259,7 +274,9 @@ def test_one_draw_can_be_held_over_several_calls():
 def test_tied_weights_share_one_mask_everywhere_they_live():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
-    masktorch.wrap(model)  # the Linear is the target, the embedding holds the same tensor
+    masktorch.wrap(
+        model
+    )  # the Linear is the target, the embedding holds the same tensor
     assert list(masktorch.masks(model)) == ["0.weight"]
     wanted = torch.rand(5, 4) < 0.5
     masktorch.set_masks(model, {"0.weight": wanted}).eval()
@@ -272,11 +289,18 @@ def test_tied_weights_share_one_mask_everywhere_they_live():
 
 def test_freezing_warns_of_a_mask_that_keeps_nothing(small):
     masktorch.wrap(small)
-    masktorch.set_masks(small, {n: torch.ones_like(m) for n, m in masktorch.masks(small).items()})
-    nothing = {n: torch.full_like(m, n == "head.weight") for n, m in masktorch.masks(small).items()}
+    masktorch.set_masks(
+        small, {n: torch.ones_like(m) for n, m in masktorch.masks(small).items()}
+    )
+    nothing = {
+        n: torch.full_like(m, n == "head.weight")
+        for n, m in masktorch.masks(small).items()
+    }
     with pytest.warns(UserWarning, match=r"'features.0.weight' keeps nothing"):
         masktorch.set_masks(small, nothing)
-    with pytest.warns(UserWarning, match=r"'features.0.weight' keeps nothing") as caught:
+    with pytest.warns(
+        UserWarning, match=r"'features.0.weight' keeps nothing"
+    ) as caught:
         masktorch.freeze_mask(small)
     assert caught[0].filename == __file__
 
@@ -333,7 +357,9 @@ def test_assigning_a_tensor_writes_under_the_mask():
 @pytest.mark.parametrize("value", [None, torch.ones(()), nn.Parameter(torch.ones(2))])
 def test_a_masked_tensor_keeps_its_shape(value):
     layer = masktorch.wrap(nn.Linear(2, 3), bias=True)
-    with pytest.raises(ValueError, match=r"'bias' has a mask: expected a tensor of shape \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"'bias' has a mask: expected a tensor of shape \(3,\)"
+    ):
         layer.bias = value
     assert layer(torch.ones(1, 2)).shape == (1, 3)
 
@@ -347,7 +373,9 @@ def test_the_mode_is_the_layers_own(estimator):
     model[0].eval()
     assert not model[0].weight.requires_grad
     assert model[1].weight.requires_grad
-    assert torch.count_nonzero(model[0].weight) == 0  # a score of 0 is masked, when not drawn
+    assert (
+        torch.count_nonzero(model[0].weight) == 0
+    )  # a score of 0 is masked, when not drawn
 
 
 @each_estimator
@@ -366,9 +394,12 @@ def test_a_first_read_without_gradient_leaves_the_next_its_own(estimator):
 
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize(
-    ("estimator", "frozen"), [(Threshold(), False), (Threshold(), True), (Bernoulli(), True)]
+    ("estimator", "frozen"),
+    [(Threshold(), False), (Threshold(), True), (Bernoulli(), True)],
 )
-def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(estimator, frozen, reentrant):
+def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(
+    estimator, frozen, reentrant
+):
     def gradients(checkpointed):
         class Two(nn.Linear):
             def segment(self, x):
@@ -376,7 +407,9 @@ def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(estimator,
 
             def forward(self, x):
                 for _ in range(2):
-                    call = functools.partial(checkpoint, self.segment, use_reentrant=reentrant)
+                    call = functools.partial(
+                        checkpoint, self.segment, use_reentrant=reentrant
+                    )
                     x = call(x) if checkpointed else self.segment(x)
                 return x
 
@@ -391,7 +424,9 @@ def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(estimator,
 
 
 @pytest.mark.parametrize("tau", [0.2, 0.6, 0.7, 0.9])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str
+)
 def test_training_and_evaluation_agree_next_to_the_threshold(dtype, tau):
     at = torch.tensor(math.log(tau / (1 - tau)), dtype=dtype)
     near = torch.stack([at * (1 + k * torch.finfo(dtype).eps) for k in range(-4, 5)])

@@ -26,9 +26,9 @@ from masktorch import (
     Piggyback,
     Threshold,
     TopK,
-    blocks,
     functional,
 )
+from masktorch._kernels import chunked
 
 pytestmark = [
     # torch.compile makes an instance of an autograd function while it traces one
@@ -42,7 +42,9 @@ ESTIMATORS = [
     Bernoulli(),
     IntermediateSampling(),
     Piggyback(),
-    HardConcrete(gamma=-1e-3, zeta=1.001),  # hardly ever saturated, so that every score learns
+    HardConcrete(
+        gamma=-1e-3, zeta=1.001
+    ),  # hardly ever saturated, so that every score learns
     Concrete(),
 ]
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
@@ -60,16 +62,22 @@ class Block(nn.Module):
 
 
 def half(model):
-    return {name: torch.rand(m.shape) < 0.5 for name, m in masktorch.masks(model).items()}
+    return {
+        name: torch.rand(m.shape) < 0.5 for name, m in masktorch.masks(model).items()
+    }
 
 
 def wrapped(model, *arguments, **keywords):
     """Wraps; the masks keep about half."""
-    return masktorch.set_masks(model := masktorch.wrap(model, *arguments, **keywords), half(model))
+    return masktorch.set_masks(
+        model := masktorch.wrap(model, *arguments, **keywords), half(model)
+    )
 
 
 def gradients(model):
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {
+        n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None
+    }
 
 
 def step(model, x=X):
@@ -143,12 +151,16 @@ def test_taking_the_masks_off_one_copy_leaves_the_other_alive(way, of, bias, est
     WAYS[way](one)
 
     assert [type(m) for m in one.modules()] == [type(m) for m in Block().modules()]
-    assert dict(one.named_parameters()).keys() == dict(Block().named_parameters()).keys()
+    assert (
+        dict(one.named_parameters()).keys() == dict(Block().named_parameters()).keys()
+    )
     baked = way in ("bake", "remove, leave")
     assert torch.equal(one(X), expected) == baked
     for name, parameter in one.named_parameters():
         if name in masks:
-            assert torch.equal(parameter, under[name] * masks[name] if baked else under[name])
+            assert torch.equal(
+                parameter, under[name] * masks[name] if baked else under[name]
+            )
             assert torch.equal(dict(one.named_parameters())[name], parameter)
     one.requires_grad_(True)
     one.zero_grad()
@@ -194,7 +206,10 @@ def test_a_copy_of_one_tied_layer_stands_alone():
     assert torch.equal(model[1](X), expected)
     one = copy.deepcopy(model)
     assert one[0].parametrizations.weight is one[1].parametrizations.weight
-    assert dict(one[0].named_parameters())["weight"] is dict(one[1].named_parameters())["weight"]
+    assert (
+        dict(one[0].named_parameters())["weight"]
+        is dict(one[1].named_parameters())["weight"]
+    )
     assert_learns(nn.Sequential(one[1]))
 
 
@@ -306,7 +321,9 @@ def frames(blocks):
 
 @each_estimator
 @pytest.mark.parametrize("mode", ["train", "eval", "frozen"])
-def test_twelve_wrapped_blocks_compile_as_often_as_twelve_plain_ones(dynamo, estimator, mode):
+def test_twelve_wrapped_blocks_compile_as_often_as_twelve_plain_ones(
+    dynamo, estimator, mode
+):
     plain = frames([Block() for _ in range(12)])
     torch._dynamo.reset()
     blocks = [masktorch.wrap(Block(), estimator, init=1.0) for _ in range(12)]
@@ -355,7 +372,9 @@ def test_a_compiled_model_gives_what_eager_gives(dynamo, estimator, backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_compiled_model_with_everything_on(dynamo, backend):
     with torch._inductor.config.patch(fallback_random=True):
-        model = nn.Sequential(nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4))
+        model = nn.Sequential(
+            nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)
+        )
         compiles(nn.Sequential(nn.Unflatten(1, (1, 4)), wrapped(
             model, Bernoulli(), bias=True, rescale=True, init=torch.clone
         )), backend)  # fmt: skip
@@ -471,7 +490,9 @@ def test_compiled_checkpointing_does_too(dynamo, estimator):
     compiles(model, "aot_eager")
 
 
-@pytest.mark.xfail(strict=True, reason="a held weight is drawn again in the recomputation")
+@pytest.mark.xfail(
+    strict=True, reason="a held weight is drawn again in the recomputation"
+)
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_weight_read_before_and_inside_a_checkpoint(reentrant):
     class Partly(nn.Linear):
@@ -575,7 +596,9 @@ def test_masked_modules_inside_masked_modules():
 
 def split(model):
     """The scores of a model, and everything else, for `functional_call`."""
-    scores = {n: p.detach() for n, p in model.named_parameters() if n.endswith("scores")}
+    scores = {
+        n: p.detach() for n, p in model.named_parameters() if n.endswith("scores")
+    }
     others = {n: p.detach() for n, p in model.named_parameters() if n not in scores}
     return scores, others
 
@@ -622,7 +645,9 @@ def test_an_ensemble_of_masks_in_one_call(estimator, training):
         stacked = certain
     else:
         out = torch.vmap(call)(stacked)
-    assert_equal(out, torch.stack([call(one(i)) for i in range(5)]), rtol=1e-5, atol=1e-6)
+    assert_equal(
+        out, torch.stack([call(one(i)) for i in range(5)]), rtol=1e-5, atol=1e-6
+    )
 
 
 @each_estimator
@@ -631,12 +656,16 @@ def test_gradients_of_an_ensemble_in_one_call(estimator):
     scores, others = split(model)
     stacked = {n: torch.randn(5, *s.shape) for n, s in scores.items()}
     if estimator.draws:
-        stacked = {n: s.sign() * 200 for n, s in stacked.items()}  # no chance in the draw
+        stacked = {
+            n: s.sign() * 200 for n, s in stacked.items()
+        }  # no chance in the draw
     grad = torch.func.grad(loss)
     found = torch.vmap(grad, in_dims=(0, None, None), randomness="different")(
         stacked, others, model
     )
-    looped = [grad({n: s[i] for n, s in stacked.items()}, others, model) for i in range(5)]
+    looped = [
+        grad({n: s[i] for n, s in stacked.items()}, others, model) for i in range(5)
+    ]
     for name in stacked:
         expected = torch.stack([g[name] for g in looped])
         assert_equal(found[name], expected, rtol=1e-4, atol=1e-6)
@@ -647,7 +676,11 @@ def test_gradients_per_sample():
     scores, others = split(model)
 
     def of_one(scores, x):
-        return torch.func.functional_call(model, {**scores, **others}, (x,)).square().mean()
+        return (
+            torch.func.functional_call(model, {**scores, **others}, (x,))
+            .square()
+            .mean()
+        )
 
     found = torch.vmap(torch.func.grad(of_one), in_dims=(None, 0))(scores, X)
     for name, mean in torch.func.grad(of_one)(scores, X).items():
@@ -658,14 +691,18 @@ def test_forward_mode_through_a_frozen_mask():
     model = masktorch.freeze_mask(wrapped(Block())).eval()
     plain = masktorch.unwrap(copy.deepcopy(model))
     tangent = torch.randn_like(X)
-    assert_equal(torch.func.jvp(model, (X,), (tangent,)), torch.func.jvp(plain, (X,), (tangent,)))
+    assert_equal(
+        torch.func.jvp(model, (X,), (tangent,)), torch.func.jvp(plain, (X,), (tangent,))
+    )
     _, others = split(model)
     moved = {n: torch.ones_like(p) for n, p in others.items()}
     call = lambda m: lambda p: torch.func.functional_call(m, p, (X,))  # noqa: E731
     _, found = torch.func.jvp(call(model), (others,), (moved,))
     masked = {n: torch.where(masktorch.masks(model).get(n, torch.tensor(True)), t, 0)
               for n, t in moved.items()}  # fmt: skip
-    _, expected = torch.func.jvp(call(plain), (dict(plain.named_parameters()),), (masked,))
+    _, expected = torch.func.jvp(
+        call(plain), (dict(plain.named_parameters()),), (masked,)
+    )
     assert_equal(found, expected)
 
 
@@ -682,7 +719,9 @@ def test_a_copy_made_within_a_forward_leaves_its_draw():
 
 @pytest.mark.parametrize("size", [8, 600])
 def test_forward_mode_by_dual_weights_of_any_size(size):
-    layer = masktorch.set_masks(nn.Linear(size, size), {"weight": torch.eye(size).bool()})
+    layer = masktorch.set_masks(
+        nn.Linear(size, size), {"weight": torch.eye(size).bool()}
+    )
     weight, x = torch.randn(size, size), torch.ones(1, size)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(weight, torch.full_like(weight, 3.0))
@@ -707,7 +746,9 @@ def test_double_backward(estimator):
     assert all(s.grad.isfinite().all() for s in masktorch.mask_parameters(model))
     scores = list(masktorch.mask_parameters(model))
     first = torch.autograd.grad(model(x).square().sum(), scores, create_graph=True)
-    second = torch.autograd.grad(sum(g.square().sum() for g in first), scores, allow_unused=True)
+    second = torch.autograd.grad(
+        sum(g.square().sum() for g in first), scores, allow_unused=True
+    )
     assert all(g is None or g.isfinite().all() for g in second)
 
 
@@ -725,13 +766,15 @@ WAYS_TO_A_MASK = {
 @pytest.fixture(params=["whole", "blocks"])
 def size(request, monkeypatch):
     if request.param == "blocks":
-        monkeypatch.setattr(blocks, "BLOCK", 3)
+        monkeypatch.setattr(chunked, "BLOCK", 3)
 
 
 @each_of_all
 @pytest.mark.parametrize("way", WAYS_TO_A_MASK)
 @pytest.mark.parametrize("pre_dispatch", [False, True])
-def test_what_make_fx_traces_computes_the_mask_of_its_input(estimator, way, pre_dispatch, size):
+def test_what_make_fx_traces_computes_the_mask_of_its_input(
+    estimator, way, pre_dispatch, size
+):
     def compute(s):
         return WAYS_TO_A_MASK[way](estimator, s)
 
@@ -765,7 +808,9 @@ def test_scores_that_a_conjugate_lends_its_negative_imaginary_part(estimator, si
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_trace_in_eval_follows_its_scores(estimator, rescale, size):
-    layer = masktorch.wrap(nn.Linear(8, 4), estimator, init=torch.randn_like, rescale=rescale)
+    layer = masktorch.wrap(
+        nn.Linear(8, 4), estimator, init=torch.randn_like, rescale=rescale
+    )
     traced = torch.jit.trace(layer.eval(), (torch.ones(2, 8),))
     for scores in masktorch.mask_parameters(layer):
         scores.data.copy_(torch.randn(scores.shape))
@@ -797,7 +842,9 @@ def test_onnx_export_after_unwrap():
     pytest.importorskip("onnxscript")
     model = masktorch.unwrap(wrapped(Block())).eval()
     program = torch.onnx.export(model, (X,), dynamo=True, verbose=False)
-    (found,) = program.call_reference(X) if hasattr(program, "call_reference") else (model(X),)
+    (found,) = (
+        program.call_reference(X) if hasattr(program, "call_reference") else (model(X),)
+    )
     assert_equal(found, model(X), rtol=1e-5, atol=1e-6)
 
 
@@ -808,7 +855,9 @@ def test_torchscript_after_unwrap():
     assert_equal(torch.jit.trace(masktorch.unwrap(model), (X,))(X), out)
 
 
-@pytest.mark.parametrize("estimator", [Threshold(), Bernoulli(), IntermediateSampling()], ids=repr)
+@pytest.mark.parametrize(
+    "estimator", [Threshold(), Bernoulli(), IntermediateSampling()], ids=repr
+)
 def test_forward_mode_by_scores_is_an_error_not_a_wrong_number(estimator):
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(estimator, (torch.zeros(3),), (torch.ones(3),))
@@ -854,7 +903,9 @@ def test_gradients_are_clipped():
     (100 * model(X).square().sum()).backward()
     norm = torch.nn.utils.clip_grad_norm_(masktorch.mask_parameters(model), 1.0)
     assert norm > 1
-    clipped = torch.nn.utils.get_total_norm([s.grad for s in masktorch.mask_parameters(model)])
+    clipped = torch.nn.utils.get_total_norm(
+        [s.grad for s in masktorch.mask_parameters(model)]
+    )
     assert_equal(clipped, torch.tensor(1.0), rtol=1e-4, atol=1e-4)
 
 
@@ -881,7 +932,9 @@ def test_given_masks_are_not_averaged_but_copied():
         return masktorch.set_masks(nn.Linear(2, 1), {"weight": torch.tensor([keep])})
 
     for buffers in (True, False):
-        average = torch.optim.swa_utils.AveragedModel(given([True, False]), use_buffers=buffers)
+        average = torch.optim.swa_utils.AveragedModel(
+            given([True, False]), use_buffers=buffers
+        )
         average.update_parameters(given([True, False]))
         if buffers:
             with pytest.raises(RuntimeError, match="bool"):
@@ -907,7 +960,12 @@ def test_exponential_average_of_scores_under_a_stochastic_mask():
 
 @pytest.mark.parametrize("foreach", [False, True])
 def test_optimisers_reach_scores(foreach):
-    for make in (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop):
+    for make in (
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.RMSprop,
+    ):
         model = masktorch.wrap(Block())
         opt = make(masktorch.mask_parameters(model), lr=0.1, foreach=foreach)
         model(X).sum().backward()
@@ -951,7 +1009,11 @@ def test_two_threads_run_one_model_in_eval():
 @pytest.mark.xfail(strict=True, reason="what is held is held for all threads")
 def test_forwards_of_two_threads_that_overlap_leave_nothing_held():
     """Thread 1 starts, thread 2 starts, thread 1 ends, thread 2 ends."""
-    first_in, second_in, first_out = threading.Event(), threading.Event(), threading.Event()
+    first_in, second_in, first_out = (
+        threading.Event(),
+        threading.Event(),
+        threading.Event(),
+    )
 
     class Slow(nn.Linear):
         def forward(self, x, i):

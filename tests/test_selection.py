@@ -10,22 +10,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from masktorch import blocks, functional, ranks, selection
-from masktorch.selection import count, largest_of
+from masktorch import functional
+from masktorch._kernels import chunked, top_k
+from masktorch._kernels.top_k import count, largest_of
+from masktorch._methods.top_k import keeps_largest
 
-SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, 1e-7, math.inf, -math.inf, math.nan, -math.nan]
+SPECIAL = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    2.0,
+    0.5,
+    1e-7,
+    math.inf,
+    -math.inf,
+    math.nan,
+    -math.nan,
+]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 @pytest.fixture(autouse=True)
 def nothing_to_guess_from():
-    selection._last.clear()
+    top_k._last.clear()
 
 
 @pytest.fixture(params=["whole", "blocks"])
 def size(request, monkeypatch):
     if request.param == "blocks":
-        monkeypatch.setattr(blocks, "BLOCK", 3)
+        monkeypatch.setattr(chunked, "BLOCK", 3)
 
 
 def largest(values, k, *, absolute=False):
@@ -36,7 +50,9 @@ def by_argsort(values, k, absolute=False):
     """The mask by numpy: a stable sort of the negated values puts what is not a number last."""
     flat = values.detach().double().numpy().ravel()
     flat = np.abs(flat) if absolute else flat
-    order = np.lexsort((np.arange(flat.size), -np.nan_to_num(flat, nan=0.0), ~np.isnan(flat)))
+    order = np.lexsort(
+        (np.arange(flat.size), -np.nan_to_num(flat, nan=0.0), ~np.isnan(flat))
+    )
     mask = np.zeros(flat.size, dtype=bool)
     mask[order[:k]] = True
     return torch.from_numpy(mask).view(values.shape)
@@ -54,7 +70,9 @@ LAYOUTS = {
     "contiguous": lambda v: v,
     "transposed": lambda v: v.t(),
     "gaps": lambda v: torch.stack([v, v + 1], -1)[..., 0],
-    "channels last": lambda v: v.view(2, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+    "channels last": lambda v: v.view(2, 3, 2, 2).contiguous(
+        memory_format=torch.channels_last
+    ),
     "expanded": lambda v: v[:, :1].expand(4, 6),
     "a scalar": lambda v: v[0, 0],
     "flat": lambda v: v.flatten(),
@@ -88,7 +106,7 @@ def test_every_count_of_any_values(dtype, layout, absolute, monkeypatch):
             again = largest(values, k, absolute=absolute)  # from the guess
             assert torch.equal(again, expected)
             with monkeypatch.context() as elsewhere:  # by a sort, as accelerators do
-                elsewhere.setattr(selection, "is_unseen", lambda _: False)
+                elsewhere.setattr(top_k, "is_unseen", lambda _: False)
                 assert torch.equal(largest(values, k, absolute=absolute), expected)
 
 
@@ -96,7 +114,8 @@ def test_every_count_of_any_values(dtype, layout, absolute, monkeypatch):
 @given(
     st.lists(
         st.tuples(
-            st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=8), st.sampled_from(DTYPES)
+            st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=8),
+            st.sampled_from(DTYPES),
         ),
         min_size=1,
         max_size=4,
@@ -168,7 +187,7 @@ def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
         values = memory.view(dtype)[:20]
         values.copy_(torch.randn(20))
         assert torch.equal(largest(values, 7), by_argsort(values, 7))
-    assert len(selection._last) == 3
+    assert len(top_k._last) == 3
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -177,14 +196,18 @@ def test_of_unchanged_values_a_count_is_proof_or_one_pass(absolute, equal, monke
     values = torch.randn(300).repeat(equal)
     for _ in range(2):
         mask = largest(values, 94, absolute=absolute)
-    sizes, partition, passes, parts = [], np.partition, [], selection._parts
-    monkeypatch.setattr(selection, "_parts", lambda *a: passes.append(1) or parts(*a))
-    monkeypatch.setattr(np, "partition", lambda a, *b: sizes.append(a.size) or partition(a, *b))
+    sizes, partition, passes, parts = [], np.partition, [], top_k._parts
+    monkeypatch.setattr(top_k, "_parts", lambda *a: passes.append(1) or parts(*a))
+    monkeypatch.setattr(
+        np, "partition", lambda a, *b: sizes.append(a.size) or partition(a, *b)
+    )
     assert torch.equal(largest(values, 94, absolute=absolute), mask)
     assert sizes == ([equal] if equal > 1 else [])
     assert len(passes) == 1
     values *= 1.5  # the cut moved: only then
-    assert torch.equal(largest(values, 94, absolute=absolute), by_argsort(values, 94, absolute))
+    assert torch.equal(
+        largest(values, 94, absolute=absolute), by_argsort(values, 94, absolute)
+    )
     assert sizes == ([equal] if equal > 1 else []) + [300 * equal]
 
 
@@ -194,9 +217,9 @@ def test_the_last_cut_is_a_guess_whatever_moves(dtype, absolute, monkeypatch):
     """Small steps, jumps, none, ties, and what is not a number."""
     rng = np.random.default_rng(0)
     values = torch.tensor(rng.normal(size=3000), dtype=dtype)
-    passes, parts = [], selection._parts
-    monkeypatch.setattr(selection, "_parts", lambda *a: passes.append(1) or parts(*a))
-    monkeypatch.setattr(selection, "_SAMPLE", 256)
+    passes, parts = [], top_k._parts
+    monkeypatch.setattr(top_k, "_parts", lambda *a: passes.append(1) or parts(*a))
+    monkeypatch.setattr(top_k, "_SAMPLE", 256)
     for step in range(120):
         if step % 40 == 39:
             values.mul_(2).add_(1)
@@ -211,11 +234,11 @@ def test_the_last_cut_is_a_guess_whatever_moves(dtype, absolute, monkeypatch):
 
 
 def test_what_is_remembered_is_bounded(monkeypatch):
-    monkeypatch.setattr(selection, "_LAST", 5)
+    monkeypatch.setattr(top_k, "_LAST", 5)
     values = torch.randn(50)
     for k in range(1, 40):
         assert torch.equal(largest(values, k), by_stable_argsort(values, k))
-        assert len(selection._last) <= 5
+        assert len(top_k._last) <= 5
 
 
 def test_no_sort_on_a_cpu(monkeypatch):
@@ -228,7 +251,7 @@ def test_no_sort_on_a_cpu(monkeypatch):
 
 
 def masks_by_share(scores):
-    return ranks.keeps_largest(scores, 0.3, absolute=True, block=(2, None))
+    return keeps_largest(scores, 0.3, absolute=True, block=(2, None))
 
 
 @pytest.mark.parametrize("absolute", [False, True])
@@ -248,7 +271,9 @@ def test_the_default_device_does_not_matter():
     with torch.device("meta"):
         assert torch.equal(largest(values[0], 4), by_argsort(values[0], 4))
         masks = largest_of(values, 6)
-        assert torch.equal(largest(values[0], 4, absolute=True), by_argsort(values[0], 4, True))
+        assert torch.equal(
+            largest(values[0], 4, absolute=True), by_argsort(values[0], 4, True)
+        )
     assert torch.equal(torch.cat(masks), expected)
 
 
@@ -257,13 +282,18 @@ def test_bounds_beyond_what_float32_holds(absolute):
     values = torch.zeros(4)
     for size in (3e38, 1e38, 2e38, -3e38):
         values[:] = torch.tensor([size, size, size, size / 2])
-        assert torch.equal(largest(values, 2, absolute=absolute), by_argsort(values, 2, absolute))
+        assert torch.equal(
+            largest(values, 2, absolute=absolute), by_argsort(values, 2, absolute)
+        )
 
 
 def test_several_tensors_with_the_negative_bit_or_under_transforms():
     minus = torch.complex(torch.zeros(1), torch.ones(1)).conj().imag
     assert minus.is_neg()
-    assert [mask.item() for mask in largest_of([minus, torch.zeros(1)], 1)] == [False, True]
+    assert [mask.item() for mask in largest_of([minus, torch.zeros(1)], 1)] == [
+        False,
+        True,
+    ]
     values, others = torch.randn(3, 4, 2), torch.randn(3, 5, dtype=torch.float64)
     masks = torch.vmap(lambda *tensors: tuple(largest_of(tensors, 6)))(values, others)
     traced = make_fx(lambda *tensors: largest_of(tensors, 6))(values[0], others[0])
@@ -287,7 +317,14 @@ def test_meta_tensors_have_masks_of_their_shape():
 
 def test_the_count_is_the_contracts_for_every_density():
     """floor(d n + 1/2) in floating point: exact wherever d n is not within rounding of a half."""
-    assert [count(d, 10) for d in (0.05, 0.1, 0.9, 0.25, 0.01, 1.0)] == [1, 1, 9, 3, 1, 10]
+    assert [count(d, 10) for d in (0.05, 0.1, 0.9, 0.25, 0.01, 1.0)] == [
+        1,
+        1,
+        9,
+        3,
+        1,
+        10,
+    ]
     assert count(0.3, 5) == 2  # 1.5 rounds up, though 0.3 is a little less than 3/10
     assert count(1e-9, 1000) == count(0.5, 0) == 1
     for n in (*range(1, 300), 10**6 + 1, 2**40 + 3):
@@ -295,7 +332,9 @@ def test_the_count_is_the_contracts_for_every_density():
             exact = Fraction(percent, 100) * n + Fraction(1, 2)
             found = count(percent / 100, n)
             near = abs(exact - round(exact)) <= exact * Fraction(1, 2**50)
-            assert found == max(1, math.floor(exact)) or (near and abs(found - exact) <= 1)
+            assert found == max(1, math.floor(exact)) or (
+                near and abs(found - exact) <= 1
+            )
 
 
 def test_a_count_of_the_entries_gives_a_density_that_keeps_just_these():
@@ -306,7 +345,9 @@ def test_a_count_of_the_entries_gives_a_density_that_keeps_just_these():
 
 @pytest.mark.parametrize("absolute", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("layout", ["contiguous", "channels last", "transposed", "gaps"])
+@pytest.mark.parametrize(
+    "layout", ["contiguous", "channels last", "transposed", "gaps"]
+)
 def test_the_operation_that_compiled_code_selects_by(absolute, dtype, layout):
     values = LAYOUTS[layout](torch.randn(4, 6).to(dtype))
     arguments = (values, torch.tensor(0.4, dtype=torch.float64), absolute)

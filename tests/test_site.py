@@ -18,7 +18,9 @@ pytest.importorskip("mkdocs")
 pytest.importorskip("latex2mathml")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
+    pytest.mark.skipif(
+        not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"
+    ),
 ]
 
 FAULTS = """
@@ -46,7 +48,16 @@ return faults
 def site(tmp_path_factory):
     """The address of the pages, built strictly."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "mkdocs",
+        "build",
+        "--strict",
+        "--quiet",
+        "-d",
+        str(folder),
+    ]
     built = subprocess.run(
         command,
         cwd=ROOT,
@@ -60,7 +71,10 @@ def site(tmp_path_factory):
 
 
 def pages(folder):
-    return sorted(str(path.parent.relative_to(folder)) + "/" for path in folder.rglob("index.html"))
+    return sorted(
+        str(path.parent.relative_to(folder)) + "/"
+        for path in folder.rglob("index.html")
+    )
 
 
 @pytest.mark.parametrize("width", [400, 1300])
@@ -79,8 +93,12 @@ def test_nothing_is_asked_of_another_host(site):
     folder, _ = site
     for path in folder.rglob("*.html"):
         text = path.read_text()
-        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?(https?:[^\s\">]+)", text)
-        loaded += re.findall(r"<link[^>]*stylesheet[^>]*href=\"?(https?:[^\s\">]+)", text)
+        loaded = re.findall(
+            r"<(?:script|img|iframe)[^>]* src=\"?(https?:[^\s\">]+)", text
+        )
+        loaded += re.findall(
+            r"<link[^>]*stylesheet[^>]*href=\"?(https?:[^\s\">]+)", text
+        )
         assert not loaded, path
 
 

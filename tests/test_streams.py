@@ -78,7 +78,9 @@ def test_a_stream_is_written_and_read_from_where_it_stands():
     file.seek(6)
     assert same(read_masks(file), masktorch.masks(model))
     assert file.read() == b""
-    with pytest.raises(ValueError, match=r"found 0 bytes that are none.*: seek\(0\) first"):
+    with pytest.raises(
+        ValueError, match=r"found 0 bytes that are none.*: seek\(0\) first"
+    ):
         read_masks(file)
     assert not file.closed
 
@@ -116,7 +118,9 @@ def test_both_ends_of_a_pipe():
     with open(writes, "wb") as file:
         save_masks(model, file)
     with open(reads, "rb") as file:
-        assert same(masktorch.masks(load_masks(plain(model), file)), masktorch.masks(model))
+        assert same(
+            masktorch.masks(load_masks(plain(model), file)), masktorch.masks(model)
+        )
 
 
 def closed(file):
@@ -147,7 +151,11 @@ BAD = [
 def test_what_is_no_file_of_bytes(make, message):
     model = wrapped()
     before = snapshot(model)
-    for function in (partial(save_masks, model), partial(load_masks, model), read_masks):
+    for function in (
+        partial(save_masks, model),
+        partial(load_masks, model),
+        read_masks,
+    ):
         file = make()
         with pytest.raises((TypeError, ValueError), match=message):
             function(file)
@@ -156,7 +164,10 @@ def test_what_is_no_file_of_bytes(make, message):
 
 
 def test_a_file_open_for_the_other_thing(tmp_path):
-    with open(tmp_path / "x", "wb") as file, pytest.raises(ValueError, match=r"load .*: read"):
+    with (
+        open(tmp_path / "x", "wb") as file,
+        pytest.raises(ValueError, match=r"load .*: read"),
+    ):
         read_masks(file)
     with open(tmp_path / "x", "rb") as file, pytest.raises(OSError, match="write"):
         save_masks(wrapped(), file)
@@ -209,10 +220,14 @@ def test_a_stream_without_end_is_left():
 
     endless, model = Endless(), wrapped()
     entries = sum(p.numel() for p in model.parameters())
-    with pytest.raises(ValueError, match=f"Endless.* at most {entries // 4 + 2**24} bytes"):
+    with pytest.raises(
+        ValueError, match=f"Endless.* at most {entries // 4 + 2**24} bytes"
+    ):
         load_masks(model, endless)
     assert endless.given < 2**25
-    with pytest.raises(ValueError, match=rf"read_masks\(\) .* at most {100 // 4 + 2**24} bytes"):
+    with pytest.raises(
+        ValueError, match=rf"read_masks\(\) .* at most {100 // 4 + 2**24} bytes"
+    ):
         read_masks(Endless(), most=100)
 
 
@@ -221,14 +236,18 @@ def test_a_stream_that_takes_no_more_for_now():
         def write(self, some):
             return super().write(some) if self.content.tell() < 300 else None
 
-    with pytest.raises(BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"):
+    with pytest.raises(
+        BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"
+    ):
         save_masks(wrapped(), Full())
 
     class Closed(io.BytesIO):
         def write(self, some):
             return 0
 
-    with pytest.raises(BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"):
+    with pytest.raises(
+        BlockingIOError, match=r"save_masks\(\) met a stream that takes no more"
+    ):
         save_masks(wrapped(), Closed())
 
 

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import masktorch
-from masktorch import Concrete, NOfM, TopK, blocks, functional, selection
+from masktorch import Concrete, NOfM, TopK, functional
+from masktorch._kernels import chunked, top_k
 
 pytestmark = [
     # torch.compile makes an instance of an autograd function while it traces one
@@ -27,13 +28,15 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(6, 8), (6, 8, 3), (6, 8, 2, 2)]
 BLOCKS = [(1, None), (None, 1), (2, 2), (3, 8), (1, 1), (6, None)]
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
-ABSOLUTE = pytest.mark.parametrize("absolute", [True, False], ids=["absolute", "signed"])
+ABSOLUTE = pytest.mark.parametrize(
+    "absolute", [True, False], ids=["absolute", "signed"]
+)
 
 
 @pytest.fixture(params=["whole", "blocks"])
 def size(request, monkeypatch):
     if request.param == "blocks":
-        monkeypatch.setattr(blocks, "BLOCK", 6)
+        monkeypatch.setattr(chunked, "BLOCK", 6)
 
 
 @pytest.fixture
@@ -46,7 +49,11 @@ def dynamo():
 def tensors(shape, seed=0):
     """Scores with ties and zeros of both signs, weight and the gradient that arrives, float64."""
     rng = np.random.default_rng(seed)
-    s = np.where(rng.random(shape) < 0.3, np.round(rng.normal(size=shape)), rng.normal(size=shape))
+    s = np.where(
+        rng.random(shape) < 0.3,
+        np.round(rng.normal(size=shape)),
+        rng.normal(size=shape),
+    )
     s.flat[:4] = [0.0, -0.0, 1.0, -1.0]
     return s, rng.normal(size=shape), rng.normal(size=shape)
 
@@ -63,12 +70,17 @@ def first_of(values, k):
 
 
 def lengths(shape, block):
-    return [n if length is None else length for n, length in zip(shape, block, strict=False)]
+    return [
+        n if length is None else length for n, length in zip(shape, block, strict=False)
+    ]
 
 
 def blocks_of(shape, block):
     """Of each entry the number of its block, blocks numbered row by row."""
-    (rows, columns), across = lengths(shape, block), shape[1] // lengths(shape, block)[1]
+    (rows, columns), across = (
+        lengths(shape, block),
+        shape[1] // lengths(shape, block)[1],
+    )
     row, column, *_ = np.indices(shape)
     return (row // rows) * across + column // columns
 
@@ -108,7 +120,11 @@ def run(function, scores, weight, grad, fused):
 def test_topk(fused, absolute, shape, density):
     s, w, grad = tensors(shape) if shape != (1,) else (np.array([-2.0]),) * 3
     out, for_scores, for_weight = run(
-        lambda s, **kw: functional.topk(s, density, absolute=absolute, **kw), s, w, grad, fused
+        lambda s, **kw: functional.topk(s, density, absolute=absolute, **kw),
+        s,
+        w,
+        grad,
+        fused,
     )
     m = topk_by_hand(s, density, absolute)
     assert m.sum() == kept_count(density, s.size)
@@ -132,8 +148,12 @@ def test_topk_by_blocks(fused, absolute, shape, block):
         m = topk_by_hand(s, density, absolute, block)
         np.testing.assert_array_equal(out, w * m)
         g, number = grad * w, blocks_of(shape, block)
-        mean = np.array([g[number == b].mean() for b in range(number.max() + 1)])[number]
-        np.testing.assert_allclose(for_scores, mean * (sign(s) if absolute else 1), rtol=1e-12)
+        mean = np.array([g[number == b].mean() for b in range(number.max() + 1)])[
+            number
+        ]
+        np.testing.assert_allclose(
+            for_scores, mean * (sign(s) if absolute else 1), rtol=1e-12
+        )
         np.testing.assert_array_equal(for_weight, grad * m)
 
 
@@ -149,7 +169,11 @@ def test_means_of_blocks_are_compared_in_double_precision():
 def test_n_of_m(fused, absolute, shape, n, m):
     s, w, grad = tensors(shape)
     out, for_scores, for_weight = run(
-        lambda s, **kw: functional.n_of_m(s, n, m, absolute=absolute, **kw), s, w, grad, fused
+        lambda s, **kw: functional.n_of_m(s, n, m, absolute=absolute, **kw),
+        s,
+        w,
+        grad,
+        fused,
     )
     mask = n_of_m_by_hand(s, n, m, absolute)
     np.testing.assert_array_equal(out, w * mask)
@@ -159,7 +183,9 @@ def test_n_of_m(fused, absolute, shape, n, m):
 
 @ABSOLUTE
 def test_what_is_not_a_number_counts_as_the_largest(absolute):
-    scores = torch.tensor([[1.0, math.inf, -math.nan, 3.0], [math.nan] * 3 + [math.inf]])
+    scores = torch.tensor(
+        [[1.0, math.inf, -math.nan, 3.0], [math.nan] * 3 + [math.inf]]
+    )
     for n in (1, 2, 3):
         masks = functional.n_of_m(scores, n, 4, absolute=absolute)
         assert masks.tolist() == [
@@ -168,14 +194,27 @@ def test_what_is_not_a_number_counts_as_the_largest(absolute):
         ]
     mask = functional.topk(scores, 4 / 8, absolute=absolute)
     assert mask.tolist() == [[0, 0, 1, 0], [1, 1, 1, 0]]
-    layer = masktorch.wrap(nn.Linear(2, 2), TopK(0.5), init=lambda w: torch.full_like(w, math.nan))
+    layer = masktorch.wrap(
+        nn.Linear(2, 2), TopK(0.5), init=lambda w: torch.full_like(w, math.nan)
+    )
     assert masktorch.masks(layer)["weight"].tolist() == [[True, True], [False, False]]
 
 
 def test_the_counts_that_others_get_wrong():
     """hidden-networks: int((1 - 0.9) * 10) = 0 are dropped; kthvalue and >= keep all ties."""
     assert functional.topk(torch.arange(10.0), 0.9).sum() == 9
-    assert functional.topk(torch.ones(10), 0.3).tolist() == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert functional.topk(torch.ones(10), 0.3).tolist() == [
+        1,
+        1,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ]
     for d in range(1, 101):
         for n in (7, 10, 33, 1000):
             kept = functional.topk(torch.zeros(n), d / 100).sum()
@@ -184,7 +223,9 @@ def test_the_counts_that_others_get_wrong():
 
 LAYOUTS = {
     "contiguous": lambda: torch.randn(4, 8, 5, 3),
-    "channels last": lambda: torch.randn(4, 8, 5, 3).to(memory_format=torch.channels_last),
+    "channels last": lambda: torch.randn(4, 8, 5, 3).to(
+        memory_format=torch.channels_last
+    ),
     "transposed": lambda: torch.randn(8, 6).t(),
     "gaps": lambda: torch.randn(4, 16)[:, ::2],
     "expanded": lambda: torch.randn(4, 1).expand(4, 8),
@@ -201,7 +242,9 @@ each_method = pytest.mark.parametrize("method", METHODS)
 @each_method
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layouts_and_dtypes_are_as_contiguous_doubles(method, layout, dtype, monkeypatch):
+def test_layouts_and_dtypes_are_as_contiguous_doubles(
+    method, layout, dtype, monkeypatch
+):
     scores, weight, grad = (LAYOUTS[layout]().to(dtype) for _ in range(3))
 
     def both(scores, weight, grad):
@@ -211,11 +254,13 @@ def test_layouts_and_dtypes_are_as_contiguous_doubles(method, layout, dtype, mon
 
     expected = both(*(t.double().contiguous() for t in (scores, weight, grad)))
     for block in (2**18, 8):
-        monkeypatch.setattr(blocks, "BLOCK", block)
+        monkeypatch.setattr(chunked, "BLOCK", block)
         for found, exact in zip(both(scores, weight, grad), expected, strict=True):
             assert found.dtype == dtype
             tolerance = 2 * torch.finfo(dtype).eps
-            torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(
+                found.double(), exact, rtol=tolerance, atol=tolerance
+            )
 
 
 @each_method
@@ -236,7 +281,9 @@ def test_a_batch_of_gradients_is_one_after_the_other(method, fused):
     s, w = torch.randn(4, 8, requires_grad=True), torch.randn(4, 8)
     out = METHODS[method](s, weight=w) if fused else METHODS[method](s)
     grads = torch.randn(5, 4, 8)
-    (batch,) = torch.autograd.grad(out, s, grads, is_grads_batched=True, retain_graph=True)
+    (batch,) = torch.autograd.grad(
+        out, s, grads, is_grads_batched=True, retain_graph=True
+    )
     each = [torch.autograd.grad(out, s, grad, retain_graph=True)[0] for grad in grads]
     torch.testing.assert_close(batch, torch.stack(each))
 
@@ -247,7 +294,9 @@ def test_vmap_over_any_dimension(method, dim):
     scores = torch.tensor(np.round(np.random.default_rng(0).normal(size=(4, 8, 4)), 1))
     mapped = torch.func.vmap(METHODS[method], in_dims=dim, out_dims=dim)
     if scores.unbind(dim)[0].shape[1] % 4 == 0:
-        for mask, one in zip(mapped(scores).unbind(dim), scores.unbind(dim), strict=True):
+        for mask, one in zip(
+            mapped(scores).unbind(dim), scores.unbind(dim), strict=True
+        ):
             assert torch.equal(mask, METHODS[method](one))
 
 
@@ -286,7 +335,9 @@ def test_values():
             assert hash(other) == hash(estimator)
             assert torch.equal(other.mode(X.view(12, 4)), estimator.mode(X.view(12, 4)))
         assert isinstance(estimator, masktorch.Estimator)
-    assert dataclasses.replace(TopK(0.5, absolute=False), density=1) == TopK(1.0, absolute=False)
+    assert dataclasses.replace(TopK(0.5, absolute=False), density=1) == TopK(
+        1.0, absolute=False
+    )
     assert repr(TopK(np.float64(0.25))) == repr(TopK(0.25))
     with pytest.raises(TypeError):
         TopK(0.5, False)
@@ -357,7 +408,9 @@ def test_scores_start_kaiming_uniform_from_the_random_stream(shape, fan_in):
         assert torch.equal(scores, estimator.init(weight))
         assert scores.shape == shape
         assert scores.dtype is torch.float64
-        bound = math.sqrt(6 / ((1 + 5) * fan_in))  # of Kaiming's uniform with slope sqrt(5)
+        bound = math.sqrt(
+            6 / ((1 + 5) * fan_in)
+        )  # of Kaiming's uniform with slope sqrt(5)
         assert 0.99 * bound < scores.abs().max() < bound
         np.testing.assert_allclose(scores.std(), bound / math.sqrt(3), rtol=0.05)
 
@@ -370,7 +423,9 @@ def test_a_wrapped_model_computes_with_the_mask_by_hand(estimator):
     if isinstance(estimator, NOfM):
         by_hand = n_of_m_by_hand(s, estimator.n, estimator.m, estimator.absolute)
     else:
-        by_hand = topk_by_hand(s, estimator.density, estimator.absolute, estimator.block)
+        by_hand = topk_by_hand(
+            s, estimator.density, estimator.absolute, estimator.block
+        )
     np.testing.assert_array_equal(masks["0.weight"], by_hand)
     weight = model[0]._parameters["weight"].detach()
     for mode in (True, False):
@@ -404,13 +459,17 @@ def test_set_masks_to_any_mask_of_the_count(estimator, dtype, start):
                 scores.data.copy_(torch.randint(-2, 3, scores.shape))
             else:
                 scores.data.fill_(values[start])
-        before = [scores.detach().clone() for scores in masktorch.mask_parameters(model)]
+        before = [
+            scores.detach().clone() for scores in masktorch.mask_parameters(model)
+        ]
         masks = masktorch.masks(model)
         masktorch.set_masks(model, wanted)
         now = masktorch.masks(model)
         assert all(torch.equal(now[name], mask) for name, mask in wanted.items())
         if start == "random" and dtype in (torch.float32, torch.float64):
-            after = masktorch.mask_parameters(model)  # what was on its side stays, bit for bit
+            after = masktorch.mask_parameters(
+                model
+            )  # what was on its side stays, bit for bit
             for name, old, scores in zip(wanted, before, after, strict=True):
                 stays = masks[name] == wanted[name]
                 assert torch.equal(scores[stays], old[stays])
@@ -429,7 +488,9 @@ def test_a_mask_of_the_wrong_count_is_refused_by_both_counts():
         masktorch.set_masks(model, masks)
     for before, now in zip(scores, masktorch.mask_parameters(model), strict=True):
         assert torch.equal(before, now)
-    with pytest.raises(ValueError, match=r"'0.weight'.*NOfM\(n=2, m=4.*keeps 32, the .* 16\)"):
+    with pytest.raises(
+        ValueError, match=r"'0.weight'.*NOfM\(n=2, m=4.*keeps 32, the .* 16\)"
+    ):
         masktorch.set_masks(model := network(NOfM()), {
             name: torch.ones_like(mask) for name, mask in masktorch.masks(model).items()
         })  # fmt: skip
@@ -486,8 +547,16 @@ def test_mask_files_copies_and_state_dicts(estimator, tmp_path):
     buffer.seek(0)
     loaded = network(estimator)
     loaded.load_state_dict(model.state_dict())
-    for twin in (other, copy.deepcopy(model), torch.load(buffer, weights_only=False), loaded):
-        assert all(torch.equal(masks[name], mask) for name, mask in masktorch.masks(twin).items())
+    for twin in (
+        other,
+        copy.deepcopy(model),
+        torch.load(buffer, weights_only=False),
+        loaded,
+    ):
+        assert all(
+            torch.equal(masks[name], mask)
+            for name, mask in masktorch.masks(twin).items()
+        )
 
 
 @each_estimator
@@ -505,7 +574,9 @@ def test_frozen_masks_follow_the_scores_however_these_change():
     model = masktorch.freeze_mask(network(TopK(0.3)))
     scores = model[0].parametrizations.weight.scores
     for _ in range(20):
-        scores.data.numpy()[:] = np.round(np.random.default_rng().normal(size=scores.shape), 1)
+        scores.data.numpy()[:] = np.round(
+            np.random.default_rng().normal(size=scores.shape), 1
+        )
         by_hand = torch.tensor(topk_by_hand(scores.detach().double().numpy(), 0.3))
         assert torch.equal(model[0].weight != 0, by_hand)
 
@@ -520,7 +591,11 @@ def learned(model, x=X):
 @pytest.mark.parametrize(
     ("estimator", "backend"),
     [
-        *((estimator, backend) for estimator in ESTIMATORS for backend in ("eager", "aot_eager")),
+        *(
+            (estimator, backend)
+            for estimator in ESTIMATORS
+            for backend in ("eager", "aot_eager")
+        ),
         pytest.param(TopK(0.4), "inductor", marks=pytest.mark.slow),
         pytest.param(NOfM(), "inductor", marks=pytest.mark.slow),
     ],
@@ -529,7 +604,9 @@ def learned(model, x=X):
 def test_compiled_models_have_the_same_masks_and_gradients(dynamo, estimator, backend):
     model = network(estimator)
     for scores in masktorch.mask_parameters(model):
-        scores.data.copy_(torch.randint(-2, 3, scores.shape).float() * 0.5)  # ties and zeros
+        scores.data.copy_(
+            torch.randint(-2, 3, scores.shape).float() * 0.5
+        )  # ties and zeros
     compiled = torch.compile(model, fullgraph=True, backend=backend)
     for found, expected in zip(learned(compiled), learned(model), strict=True):
         torch.testing.assert_close(found, expected)
@@ -540,7 +617,9 @@ def test_compiled_models_have_the_same_masks_and_gradients(dynamo, estimator, ba
     torch.testing.assert_close(compiled.eval()(X), model(X))
 
 
-@pytest.mark.skipif(torch.__version__.startswith("2.6."), reason="it compiles a graph a density")
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6."), reason="it compiles a graph a density"
+)
 @pytest.mark.parametrize(
     ("options", "backend", "dynamic"),
     [
@@ -551,7 +630,9 @@ def test_compiled_models_have_the_same_masks_and_gradients(dynamo, estimator, ba
     ],
     ids=str,
 )
-def test_a_schedule_of_densities_compiles_at_most_four_graphs(dynamo, options, backend, dynamic):
+def test_a_schedule_of_densities_compiles_at_most_four_graphs(
+    dynamo, options, backend, dynamic
+):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     model = network(TopK(**options))
@@ -597,4 +678,4 @@ def test_scores_do_not_leak_between_models_of_the_same_memory():
         expected = topk_by_hand(scores.double().numpy(), 0.3)
         assert TopK(0.3).mode(scores).numpy().tolist() == expected.tolist()
         del scores
-    assert len(selection._last) <= selection._LAST
+    assert len(top_k._last) <= top_k._LAST

@@ -16,12 +16,15 @@ YES = torch.tensor([[True, False], [False, True]])
 
 
 def two_layers(estimator=Threshold(), **options):
-    return masktorch.wrap(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), estimator, **options)
+    return masktorch.wrap(
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), estimator, **options
+    )
 
 
 def given_two():
     return masktorch.set_masks(
-        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), {"0.weight": ~YES, "1.weight": ~YES}
+        nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)),
+        {"0.weight": ~YES, "1.weight": ~YES},
     )
 
 
@@ -33,7 +36,9 @@ def by_hand(model, masks, factor=1.0):
     """What the two layers compute under the masks, in numpy."""
     out = X.numpy()
     for i, layer in enumerate(model):
-        weight = layer._parameters["weight"].detach().numpy() * masks[f"{i}.weight"].numpy()
+        weight = (
+            layer._parameters["weight"].detach().numpy() * masks[f"{i}.weight"].numpy()
+        )
         out = out @ (weight * factor).T + layer.bias.detach().numpy()
     return out
 
@@ -41,7 +46,10 @@ def by_hand(model, masks, factor=1.0):
 def state(model):
     """All that a visit of `using` must leave as it was."""
     return (
-        [(name, p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()],
+        [
+            (name, p.detach().clone(), p.requires_grad)
+            for name, p in model.named_parameters()
+        ],
         list(model.state_dict()),
         [repr(module) for module in model.modules()],
         {name: mask.clone() for name, mask in masktorch.masks(model).items()},
@@ -84,15 +92,21 @@ def test_using_no_masks_is_the_plain_model():
     model = two_layers(init=-1.0, rescale=True)
     everything = {name: torch.ones(2, 2) for name in MASKS}
     with masktorch.using(model, None):
-        np.testing.assert_array_equal(model[0].weight.detach(), model[0]._parameters["weight"])
-        np.testing.assert_allclose(model(X).detach(), by_hand(model, everything), rtol=1e-6)
+        np.testing.assert_array_equal(
+            model[0].weight.detach(), model[0]._parameters["weight"]
+        )
+        np.testing.assert_allclose(
+            model(X).detach(), by_hand(model, everything), rtol=1e-6
+        )
     assert not masktorch.masks(model)["0.weight"].any()
 
 
 def test_using_rescales_as_the_layer_does():
     model = two_layers(rescale=True)
     with masktorch.using(model, MASKS):
-        np.testing.assert_allclose(model(X).detach(), by_hand(model, MASKS, 2.0), rtol=1e-6)
+        np.testing.assert_allclose(
+            model(X).detach(), by_hand(model, MASKS, 2.0), rtol=1e-6
+        )
 
 
 def test_using_nests_and_ends_by_an_exception():
@@ -103,8 +117,12 @@ def test_using_nests_and_ends_by_an_exception():
     def fail():
         with masktorch.using(model, MASKS):
             with masktorch.using(model, other):
-                np.testing.assert_allclose(model(X).detach(), by_hand(model, other), rtol=1e-6)
-            np.testing.assert_allclose(model(X).detach(), by_hand(model, MASKS), rtol=1e-6)
+                np.testing.assert_allclose(
+                    model(X).detach(), by_hand(model, other), rtol=1e-6
+                )
+            np.testing.assert_allclose(
+                model(X).detach(), by_hand(model, MASKS), rtol=1e-6
+            )
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -137,28 +155,43 @@ def test_masks_used_in_a_file(tmp_path):
     assert torch.equal(masktorch.masks(model)["1.weight"], MASKS["1.weight"])
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # Dynamo itself does it
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated"
+)  # Dynamo itself does it
 def test_masks_used_by_a_compiled_model():
     model = two_layers(Bernoulli())
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for masks in (MASKS, {name: ~mask for name, mask in MASKS.items()}):
         with masktorch.using(compiled, masks):
-            np.testing.assert_allclose(compiled(X).detach(), by_hand(model, masks), rtol=1e-6)
+            np.testing.assert_allclose(
+                compiled(X).detach(), by_hand(model, masks), rtol=1e-6
+            )
     drawn = {tuple(compiled(X)[0].tolist()) for _ in range(20)}
     assert len(drawn) > 1
 
 
 def test_using_is_not_entered_in_compiled_code(monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with pytest.raises(RuntimeError, match="being compiled"), masktorch.using(two_layers(), MASKS):
+    with (
+        pytest.raises(RuntimeError, match="being compiled"),
+        masktorch.using(two_layers(), MASKS),
+    ):
         pass
 
 
 BAD = [
     ({}, ValueError, "Missing: 0.weight, 1.weight."),
     ({**MASKS, "2.weight": YES}, ValueError, "Not masked in this model: 2.weight."),
-    ({**MASKS, "1.weight": YES[:1]}, ValueError, "for '1.weight' of shape (2, 2), found (1, 2)."),
-    ({**MASKS, "1.weight": YES.float()}, TypeError, "bool tensor for '1.weight', found torch.fl"),
+    (
+        {**MASKS, "1.weight": YES[:1]},
+        ValueError,
+        "for '1.weight' of shape (2, 2), found (1, 2).",
+    ),
+    (
+        {**MASKS, "1.weight": YES.float()},
+        TypeError,
+        "bool tensor for '1.weight', found torch.fl",
+    ),
     ({**MASKS, "1.weight": [[True]]}, TypeError, "found list."),
     ([YES], TypeError, "expected a dict from tensor names to masks"),
 ]
@@ -218,8 +251,16 @@ def test_a_given_mask_is_switched():
 
 PLAIN = [
     ({"3.weight": YES}, ValueError, "set_masks() found no parameter '3.weight'"),
-    ({"0.weight": YES[:1]}, ValueError, "for '0.weight' of shape (2, 2), found (1, 2)."),
-    ({"0.weight": YES.int()}, TypeError, "bool tensor for '0.weight', found torch.int32"),
+    (
+        {"0.weight": YES[:1]},
+        ValueError,
+        "for '0.weight' of shape (2, 2), found (1, 2).",
+    ),
+    (
+        {"0.weight": YES.int()},
+        TypeError,
+        "bool tensor for '0.weight', found torch.int32",
+    ),
     ({}, ValueError, "set_masks() expected a wrapped model: nothing is masked"),
 ]
 
@@ -262,7 +303,9 @@ def test_masks_are_sampled_by_their_probability(estimator, p):
     before = torch.get_rng_state()
     first = masktorch.sample_masks(model, torch.Generator().manual_seed(1))["weight"]
     again = masktorch.sample_masks(model, torch.Generator().manual_seed(1))["weight"]
-    assert torch.equal(before, torch.get_rng_state())  # the generator's draws are its own
+    assert torch.equal(
+        before, torch.get_rng_state()
+    )  # the generator's draws are its own
     other = masktorch.sample_masks(model)["weight"]
     assert first.dtype is torch.bool
     assert torch.equal(first, again)
@@ -306,7 +349,9 @@ def test_a_tied_tensor_goes_by_any_of_its_names_in_every_call():
         assert torch.equal(masktorch.masks(model)["0.weight"], ~YES)
     masktorch.set_estimator(model, {"1.weight": Bernoulli()})
     assert model[0].parametrizations.weight.estimator == Bernoulli()
-    with pytest.raises(ValueError, match=r"found two for '0.weight', tied to '1.weight'"):
+    with pytest.raises(
+        ValueError, match=r"found two for '0.weight', tied to '1.weight'"
+    ):
         masktorch.set_masks(model, {"0.weight": YES, "1.weight": ~YES})
 
 
@@ -315,12 +360,16 @@ def test_sampling_by_a_generator_seeds_no_other_stream(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", calls.append)
     masktorch.sample_masks(two_layers(Bernoulli()), torch.Generator().manual_seed(1))
     assert calls == []
-    with pytest.raises(TypeError, match=r"expected a torch.Generator, found .*Generator"):
+    with pytest.raises(
+        TypeError, match=r"expected a torch.Generator, found .*Generator"
+    ):
         masktorch.sample_masks(two_layers(Bernoulli()), np.random.default_rng(0))
 
 
 def test_a_sparse_mask_is_refused_before_anything_changes():
     layer = nn.Linear(2, 2)
-    with pytest.raises(TypeError, match=r"a dense bool tensor for 'weight', found Tensor"):
+    with pytest.raises(
+        TypeError, match=r"a dense bool tensor for 'weight', found Tensor"
+    ):
         masktorch.set_masks(layer, {"weight": YES.to_sparse()})
     assert type(layer) is nn.Linear

@@ -18,8 +18,22 @@ import masktorch
 ROOT = Path(__file__).parents[1]
 FOLDERS = ["benchmarks", "docs", "src", "tests"]
 FILES = [
-    *["CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile", "README.md"],
-    *["constraints.txt", "mkdocs.yml", "pyproject.toml", "setup.py", ".gitignore", ".ci/run"],
+    *[
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "MANIFEST.in",
+        "Makefile",
+        "README.md",
+    ],
+    *[
+        "constraints.txt",
+        "mkdocs.yml",
+        "pyproject.toml",
+        "setup.py",
+        ".gitignore",
+        ".ci/run",
+    ],
 ]
 
 
@@ -37,7 +51,9 @@ def run(*command, cwd=None, **environment):
 
 
 def files(folder):
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -73,8 +89,12 @@ def test_the_source_distribution_is_the_repository(built):
 @pytest.mark.slow
 def test_the_wheel_holds_only_masktorch(built):
     names = zipfile.ZipFile(built[2]).namelist()
-    modules = {f"masktorch/{path.name}" for path in (ROOT / "src" / "masktorch").glob("*.py")}
-    assert {n for n in names if ".dist-info/" not in n} == modules | {"masktorch/py.typed"}
+    modules = {
+        f"masktorch/{path.name}" for path in (ROOT / "src" / "masktorch").glob("*.py")
+    }
+    assert {n for n in names if ".dist-info/" not in n} == modules | {
+        "masktorch/py.typed"
+    }
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -93,7 +113,9 @@ def test_what_a_package_index_shows(built):
     assert [c.rpartition(".")[2] for c in pythons] == ["10", "11", "12", "13"]
     assert metadata["Requires-Python"] == ">=3.10"
     needed = {
-        re.split("[><=]", r)[0] for r in metadata.get_all("Requires-Dist") if "extra" not in r
+        re.split("[><=]", r)[0]
+        for r in metadata.get_all("Requires-Dist")
+        if "extra" not in r
     }
     assert needed == {"torch", "numpy", "typing-extensions"}
 
@@ -102,10 +124,14 @@ def test_what_a_package_index_shows(built):
 def test_the_suite_passes_from_the_unpacked_folder_against_the_wheel(built, tmp_path):
     _, unpacked, wheel = built
     site = tmp_path / "site"
-    run("-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel)
+    run(
+        "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, wheel
+    )
     (tmp_path / "where.py").write_text("import masktorch; print(masktorch.__file__)")
     wheels = {"PYTHONPATH": str(site)}
-    assert run(tmp_path / "where.py", **wheels) == str(site / "masktorch" / "__init__.py")
+    assert run(tmp_path / "where.py", **wheels) == str(
+        site / "masktorch" / "__init__.py"
+    )
     options = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "tests"]
     options += ["--ignore", "tests/benchmarks"]  # which are no part of the wheel
     assert " passed" in run("-m", "pytest", *options, cwd=unpacked, **wheels)

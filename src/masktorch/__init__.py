@@ -1,22 +1,31 @@
 """Learnable weight masks for PyTorch."""
 
 from masktorch import budget, functional, init
-from masktorch.budget import expected_density, keep_largest, set_density, set_estimator
-from masktorch.counted import NOfM, TopK
-from masktorch.estimators import (
-    Bernoulli,
-    Concrete,
-    Estimator,
-    HardConcrete,
-    IntermediateSampling,
-    Piggyback,
-    Threshold,
+from masktorch._density import (
+    expected_density,
+    keep_largest,
+    set_density,
+    set_estimator,
 )
-from masktorch.maskfile import load_masks, read_masks, save_masks
-from masktorch.phases import freeze_mask, freeze_weights, mask_parameters, named_mask_parameters
-from masktorch.report import Report, report
-from masktorch.values import masks, sample_masks, set_masks, using
-from masktorch.wrapping import unwrap, wrap
+from masktorch._files.save_load import load_masks, read_masks, save_masks
+from masktorch._masks import masks, sample_masks, set_masks, using
+from masktorch._methods.bernoulli import Bernoulli
+from masktorch._methods.concrete import Concrete
+from masktorch._methods.hard_concrete import HardConcrete
+from masktorch._methods.intermediate_sampling import IntermediateSampling
+from masktorch._methods.n_of_m import NOfM
+from masktorch._methods.piggyback import Piggyback
+from masktorch._methods.protocol import Estimator
+from masktorch._methods.threshold import Threshold
+from masktorch._methods.top_k import TopK
+from masktorch._phases import (
+    freeze_mask,
+    freeze_weights,
+    mask_parameters,
+    named_mask_parameters,
+)
+from masktorch._reporting import Report, report
+from masktorch._wrapping import unwrap, wrap
 
 __version__ = "0.1.0"
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from masktorch.checks import check_density
+from masktorch._checks import check_density
 
 
 def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
@@ -21,9 +21,13 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
         tensor([[ 1., -1.]])
     """
     if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-        raise TypeError(f"signed_constant_() expected a floating-point tensor, found {tensor!r}.")
+        raise TypeError(
+            f"signed_constant_() expected a floating-point tensor, found {tensor!r}."
+        )
     if tensor.grad_fn is not None or tensor.dim() < 2:
-        found = "a computed tensor" if tensor.grad_fn else f"shape {tuple(tensor.shape)}"
+        found = (
+            "a computed tensor" if tensor.grad_fn else f"shape {tuple(tensor.shape)}"
+        )
         raise ValueError(
             "signed_constant_() expected a parameter of two dimensions or more (of a masked layer "
             f"layer.parametrizations.weight.original), found {found}."

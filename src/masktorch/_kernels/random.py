@@ -12,8 +12,8 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch.blocks import Out, blockwise, by_numpy
-from masktorch.selection import compared
+from masktorch._kernels.chunked import Out, blockwise, by_numpy
+from masktorch._kernels.selecting import compared
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -30,10 +30,14 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Numbers from the open interval (0, 1), shaped like the scores: float32, or float64 for it."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    if generator is None:  # of all that draws, what every compiler knows and never merges
+    if (
+        generator is None
+    ):  # of all that draws, what every compiler knows and never merges
         u = torch.rand_like(scores, dtype=dtype)
     else:
-        u = torch.rand(scores.shape, generator=generator, dtype=dtype, device=scores.device)
+        u = torch.rand(
+            scores.shape, generator=generator, dtype=dtype, device=scores.device
+        )
     return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's own are from [0, 1)
 
 
@@ -53,7 +57,9 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     def mask(scores: Tensor, out: Out) -> Tensor:
         p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)
-        words &= np.uint64(0x7FFF_7FFF_7FFF_7FFF)  # 15 of 16 bits, so that no int16 is negative
+        words &= np.uint64(
+            0x7FFF_7FFF_7FFF_7FFF
+        )  # 15 of 16 bits, so that no int16 is negative
         bits = torch.from_numpy(words.view(np.int16))
         high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
         # each step is exact, or else too far from 0 for the next to change the sign
@@ -75,5 +81,7 @@ def _(scores: Tensor, seed: Tensor) -> Tensor:
 def _(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
     """With `randomness="different"` the seed has a batch, with "same" it has none."""
     tensors = zip((scores, seed), in_dims, strict=True)
-    parts = ([t] * info.batch_size if dim is None else t.unbind(dim) for t, dim in tensors)
+    parts = (
+        [t] * info.batch_size if dim is None else t.unbind(dim) for t, dim in tensors
+    )
     return torch.stack([*map(_operation, *parts)]), 0

@@ -15,14 +15,25 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 Targets = Callable[[str, nn.Module], Iterable[str]] | Iterable[str]
 
-_UNFIT = nn.Sequential, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule, torch.fx.GraphModule
+_UNFIT = (
+    nn.Sequential,
+    nn.ModuleList,
+    nn.ModuleDict,
+    torch.jit.ScriptModule,
+    torch.fx.GraphModule,
+)
 
 
 def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
     """The default targets: the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and subclasses,
     and of transformers' Conv1D, known by its name; `wrap` asks for none of what peft adds."""
-    kinds = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__}
-    known = isinstance(module, _ConvNd | nn.Linear) or ("transformers", "Conv1D") in kinds
+    kinds = {
+        (kind.__module__.partition(".")[0], kind.__name__)
+        for kind in type(module).__mro__
+    }
+    known = (
+        isinstance(module, _ConvNd | nn.Linear) or ("transformers", "Conv1D") in kinds
+    )
     return ["weight"] if known else []
 
 
@@ -30,7 +41,11 @@ def _without_adapters(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
     """The modules that were there before peft, whose layers say what they add."""
     added: list[str] = []
     for name, module in modules.items():
-        prompts = ["prompt_encoder"] if hasattr(module, "get_prompt_embedding_to_save") else []
+        prompts = (
+            ["prompt_encoder"]
+            if hasattr(module, "get_prompt_embedding_to_save")
+            else []
+        )
         names = getattr(module, "adapter_layer_names", prompts)
         added += [join(name, attribute) + "." for attribute in names]
     inside = {n: m for n, m in modules.items() if not hasattr(m, "adapter_layer_names")}
@@ -62,19 +77,27 @@ def plan(
     chosen = _chosen(model, targets, caller)
     if not chosen:
         children = ", ".join([type(child).__name__ for child in model.children()][:5])
-        why = "it has no Linear or Conv layer" if targets is conv_and_linear else "targets is empty"
+        why = (
+            "it has no Linear or Conv layer"
+            if targets is conv_and_linear
+            else "targets is empty"
+        )
         raise ValueError(
             f"{caller}() found nothing to mask in {type(model).__name__}({children}): {why}. "
             "Name tensors with targets=[...]."
         )
     parameters = {place.name: place.parameter for place in places_of(model)}
     if bias:
-        chosen += parameters.keys() & {join(name.rpartition(".")[0], "bias") for name in chosen}
+        chosen += parameters.keys() & {
+            join(name.rpartition(".")[0], "bias") for name in chosen
+        }
     for name in chosen:
         if name not in parameters:
             near = difflib.get_close_matches(name, parameters, n=3)
             hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(f"{caller}() found no parameter {name!r} in the model.{hint}")
+            raise ValueError(
+                f"{caller}() found no parameter {name!r} in the model.{hint}"
+            )
     wanted = {parameters[name] for name in chosen}
     planned: dict[nn.Parameter, list[Place]] = {}
     for place in places_of(model):
@@ -100,7 +123,9 @@ def _chosen(model: nn.Module, targets: Targets, caller: str) -> list[str]:
     for name in chosen:
         owner, _, attribute = name.rpartition(".")
         module = modules.get(owner, model)
-        there = parametrize.is_parametrized(module, attribute) or attribute in vars(module)
+        there = parametrize.is_parametrized(module, attribute) or attribute in vars(
+            module
+        )
         if there and attribute not in module._parameters:
             computed.append(name)
     if computed:
@@ -129,7 +154,10 @@ def _listed(names: Any, caller: str) -> list[str]:
 def _check(caller: str, place: Place) -> None:
     """Raises where a parameter can't have a mask."""
     name, module, attribute, parameter = place
-    kind, original = type(module).__name__, vars(type(module)).get("_original_class", type(module))
+    kind, original = (
+        type(module).__name__,
+        vars(type(module)).get("_original_class", type(module)),
+    )
     if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
         raise TypeError(
             f"{caller}() expected floating-point tensors of 16 bits or more, found {name!r} of "
@@ -145,7 +173,9 @@ def _check(caller: str, place: Place) -> None:
         why = f"a {kind} can't hold masks. Move it into a module of its own, before any tracing"
     elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
         why = f"sparse gradients do not pass a mask. Make the {kind} with sparse=False"
-    elif not isinstance(getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict):
+    elif not isinstance(
+        getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict
+    ):
         why = "its module has 'parametrizations' of its own, where masks belong. Rename them"
     elif hasattr(original, attribute) or hasattr(nn.ModuleDict, attribute):
         why = f"{kind}, or the ModuleDict of masks, has a {attribute!r} of its own. Rename it"
@@ -156,8 +186,15 @@ def _check(caller: str, place: Place) -> None:
 
 def _overlaps(tensor: Tensor) -> bool:
     """Whether entries share their place: expanded, or more of them than places in its span."""
-    steps = [(n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1]
-    return any(not s for _, s in steps) or 1 + sum((n - 1) * s for n, s in steps) < tensor.numel()
+    steps = [
+        (n, step)
+        for n, step in zip(tensor.shape, tensor.stride(), strict=True)
+        if n > 1
+    ]
+    return (
+        any(not s for _, s in steps)
+        or 1 + sum((n - 1) * s for n, s in steps) < tensor.numel()
+    )
 
 
 def plain_name(name: str) -> str:

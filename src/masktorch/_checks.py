@@ -8,11 +8,18 @@ Block = tuple[int | None, int | None]  # rows and columns; None is the whole dim
 
 
 def check_number(
-    caller: str, what: str, value: Any, low: float = -inf, high: float = inf, ends: str = "()"
+    caller: str,
+    what: str,
+    value: Any,
+    low: float = -inf,
+    high: float = inf,
+    ends: str = "()",
 ) -> None:
     """Raises unless it is a number between the two; brackets as ends let in these too."""
     number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    end = number and ((value == low and ends[0] == "[") or (value == high and ends[1] == "]"))
+    end = number and (
+        (value == low and ends[0] == "[") or (value == high and ends[1] == "]")
+    )
     if not number or not (end or low < value < high):
         raise (ValueError if number else TypeError)(
             f"{caller} expected {what} in {ends[0]}{low}, {high}{ends[1]}, found {value!r}."
@@ -21,7 +28,9 @@ def check_number(
 
 def check_flag(caller: str, what: str, value: Any) -> None:
     if not isinstance(value, bool):
-        raise TypeError(f"{caller} expected {what} to be True or False, found {value!r}.")
+        raise TypeError(
+            f"{caller} expected {what} to be True or False, found {value!r}."
+        )
 
 
 def check_density(density: Any, caller: str) -> None:
@@ -36,11 +45,18 @@ def check_n_of_m(n: Any, m: Any) -> None:
 
 def check_block(block: Any, shape: tuple[int, ...] = (0, 0)) -> None:
     """Raises unless it is (rows, columns), at most one of them None, that tile the shape."""
-    pair = isinstance(block, tuple) and [type(n) in (int, type(None)) for n in block] == [True] * 2
+    pair = (
+        isinstance(block, tuple)
+        and [type(n) in (int, type(None)) for n in block] == [True] * 2
+    )
     if not pair or block == (None, None) or any(n is not None and n < 1 for n in block):
         raise (ValueError if pair else TypeError)(
             "expected block to be (rows, columns), positive whole numbers or one None, such as "
             f"(1, None) for output channels, found {block!r}."
         )
-    if len(shape) < 2 or any(size % (n or 1) for n, size in zip(block, shape, strict=False)):
-        raise ValueError(f"blocks of {block} don't divide shape {shape}: take others, or none.")
+    if len(shape) < 2 or any(
+        size % (n or 1) for n, size in zip(block, shape, strict=False)
+    ):
+        raise ValueError(
+            f"blocks of {block} don't divide shape {shape}: take others, or none."
+        )

@@ -4,7 +4,13 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from masktorch.model import Model, check_flag, masked_tensors, set_trains, warn_if_empty
+from masktorch._masking.lookup import (
+    Model,
+    check_flag,
+    masked_tensors,
+    set_trains,
+    warn_if_empty,
+)
 
 
 def freeze_mask(model: Model, frozen: bool = True) -> Model:
@@ -22,7 +28,9 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
     found = masked_tensors(model, "freeze_mask")
     given = [place.name for mask, (place, *_) in found if not mask.learns]
     if given and not frozen:
-        raise ValueError(f"freeze_mask() can't let {given[0]!r} learn: a given mask has no scores.")
+        raise ValueError(
+            f"freeze_mask() can't let {given[0]!r} learn: a given mask has no scores."
+        )
     for mask, _ in found:
         mask.frozen = bool(frozen)
         set_trains(mask.scores, not frozen)
@@ -71,4 +79,6 @@ def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]
         ['0.weight']
     """
     found = masked_tensors(model, "named_mask_parameters")
-    return ((p.name, m.scores) for m, (p, *_) in found if isinstance(m.scores, nn.Parameter))
+    return (
+        (p.name, m.scores) for m, (p, *_) in found if isinstance(m.scores, nn.Parameter)
+    )

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from masktorch.estimators import Estimator, Given, Threshold
-from masktorch.mask import Mask
-from masktorch.model import (
+from masktorch._masking.lookup import (
     Masked,
     Model,
     by_name,
@@ -20,8 +18,18 @@ from masktorch.model import (
     set_trains,
     warn_if_empty,
 )
-from masktorch.parametrization import attach, attached, detach, masked_class, original_class
-from masktorch.targets import Targets, conv_and_linear, plan
+from masktorch._masking.mask import Mask
+from masktorch._masking.module_class import (
+    attach,
+    attached,
+    detach,
+    masked_class,
+    original_class,
+)
+from masktorch._masking.targets import Targets, conv_and_linear, plan
+from masktorch._methods.fixed import Fixed
+from masktorch._methods.protocol import Estimator
+from masktorch._methods.threshold import Threshold
 
 Init = float | Callable[[Tensor], Tensor]
 
@@ -69,8 +77,12 @@ def wrap(
     for weight, places in planned:
         name, own = places[0].name, chosen[places[0].name]
         check_estimator("wrap", name, own, weight.detach())
-        scores = _scores(name, weight, getattr(own, "init", 1.0) if init is None else init)
-        masked.append((Mask(own, scores, rescale=rescale, trained=weight.requires_grad), places))
+        scores = _scores(
+            name, weight, getattr(own, "init", 1.0) if init is None else init
+        )
+        masked.append(
+            (Mask(own, scores, rescale=rescale, trained=weight.requires_grad), places)
+        )
     _attach(masked)
     for weight, _ in planned:
         set_trains(weight, False)
@@ -91,14 +103,29 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         >>> unwrap(model).weight[0, 1].item()
         0.0
     """
-    check_not_distributed(model, "unwrap", "Unwrap DDP's .module, or a gathered copy of FSDP2's.")
+    check_not_distributed(
+        model, "unwrap", "Unwrap DDP's .module, or a gathered copy of FSDP2's."
+    )
     check_flag("unwrap", "bake", bake)
     found = masked_tensors(model, "unwrap")
-    inside = {place.module._modules["parametrizations"] for _, places in found for place in places}
+    inside = {
+        place.module._modules["parametrizations"]
+        for _, places in found
+        for place in places
+    }
     owners: dict[Tensor, Mask] = {}
-    for mask, place in [(mask, place) for mask, places in found for place in places if bake]:
-        outside = {h.tensors[name] for h, name in mask.places() if mask.rescale and h not in inside}
-        if owners.setdefault(place.parameter, mask) is not mask or place.parameter in outside:
+    for mask, place in [
+        (mask, place) for mask, places in found for place in places if bake
+    ]:
+        outside = {
+            h.tensors[name]
+            for h, name in mask.places()
+            if mask.rescale and h not in inside
+        }
+        if (
+            owners.setdefault(place.parameter, mask) is not mask
+            or place.parameter in outside
+        ):
             raise ValueError(
                 f"unwrap() can't bake {place.name!r}: another mask lies on it, or a module outside "
                 "is tied to it and would rescale it again. Unwrap both at once, or bake=False."
@@ -115,10 +142,16 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
 
 
 def give_masks(
-    model: Model, masks: Mapping[str, Tensor], *, rescale: bool | Mapping[str, bool], caller: str
+    model: Model,
+    masks: Mapping[str, Tensor],
+    *,
+    rescale: bool | Mapping[str, bool],
+    caller: str,
 ) -> Model:
     """Puts masks that do not learn, a bool per entry, on the tensors named."""
-    check_not_distributed(model, caller, "First set the masks, then DDP or fully_shard.")
+    check_not_distributed(
+        model, caller, "First set the masks, then DDP or fully_shard."
+    )
     planned = plan(model, masks, bias=False, caller=caller)
     wanted = checked_masks(caller, planned, masks)
     rescaled = by_name(caller, "rescale", planned, rescale)
@@ -127,7 +160,9 @@ def give_masks(
         name, trained = places[0].name, weight.requires_grad
         with torch.inference_mode(False):
             own = wanted[name].to(weight.device, copy=True)
-        masked.append((Mask(Given(), own, rescale=rescaled[name], trained=trained), places))
+        masked.append(
+            (Mask(Fixed(), own, rescale=rescaled[name], trained=trained), places)
+        )
     _attach(masked)
     for mask, (place, *_) in masked:
         warn_if_empty(place.name, mask.scores)
@@ -150,10 +185,16 @@ def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
     """The scores to start from; also within torch.inference_mode, whose tensors never learn."""
     if isinstance(init, numbers.Real) and init == init:
         return torch.full_like(weight, float(init), requires_grad=False)
-    scores = init(weight.detach().clone()) if callable(init) else init  # nn.init's write into it
-    expected = f"wrap() expected init to be a number, or a function that gives {name!r} scores"
+    scores = (
+        init(weight.detach().clone()) if callable(init) else init
+    )  # nn.init's write into it
+    expected = (
+        f"wrap() expected init to be a number, or a function that gives {name!r} scores"
+    )
     if not isinstance(scores, Tensor):
         raise TypeError(f"{expected}, found {scores!r}.")
     if scores.shape != weight.shape:
-        raise ValueError(f"{expected} of shape {tuple(weight.shape)}, found {tuple(scores.shape)}.")
+        raise ValueError(
+            f"{expected} of shape {tuple(weight.shape)}, found {tuple(scores.shape)}."
+        )
     return torch.empty_like(weight, requires_grad=False).copy_(scores.detach())

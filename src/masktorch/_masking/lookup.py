@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masktorch.estimators import Estimator
-from masktorch.mask import Mask, deterministic, is_sharded, total
-from masktorch.parametrization import attached
-from masktorch.selection import parted
-from masktorch.targets import Place, places_of
+from masktorch._masking.mask import Mask, deterministic, total
+from masktorch._masking.module_class import attached
+from masktorch._masking.targets import Place, places_of
+from masktorch._methods.protocol import Estimator
+from masktorch._sharding import is_sharded, parted
 
 Model = TypeVar("Model", bound=nn.Module)
 Masked = list[tuple[Mask, list[Place]]]
@@ -44,7 +44,12 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
 
 
 def by_name(
-    caller: str, what: str, found: Found, values: Any, *, others: str = "Not masked in this model"
+    caller: str,
+    what: str,
+    found: Found,
+    values: Any,
+    *,
+    others: str = "Not masked in this model",
 ) -> dict[str, Any]:
     """The values of tensors by their first names: one for all, or a mapping's, by any name."""
     if not isinstance(values, Mapping):
@@ -54,7 +59,9 @@ def by_name(
         names = [place.name for place in places if place.name in values]
         for name in names:
             one, two = values[names[0]], values[name]
-            same = one is two or (torch.equal(one, two) if isinstance(two, Tensor) else one == two)
+            same = one is two or (
+                torch.equal(one, two) if isinstance(two, Tensor) else one == two
+            )
             if not same:
                 raise ValueError(
                     f"{caller}() expected one {what}, found two for {names[0]!r}, tied to {name!r}."
@@ -71,7 +78,9 @@ def by_name(
     return chosen
 
 
-def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor) -> None:
+def check_estimator(
+    caller: str, name: str, estimator: Estimator, scores: Tensor
+) -> None:
     """Raises where an estimator is none, or can't be used on these scores."""
     if isinstance(estimator, type | nn.Module) or not isinstance(estimator, Estimator):
         raise TypeError(
@@ -84,7 +93,9 @@ def check_estimator(caller: str, name: str, estimator: Estimator, scores: Tensor
         raise ValueError(f"{caller}() can't mask {name!r}: {error}") from error
 
 
-def checked_masks(caller: str, found: Found, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def checked_masks(
+    caller: str, found: Found, masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The masks by the first names of their tensors, on their devices and in their shards."""
     if not isinstance(masks, Mapping):
         raise TypeError(
@@ -96,9 +107,13 @@ def checked_masks(caller: str, found: Found, masks: Mapping[str, Tensor]) -> dic
         expected = f"{caller}() expected a dense bool tensor for {place.name!r}"
         dense = isinstance(mask, Tensor) and mask.layout is torch.strided
         if not dense or mask.dtype is not torch.bool:
-            raise TypeError(f"{expected}, found {mask.dtype if dense else type(mask).__name__}.")
+            raise TypeError(
+                f"{expected}, found {mask.dtype if dense else type(mask).__name__}."
+            )
         if mask.shape != own.shape:
-            raise ValueError(f"{expected} of shape {tuple(own.shape)}, found {tuple(mask.shape)}.")
+            raise ValueError(
+                f"{expected} of shape {tuple(own.shape)}, found {tuple(mask.shape)}."
+            )
         mask = mask.to(own.device)
         wanted[place.name] = mask if is_sharded(mask) else parted(mask, own)
     return wanted
@@ -106,15 +121,21 @@ def checked_masks(caller: str, found: Found, masks: Mapping[str, Tensor]) -> dic
 
 def check_flag(caller: str, name: str, value: bool) -> None:
     if value not in (True, False):
-        raise TypeError(f"{caller}() expected {name} to be True or False, found {value!r}.")
+        raise TypeError(
+            f"{caller}() expected {name} to be True or False, found {value!r}."
+        )
 
 
 def _distributed(model: nn.Module, caller: str) -> list[Any]:
     """The modules that DDP or FSDP2 has taken."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"{caller}() expected a torch.nn.Module, found {type(model).__name__}.")
+        raise TypeError(
+            f"{caller}() expected a torch.nn.Module, found {type(model).__name__}."
+        )
     fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
-    return [m for m in model.modules() if isinstance(m, (DistributedDataParallel, fsdp))]
+    return [
+        m for m in model.modules() if isinstance(m, (DistributedDataParallel, fsdp))
+    ]
 
 
 def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:

@@ -6,9 +6,15 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from masktorch.mask import Mask, total
-from masktorch.model import Model, checked_masks, find_masks, masked_tensors, warn_if_empty
-from masktorch.wrapping import give_masks
+from masktorch._masking.lookup import (
+    Model,
+    checked_masks,
+    find_masks,
+    masked_tensors,
+    warn_if_empty,
+)
+from masktorch._masking.mask import Mask, total
+from masktorch._wrapping import give_masks
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
@@ -20,7 +26,9 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         {'weight': tensor([[True, True]])}
     """
     return {
-        place.name: mask.mode() if mask.learns and mask.used is None else mask.mode().clone()
+        place.name: mask.mode()
+        if mask.learns and mask.used is None
+        else mask.mode().clone()
         for mask, (place, *_) in masked_tensors(model, "masks")
     }
 
@@ -44,8 +52,12 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         return give_masks(model, masks, rescale=False, caller="set_masks")
     wanted = checked_masks("set_masks", found, masks)
     if any(mask.used is not None for mask, _ in found):
-        raise ValueError("set_masks() within masktorch.using would not be seen: leave it first.")
-    moved = [(mask, _scores_for(mask, p.name, wanted[p.name])) for mask, (p, *_) in found]
+        raise ValueError(
+            "set_masks() within masktorch.using would not be seen: leave it first."
+        )
+    moved = [
+        (mask, _scores_for(mask, p.name, wanted[p.name])) for mask, (p, *_) in found
+    ]
     with torch.no_grad():
         for mask, scores in moved:
             mask.scores.copy_(scores)
@@ -70,11 +82,18 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
         0.0
     """
     if torch.compiler.is_compiling():
-        raise RuntimeError("using() can't be entered in code that is being compiled: enter outside")
+        raise RuntimeError(
+            "using() can't be entered in code that is being compiled: enter outside"
+        )
     found = masked_tensors(model, "using")
     if masks is None:
-        masks = {p.name: torch.ones_like(m.scores, dtype=torch.bool) for m, (p, *_) in found}
-    wanted, before = checked_masks("using", found, masks), [mask.used for mask, _ in found]
+        masks = {
+            p.name: torch.ones_like(m.scores, dtype=torch.bool) for m, (p, *_) in found
+        }
+    wanted, before = (
+        checked_masks("using", found, masks),
+        [mask.used for mask, _ in found],
+    )
     try:
         for mask, (place, *_) in found:
             mask.used = wanted[place.name]
@@ -84,7 +103,9 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
             mask.used = its_own
 
 
-def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+def sample_masks(
+    model: nn.Module, generator: torch.Generator | None = None
+) -> dict[str, Tensor]:
     """A draw of each mask as training would make it, by tensor name: bool, on their device.
 
     Masks that are not drawn, frozen or given are the deterministic ones; a relaxed mask
@@ -98,14 +119,21 @@ def sample_masks(model: nn.Module, generator: torch.Generator | None = None) -> 
         {'weight': tensor([[True, True]])}
     """
     if not isinstance(generator, torch.Generator | None):
-        raise TypeError(f"sample_masks() expected a torch.Generator, found {generator!r}.")
+        raise TypeError(
+            f"sample_masks() expected a torch.Generator, found {generator!r}."
+        )
     found = masked_tensors(model, "sample_masks")
     devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
     with torch.random.fork_rng(devices, enabled=generator is not None), torch.no_grad():
         if generator is not None:
-            seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+            seed = torch.randint(
+                2**63 - 1, (), generator=generator, device=generator.device
+            )
             cuda = [torch.cuda.default_generators[device.index] for device in devices]
-            for stream in (torch.default_generator, *cuda):  # of no device that is not forked
+            for stream in (
+                torch.default_generator,
+                *cuda,
+            ):  # of no device that is not forked
                 stream.manual_seed(int(seed))
         return {place.name: mask.sample() for mask, (place, *_) in found}
 
@@ -123,5 +151,7 @@ def _scores_for(mask: Mask, name: str, wanted: Tensor) -> Tensor:
                 f"{wanted.numel()} entries it keeps {total(wanted)}, the estimator {total(own)})."
             )
     except ValueError as error:
-        raise ValueError(f"set_masks() can't give {name!r} this mask: {error}") from error
+        raise ValueError(
+            f"set_masks() can't give {name!r} this mask: {error}"
+        ) from error
     return moved

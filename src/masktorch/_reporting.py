@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from masktorch.mask import total
-from masktorch.model import masked_tensors
+from masktorch._masking.lookup import masked_tensors
+from masktorch._masking.mask import total
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,20 @@ class Report:
     share: float  # of these, the share that is under masks
 
     def __str__(self) -> str:
-        table = [("tensor", "shape", "size", "kept", "density", "masked", "fraction", "mask")]
+        table = [
+            ("tensor", "shape", "size", "kept", "density", "masked", "fraction", "mask")
+        ]
         for row in self.rows:
-            shape, state = "x".join(map(str, row.shape)), "trains" if row.trains else "frozen"
+            shape, state = (
+                "x".join(map(str, row.shape)),
+                "trains" if row.trains else "frozen",
+            )
             table.append((row.name, shape, *_numbers(row), state))
         table.append(("total", "", *_numbers(self), ""))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        aligned = "  ".join(f"{{:{side}{n}}}" for side, n in zip("<<>>>>><", widths, strict=True))
+        aligned = "  ".join(
+            f"{{:{side}{n}}}" for side, n in zip("<<>>>>><", widths, strict=True)
+        )
         lines = [aligned.format(*cells).rstrip() for cells in table]
         of_all = f"{self.size:,} of {self.parameters:,} parameters ({self.share:.1%})"
         fresh = [] if self.masked else ["nothing is masked yet: every entry is kept"]

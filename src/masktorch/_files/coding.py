@@ -13,10 +13,14 @@ import numpy.typing as npt
 Bools = npt.NDArray[np.bool_]
 
 _PASS = 255  # the byte that stands for 255 entries and none of the rarer kind
-_PIECE = 2**18  # gaps decoded at a time: their positions take eight times the memory of their bytes
+_PIECE = (
+    2**18
+)  # gaps decoded at a time: their positions take eight times the memory of their bytes
 _SAMPLE = 2**13  # bytes by which one way to deflate is chosen
 _STRATEGIES = (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE, zlib.Z_DEFAULT_STRATEGY)
-_RARE = 0.08  # share of the rarer kind below which gaps are shorter (alike from 7 to 10 %)
+_RARE = (
+    0.08  # share of the rarer kind below which gaps are shorter (alike from 7 to 10 %)
+)
 
 
 def encode(mask: Bools) -> tuple[str, bytes]:
@@ -31,7 +35,9 @@ def encode(mask: Bools) -> tuple[str, bytes]:
 
 def decode(coding: str, code: bytes | memoryview, kept: int, size: int) -> Bools:
     """The flat mask of `size` entries, `kept` True. Another code raises, after no more work."""
-    wrong = ValueError(f"a code not of a mask with {kept} of {size} entries kept, by {coding!r}")
+    wrong = ValueError(
+        f"a code not of a mask with {kept} of {size} entries kept, by {coding!r}"
+    )
     if coding not in ("gaps", "bits", "deflated bits") or not 0 <= kept <= size:
         raise wrong
     most = min(kept, size - kept) + size // _PASS if coding == "gaps" else -(-size // 8)
@@ -45,7 +51,9 @@ def decode(coding: str, code: bytes | memoryview, kept: int, size: int) -> Bools
             mask[ends[piece != _PASS]] = rare_is_kept
             last = int(ends[-1])
     else:
-        mask = np.unpackbits(np.frombuffer(content, np.uint8), count=size).view(np.bool_)
+        mask = np.unpackbits(np.frombuffer(content, np.uint8), count=size).view(
+            np.bool_
+        )
     if np.count_nonzero(mask) != kept or (coding != "gaps" and len(content) != most):
         raise wrong
     return mask
@@ -66,7 +74,9 @@ def _deflated(content: bytes) -> bytes:
         deflate = zlib.compressobj(level=1, wbits=-15, memLevel=9, strategy=strategy)
         return deflate.compress(part) + deflate.flush()
 
-    return deflated(content, min(_STRATEGIES, key=lambda s: len(deflated(content[:_SAMPLE], s))))
+    return deflated(
+        content, min(_STRATEGIES, key=lambda s: len(deflated(content[:_SAMPLE], s)))
+    )
 
 
 def _inflated(code: bytes | memoryview, most: int) -> bytes:

@@ -16,14 +16,19 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     first = tensors[0]
     if (
         first.numel() <= 2 * BLOCK  # two would cost more calls than they save
-        or not all(by_numpy(t) and (t.stride() == first.stride() or t.dim() == 0) for t in tensors)
+        or not all(
+            by_numpy(t) and (t.stride() == first.stride() or t.dim() == 0)
+            for t in tensors
+        )
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
         or torch.empty_like(first).stride() != first.stride()  # not dense
     ):
         yield tensors
         return
     for start in range(0, first.numel(), BLOCK):
-        yield tuple(_part(tensor, start) if tensor.dim() else tensor for tensor in tensors)
+        yield tuple(
+            _part(tensor, start) if tensor.dim() else tensor for tensor in tensors
+        )
 
 
 def blockwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -61,7 +66,9 @@ def is_unseen(tensor: Tensor) -> bool:
         tensor.is_neg()
         or torch._C._get_tracing_state() is not None
         or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.Python)
-        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PreDispatch)
+        or torch._C._dispatch_tls_is_dispatch_key_included(
+            torch._C.DispatchKey.PreDispatch
+        )
     )
 
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from masktorch.archive import PathOrFile, Row, read, write
-from masktorch.coding import Bools, decode, encode
-from masktorch.mask import Mask, described, is_sharded
-from masktorch.model import Model, find_masks, masked_tensors
-from masktorch.parametrization import attached
-from masktorch.targets import join, plain_name
-from masktorch.values import set_masks
-from masktorch.wrapping import give_masks
+from masktorch._files.archive import PathOrFile, Row, read, write
+from masktorch._files.coding import Bools, decode, encode
+from masktorch._masking.lookup import Model, find_masks, masked_tensors
+from masktorch._masking.mask import Mask, described
+from masktorch._masking.module_class import attached
+from masktorch._masking.targets import join, plain_name
+from masktorch._masks import set_masks
+from masktorch._sharding import is_sharded
+from masktorch._wrapping import give_masks
 
 
 class _Tensor(NamedTuple):
@@ -78,7 +79,9 @@ def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tens
         return _decoded(rows)
 
 
-def load_masks(model: Model, path_or_file: PathOrFile, *, any_weights: bool = False) -> Model:
+def load_masks(
+    model: Model, path_or_file: PathOrFile, *, any_weights: bool = False
+) -> Model:
     """Puts the masks of a file on a model, in place.
 
     A plain model gets masks that do not learn. The masked tensors of a wrapped one must be those
@@ -130,7 +133,9 @@ def _tensors(model: nn.Module, *, masked: bool) -> list[_Tensor]:
         for attribute, parameter in module._parameters.items():
             mask = masks.get(attribute)
             if parameter is not None and (mask or not masked):
-                tensor = found.setdefault((mask, parameter), _Tensor([], parameter, mask))
+                tensor = found.setdefault(
+                    (mask, parameter), _Tensor([], parameter, mask)
+                )
                 tensor.names.append(plain_name(join(module_name, attribute)))
     return list(found.values())
 
@@ -138,9 +143,15 @@ def _tensors(model: nn.Module, *, masked: bool) -> list[_Tensor]:
 def _row(tensor: Any, kept: Bools) -> Row:
     (name, *tied), parameter, mask = tensor
     coding, code = encode(kept.ravel())
-    count, estimator, sha = int(kept.sum()), described(mask.estimator), _fingerprint(parameter)
+    count, estimator, sha = (
+        int(kept.sum()),
+        described(mask.estimator),
+        _fingerprint(parameter),
+    )
     shape = list(kept.shape)
-    return Row(name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code)
+    return Row(
+        name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code
+    )
 
 
 def _decoded(rows: list[Row]) -> dict[str, Tensor]:
@@ -163,7 +174,9 @@ def _check_values(caller: str, tensor: _Tensor) -> None:
         )
 
 
-def _named(rows: dict[str, Row], tensors: list[_Tensor], wrapped: bool) -> list[_Tensor]:
+def _named(
+    rows: dict[str, Row], tensors: list[_Tensor], wrapped: bool
+) -> list[_Tensor]:
     """The tensors that go by the names in a file; raises where names are left over."""
     known = {name for tensor in tensors for name in tensor.names}
     missing = [name for name in rows if name not in known]
@@ -189,7 +202,9 @@ def _check(rows: dict[str, Row], tensor: _Tensor, any_weights: bool) -> None:
     if not any_weights:
         present["fingerprint"] = _fingerprint(parameter)
     for field, expected in present.items():
-        if found := [getattr(row, field) for row in saved if getattr(row, field) != expected]:
+        if found := [
+            getattr(row, field) for row in saved if getattr(row, field) != expected
+        ]:
             raise ValueError(
                 f"expected {field} {expected} for {names[0]!r}, found {found[0]} in the file. "
                 "Build, wrap and load the model as when the masks were saved; if its weights alone "

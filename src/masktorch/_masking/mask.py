@@ -9,9 +9,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from masktorch.estimators import Estimator
-from masktorch.selection import gathered, select
-from masktorch.targets import plain_name
+from masktorch._kernels.selecting import select
+from masktorch._masking.targets import plain_name
+from masktorch._methods.protocol import Estimator
+from masktorch._sharding import gathered, is_sharded
 
 _CALLS = {  # what a checkpoint knows of a mask, and the calls that make a model agree
     "rescale": "masktorch.wrap(..., rescale={})",
@@ -29,7 +30,9 @@ class Mask(nn.Module):
     # transformers' save_pretrained puts it after this mask's name: the other names of tied scores
     _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
-    def __init__(self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool):
+    def __init__(
+        self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool
+    ):
         super().__init__()
         self.frozen = scores.dtype is torch.bool
         self.scores: Tensor = nn.Buffer(scores) if self.frozen else nn.Parameter(scores)
@@ -37,7 +40,9 @@ class Mask(nn.Module):
         self.rescale = bool(rescale)
         self.trained = trained  # requires_grad of the tensor when it was wrapped
         self.homes: Any = ()  # weak keys, once it has some
-        self.used: Tensor | None = None  # within masktorch.using, the mask in place of its own
+        self.used: Tensor | None = (
+            None  # within masktorch.using, the mask in place of its own
+        )
 
     @property
     def learning(self) -> bool:
@@ -55,28 +60,38 @@ class Mask(nn.Module):
 
     def mode(self) -> Tensor:
         """The deterministic mask, bool."""
-        return deterministic(self.estimator, self.scores) if self.used is None else self.used
+        return (
+            deterministic(self.estimator, self.scores)
+            if self.used is None
+            else self.used
+        )
 
     def expected(self) -> Tensor:
         """The probability that each entry is kept, differentiable while the mask learns."""
         if not self.learning:
             return self.mode().to(torch.float32)
         expected = getattr(self.estimator, "expected", self.estimator)
-        wide = torch.promote_types(self.scores.dtype, torch.float32)  # in half, 1 - p would be 0
+        wide = torch.promote_types(
+            self.scores.dtype, torch.float32
+        )  # in half, 1 - p would be 0
         return cast(Tensor, expected(self.scores.to(wide)))
 
     def sample(self) -> Tensor:
         """A mask as training would draw it, bool."""
         if not self.draws(training=True):
             return self.mode().clone()
-        sample = getattr(self.estimator, "sample", lambda scores: self.estimator(scores) > 0)
+        sample = getattr(
+            self.estimator, "sample", lambda scores: self.estimator(scores) > 0
+        )
         return cast(Tensor, sample(self.scores))
 
     def forward(self, weight: Tensor, training: bool) -> Tensor:
         """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
         learning = training and self.learning
         if not self.rescale and self.used is None:
-            product = getattr(self.estimator, "product" if learning else "mode_product", None)
+            product = getattr(
+                self.estimator, "product" if learning else "mode_product", None
+            )
             if product is not None:
                 return cast(Tensor, product(self.scores, weight))
         if learning:
@@ -101,12 +116,19 @@ class Mask(nn.Module):
 
     def places(self) -> "list[tuple[Masks, str]]":
         """Where the mask is: the masks of a module, the name of the parameter."""
-        return [(h, name) for h in self.homes for name, mask in h.own().items() if mask is self]
+        return [
+            (h, name)
+            for h in self.homes
+            for name, mask in h.own().items()
+            if mask is self
+        ]
 
     @property
     def original(self) -> Tensor:
         """The tensor under the mask; torch's remove_parametrizations asks for it, too."""
-        (tensor,) = {h.tensors[name] for h, name in self.places()}  # several: come untied
+        (tensor,) = {
+            h.tensors[name] for h, name in self.places()
+        }  # several: come untied
         return cast(Tensor, tensor)
 
     def get_extra_state(self) -> Tensor:
@@ -114,7 +136,9 @@ class Mask(nn.Module):
         known = {
             "rescale": self.rescale,
             "mask_frozen": self.frozen,
-            "weights_frozen": not any(h.tensors[name].requires_grad for h, name in self.places()),
+            "weights_frozen": not any(
+                h.tensors[name].requires_grad for h, name in self.places()
+            ),
             "estimator": described(self.estimator),
         }
         code = json.dumps(known).encode().ljust(512)
@@ -129,7 +153,11 @@ class Mask(nn.Module):
         try:
             there = json.loads(bytes(state.tolist()))
             saved = {key: there[key] for key in here if there[key] != here[key]}
-        except (KeyError, TypeError, ValueError):  # averaged, or of another version of masktorch
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+        ):  # averaged, or of another version of masktorch
             saved = dict.fromkeys(here, "?")
         if saved:
             warnings.warn(
@@ -146,7 +174,9 @@ class Mask(nn.Module):
 
     def extra_repr(self) -> str:
         state = "frozen" if self.frozen else "learning"
-        return f"{self.estimator!r}, {state}" + (", rescale=True" if self.rescale else "")
+        return f"{self.estimator!r}, {state}" + (
+            ", rescale=True" if self.rescale else ""
+        )
 
 
 class Masks(nn.ModuleDict):
@@ -167,23 +197,37 @@ class Masks(nn.ModuleDict):
         """The masks among what computes the parameters of the module."""
         return {name: mask for name, mask in self.items() if isinstance(mask, Mask)}
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *arguments: Any
+    ) -> None:
         """Compares what a checkpoint knows of each mask, once where weights are tied."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
         for name, mask in self.own().items():
             key = f"{prefix}{name}.scores"
             scores = state_dict.get(key)
-            known = state_dict.setdefault(f"{prefix}{name}._extra_state")  # 0.1.0 knew nothing
+            known = state_dict.setdefault(
+                f"{prefix}{name}._extra_state"
+            )  # 0.1.0 knew nothing
             first = mask.places()[0] == (self, name)
-            if isinstance(scores, Tensor) and (scores.dtype is torch.bool) == mask.learns:
+            if (
+                isinstance(scores, Tensor)
+                and (scores.dtype is torch.bool) == mask.learns
+            ):
                 what = "scores, found a mask" if mask.learns else "a mask, found scores"
                 arguments[-1].append(
                     f"{key!r}: expected {what} ({scores.dtype}). Leave the 'scores' keys out, and "
                     "move masks with masktorch.set_masks."
                 )
                 state_dict[key] = mask.scores  # they stay
-            elif first and key in state_dict and isinstance(known, Tensor) and not known.is_meta:
-                mask.compare(plain_name(prefix.removesuffix("parametrizations.") + name), known)
+            elif (
+                first
+                and key in state_dict
+                and isinstance(known, Tensor)
+                and not known.is_meta
+            ):
+                mask.compare(
+                    plain_name(prefix.removesuffix("parametrizations.") + name), known
+                )
 
 
 def described(estimator: Estimator) -> str:
@@ -200,11 +244,6 @@ def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:
             f"{tuple(scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
         )
     return mask
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether it is a DTensor, of which each process holds a part."""
-    return type(tensor) is not nn.Parameter and hasattr(tensor, "full_tensor")
 
 
 def total(mask: Tensor) -> int:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.weak import WeakIdKeyDictionary
 
-from masktorch.blocks import is_plain
-from masktorch.mask import Mask, Masks, is_sharded
+from masktorch._kernels.chunked import is_plain
+from masktorch._masking.mask import Mask, Masks
+from masktorch._sharding import is_sharded
 
 
 def attached(module: nn.Module) -> dict[str, Mask]:
@@ -29,14 +30,18 @@ def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
     home: Any = module._modules.get("parametrizations") or {}
     module._modules["parametrizations"] = Masks({**home, **masks}, module._parameters)
     made = masked_class(original_class(module), frozenset(attached(module)))
-    object.__setattr__(module, "__class__", made)  # past a __setattr__ of the module's own
+    object.__setattr__(
+        module, "__class__", made
+    )  # past a __setattr__ of the module's own
     object.__setattr__(module, "_held", None)
 
 
 def detach(module: nn.Module) -> None:
     """Takes the masks off a module and gives its original class back."""
     home: Any = module._modules.pop("parametrizations")
-    others = {name: other for name, other in home.items() if not isinstance(other, Mask)}
+    others = {
+        name: other for name, other in home.items() if not isinstance(other, Mask)
+    }
     if others:
         module._modules["parametrizations"] = nn.ModuleDict(others)
     module.__dict__.pop("_held", None)
@@ -52,7 +57,9 @@ def _masked_tensor(name: str) -> property:
     def read(module: Any) -> Any:
         masks = module._modules.get("parametrizations")
         mask = None if masks is None else masks._modules.get(name)
-        if mask is None:  # a new module of this class, or torch's remove_parametrizations was here
+        if (
+            mask is None
+        ):  # a new module of this class, or torch's remove_parametrizations was here
             return nn.Module.__getattr__(module, name)
         weight, training, held = module._parameters[name], module.training, module._held
         if held is None and is_sharded(weight):
@@ -60,27 +67,43 @@ def _masked_tensor(name: str) -> property:
         if held and name in held:
             return held[name]
         key: Any = name
-        if parametrize._cache_enabled:  # the user holds what is read for longer than a forward
+        if (
+            parametrize._cache_enabled
+        ):  # the user holds what is read for longer than a forward
             held = parametrize._cache
-            key = mask, weight, mask.scores, mask.used, mask.frozen, mask.estimator.mode, training
+            key = (
+                mask,
+                weight,
+                mask.scores,
+                mask.used,
+                mask.frozen,
+                mask.estimator.mode,
+                training,
+            )
             if key in held:
                 return held[key]
         elif held is None or not mask.draws(training):
             return _apply(mask, weight, training)
-        with torch.enable_grad():  # a later read may want the gradient that the first does not
+        with (
+            torch.enable_grad()
+        ):  # a later read may want the gradient that the first does not
             held[key] = _apply(mask, weight, training)
         return held[key]
 
     return property(read)
 
 
-_computed: Any = WeakIdKeyDictionary()  # what was read, while kept: its mask, tensor and version
+_computed: Any = (
+    WeakIdKeyDictionary()
+)  # what was read, while kept: its mask, tensor and version
 
 
 def _apply(mask: Mask, weight: Tensor, training: bool) -> Tensor:
     try:
         computed = cast(Tensor, mask(weight, training))
-    except AttributeError as error:  # of a property: nn.Module would go on to find the parameter
+    except (
+        AttributeError
+    ) as error:  # of a property: nn.Module would go on to find the parameter
         raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
     if is_plain(computed) and not computed.is_inference():
         _computed[computed] = mask, weight, computed._version
@@ -98,7 +121,9 @@ def _assign(module: Any, name: str, value: Any) -> None:
     computed_by, tensor, version = _computed.get(value, (mask, value, None))
     if version is None or value._version == version:  # else it has been written into
         value = tensor
-    if computed_by is not mask or (value.requires_grad and not isinstance(value, nn.Parameter)):
+    if computed_by is not mask or (
+        value.requires_grad and not isinstance(value, nn.Parameter)
+    ):
         raise ValueError(
             f"{name!r} expected values or an nn.Parameter, found one with a gradient or another "
             "mask. Assign tensor.detach(), or tie the two before masktorch.wrap."
@@ -114,7 +139,10 @@ def _assign(module: Any, name: str, value: Any) -> None:
 def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
     """The subclass of `original` that reads `names` under masks: one for all, compiled once."""
     for made in type.__subclasses__(original):
-        if made.__dict__.get("_original_class") is original and made._masked_names == names:
+        if (
+            made.__dict__.get("_original_class") is original
+            and made._masked_names == names
+        ):
             return made
 
     class Shared(type(original)):  # type: ignore[misc]
@@ -122,7 +150,11 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             """torch's remove_parametrizations deletes the property, which other modules need."""
 
     class Masked(original, metaclass=Shared):  # type: ignore[misc]
-        _original_class, _masked_names, __module__ = original, names, original.__module__
+        _original_class, _masked_names, __module__ = (
+            original,
+            names,
+            original.__module__,
+        )
         _held: dict[str, Tensor] | None = None  # what was read in the forward under way
 
         @functools.wraps(original.forward)
@@ -146,13 +178,17 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
         def __delattr__(self, name: str) -> None:
             """torch's register_parametrization begins so, and would go on to change this class."""
             if name in self._parameters:
-                raise TypeError(f"can't take {name!r} from a layer with masks: unwrap it first.")
+                raise TypeError(
+                    f"can't take {name!r} from a layer with masks: unwrap it first."
+                )
             original.__delattr__(self, name)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             """The class is made at run time, so a copy or a pickle names how to make it."""
             before = self._held
-            object.__setattr__(self, "_held", self._parameters)  # an RNN reads them into its state
+            object.__setattr__(
+                self, "_held", self._parameters
+            )  # an RNN reads them into its state
             try:
                 state = getattr(self, "__getstate__", lambda: self.__dict__)()
             finally:

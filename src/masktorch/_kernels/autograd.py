@@ -6,10 +6,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from masktorch.blocks import is_plain
+from masktorch._kernels.chunked import is_plain
 
-Product = Callable[[Tensor, Tensor], Tensor]  # (what the mask is read off, weight) -> weight * m
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (scores, weight, read, G) -> dL/dscores
+Product = Callable[
+    [Tensor, Tensor], Tensor
+]  # (what the mask is read off, weight) -> weight * m
+Rule = Callable[
+    [Tensor, Tensor, Tensor, Tensor], Tensor
+]  # (scores, weight, read, G) -> dL/dscores
 
 
 class _Masked(torch.autograd.Function):
@@ -29,7 +33,9 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, weight, read = ctx.saved_tensors
-        for_scores = ctx.rule(scores, weight, read, grad) if ctx.needs_input_grad[0] else None
+        for_scores = (
+            ctx.rule(scores, weight, read, grad) if ctx.needs_input_grad[0] else None
+        )
         for_weight = ctx.product(read, grad) if ctx.needs_input_grad[1] else None
         return for_scores, for_weight, None, None, None
 

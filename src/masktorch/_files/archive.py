@@ -20,7 +20,10 @@ import numpy as np
 PathOrFile = str | os.PathLike[str] | BinaryIO
 
 _FORMAT, _VERSION = "masktorch masks", 2
-_IMPLIED: dict[int, dict[str, Any]] = {1: {"tied": [], "coding": "gaps"}, 2: {}}  # by version
+_IMPLIED: dict[int, dict[str, Any]] = {
+    1: {"tied": [], "coding": "gaps"},
+    2: {},
+}  # by version
 _ENTRIES = ["header.npy", "masks.npy", "digest.npy"]
 _SMALL = 2**16  # bytes of an array up to which it is deflated
 _INFLATED = 2**20  # bytes that an array may have beyond those of its file
@@ -54,13 +57,19 @@ def read(source: PathOrFile, most: int) -> tuple[int, list[Row]]:
         archive = zipfile.ZipFile(io.BytesIO(content))
         if archive.infolist()[0].header_offset or content[-22:-18] != b"PK\x05\x06":
             raise ValueError("other bytes before or after it")
-        header, masks, digest = (_array(archive, name, len(content)) for name in _ENTRIES)
+        header, masks, digest = (
+            _array(archive, name, len(content)) for name in _ENTRIES
+        )
         described = json.loads(bytes(header))
         if (version := described["version"]) > _VERSION:
-            raise ValueError(f"format version {version}, not {_VERSION} at most: upgrade masktorch")
+            raise ValueError(
+                f"format version {version}, not {_VERSION} at most: upgrade masktorch"
+            )
         whole = digest == hashlib.sha256(bytes(header) + masks).digest()
         if described["format"] != _FORMAT or not whole:
-            raise ValueError("another format, or a digest that is not that of its contents")
+            raise ValueError(
+                "another format, or a digest that is not that of its contents"
+            )
         return version, _rows(described["tensors"], _IMPLIED[version], masks)
     except Exception as error:  # whatever the readers of zip and JSON raise
         raise ValueError(
@@ -75,12 +84,16 @@ def _array(archive: zipfile.ZipFile, name: str, size: int) -> memoryview:
     entry = archive.getinfo(name)
     inflatable = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
     if not inflatable or entry.file_size > _INFLATED + size:
-        raise ValueError(f"an entry {name!r} that is too large, or neither stored nor deflated")
+        raise ValueError(
+            f"an entry {name!r} that is too large, or neither stored nor deflated"
+        )
     npy = archive.open(entry).read(entry.file_size)  # inflates no more than that
     return memoryview(npy)[10 + int.from_bytes(npy[8:10], "little") :]
 
 
-def _rows(tensors: list[dict[str, Any]], implied: dict[str, Any], masks: memoryview) -> list[Row]:
+def _rows(
+    tensors: list[dict[str, Any]], implied: dict[str, Any], masks: memoryview
+) -> list[Row]:
     rows: list[Row] = []
     end = 0
     for fields in tensors:
@@ -88,12 +101,16 @@ def _rows(tensors: list[dict[str, Any]], implied: dict[str, Any], masks: memoryv
         counts = [row.kept, row.bytes, *row.shape]
         kinds = [type(row.rescale), *map(type, counts)] == [bool] + [int] * len(counts)
         if not kinds or len(counts) > 64 or min(counts) < 0:
-            raise ValueError(f"a field of the wrong kind in its header for tensor {len(rows)}")
+            raise ValueError(
+                f"a field of the wrong kind in its header for tensor {len(rows)}"
+            )
         rows.append(row._replace(code=masks[end : end + row.bytes]))
         end += row.bytes
     names = [name for row in rows for name in (row.name, *row.tied)]
     if end != len(masks) or len(set(names)) < len(names) or {*map(type, names)} - {str}:
-        raise ValueError("a header of other masks, or with a name twice or of another kind")
+        raise ValueError(
+            "a header of other masks, or with a name twice or of another kind"
+        )
     return rows
 
 
@@ -112,7 +129,9 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
         for name, part in zip(_ENTRIES, parts, strict=True):
             np.save(array := io.BytesIO(), np.frombuffer(part, np.uint8))
             method = zipfile.ZIP_DEFLATED if len(part) <= _SMALL else zipfile.ZIP_STORED
-            archive.writestr(zipfile.ZipInfo(name), array.getbuffer(), method)  # of a set date
+            archive.writestr(
+                zipfile.ZipInfo(name), array.getbuffer(), method
+            )  # of a set date
     content = file.getvalue()
     if isinstance(target, os.PathLike) or not hasattr(target, "write"):
         _replace(os.path.realpath(os.fsdecode(target)), content)
@@ -120,8 +139,12 @@ def write(target: PathOrFile, rows: list[Row]) -> None:
         while content:  # an unbuffered file may take a part of it
             written = target.write(content)
             if written == 0 or (written is None and isinstance(target, io.RawIOBase)):
-                raise BlockingIOError("save_masks() met a stream that takes no more for now")
-            content = content[written or len(content) :]  # one of the user's own need not count
+                raise BlockingIOError(
+                    "save_masks() met a stream that takes no more for now"
+                )
+            content = content[
+                written or len(content) :
+            ]  # one of the user's own need not count
 
 
 def _replace(path: str, content: bytes) -> None:
