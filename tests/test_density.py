@@ -154,7 +154,7 @@ REFUSED = [
     (lambda: two_layers(TopK()), {"0.weight": 0.5, "1.weight": 2.0}, ValueError, "'1.weight'"),
     (lambda: two_layers(Threshold()), 0.5, ValueError, "found no estimator with a density but "
      "Threshold(tau=0.5): set_estimator(model, TopK(d, absolute=False)) keeps any mask's highest"),
-    (given, 0.5, ValueError, "no estimator with a density but Given(): wrap the model"),
+    (given, 0.5, ValueError, "no estimator with a density but Fixed(): wrap the model"),
     (lambda: NO, 0.5, ValueError, "set_density() expected a wrapped model"),
 ]  # fmt: skip
 
@@ -388,7 +388,7 @@ def test_a_compiled_model_takes_another_step_size():
 def test_soft_masks_are_rescaled_by_their_sum_however_small(monkeypatch):
     u = torch.full((1, 2), 0.5)
     monkeypatch.setattr(
-        "masktorch.functional.uniform_like", lambda scores, generator: u
+        "masktorch._methods.concrete.uniform_like", lambda scores, generator: u
     )
     layer = nn.Linear(2, 1, bias=False)
     masktorch.wrap(layer, Concrete(hard=False), init=-3.0, rescale=True)

@@ -9,6 +9,8 @@ import torch
 import masktorch
 from masktorch import functional
 from masktorch._kernels import chunked, random
+from masktorch._methods import concrete
+from masktorch._methods.built_in import logit
 
 
 def sigma(s):
@@ -455,7 +457,7 @@ def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks
         around.append(torch.nextafter(around[0], torch.tensor(side, dtype=dtype)))
     scores = torch.stack(around).requires_grad_()
     expected = scores.double() > at
-    at = functional.logit(tau)
+    at = logit(tau)
     assert torch.equal(functional.keeps(scores, at), expected)
     assert torch.equal(functional.threshold(scores, tau), expected.to(dtype))
     ones = torch.ones(3, dtype=dtype)
@@ -492,7 +494,7 @@ def test_piggyback(fused, at):
 def relaxed(function, s, grad, u, monkeypatch):
     """A relaxed mask and the gradient of its scores, from given uniform numbers."""
     monkeypatch.setattr(
-        functional, "uniform_like", lambda scores, generator: torch.tensor(u)
+        concrete, "uniform_like", lambda scores, generator: torch.tensor(u)
     )
     scores = torch.tensor(s, requires_grad=True)
     mask = function(scores)

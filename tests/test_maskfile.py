@@ -38,10 +38,10 @@ from masktorch import (
     IntermediateSampling,
     Piggyback,
     Threshold,
-    archive,
     load_masks,
     save_masks,
 )
+from masktorch._files import archive
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 

@@ -14,7 +14,13 @@ import benchmarks
 import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.networks import Block, build, conv, lenet_300_100, wide_resnet
+from benchmarks.experiment.networks import (
+    Block,
+    build,
+    conv,
+    lenet_300_100,
+    wide_resnet,
+)
 from benchmarks.experiment.results import utilisation
 
 REFERENCE = json.loads((Path(benchmarks.__file__).parent / "pages" / "reference.json").read_text())

@@ -11,7 +11,13 @@ import torch
 import masktorch
 from benchmarks import BenchmarkError
 from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.results import Layer, Result, grouped, masked_share, read_results
+from benchmarks.experiment.results import (
+    Layer,
+    Result,
+    grouped,
+    masked_share,
+    read_results,
+)
 from benchmarks.experiment.training import Epoch
 from benchmarks.files import replacing
 from benchmarks.pages.comparison import Experiment, blog

@@ -20,7 +20,13 @@ from benchmarks.experiment import training
 from benchmarks.experiment.configuration import ARMS, Configuration
 from benchmarks.experiment.data import Split, read_digits
 from benchmarks.experiment.results import Result, utilisation
-from benchmarks.experiment.training import Epoch, best_epoch, evaluate, plateau, scheduled
+from benchmarks.experiment.training import (
+    Epoch,
+    best_epoch,
+    evaluate,
+    plateau,
+    scheduled,
+)
 from benchmarks.files import command_line
 
 ROOT = Path(benchmarks.__file__).parents[1]
