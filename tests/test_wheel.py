@@ -89,8 +89,10 @@ def test_the_source_distribution_is_the_repository(built):
 @pytest.mark.slow
 def test_the_wheel_holds_only_masktorch(built):
     names = zipfile.ZipFile(built[2]).namelist()
+    source = ROOT / "src"
     modules = {
-        f"masktorch/{path.name}" for path in (ROOT / "src" / "masktorch").glob("*.py")
+        path.relative_to(source).as_posix()
+        for path in (source / "masktorch").rglob("*.py")
     }
     assert {n for n in names if ".dist-info/" not in n} == modules | {
         "masktorch/py.typed"

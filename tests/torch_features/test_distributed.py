@@ -1,4 +1,4 @@
-"""DDP and FSDP2 under torchrun, two gloo processes. The checks are in distributed_worker.py."""
+"""DDP and FSDP2 under torchrun, two gloo processes. The checks are in tools/distributed_worker.py."""
 
 import importlib.util
 import os
@@ -20,8 +20,8 @@ pytestmark = [
         not torch.distributed.is_gloo_available(), reason="torch has no gloo"
     ),
 ]
-WORKER = Path(__file__).with_name("distributed_worker.py")
-PAGE = Path(__file__).parents[1] / "docs" / "distributed.md"
+WORKER = Path(__file__).parents[1] / "tools" / "distributed_worker.py"
+PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 SCRIPTS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 # DDP and FSDP models are reference cycles that keep gloo's threads running past

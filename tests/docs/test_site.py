@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import CHROMIUM, DRIVER, browser, served
+from tools.browser import CHROMIUM, DRIVER, browser, served
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 pytest.importorskip("mkdocs")
 pytest.importorskip("latex2mathml")

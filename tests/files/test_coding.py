@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from maskfile_mutants import deflated
 
 from masktorch._files.coding import decode, encode
+from tools.maskfile_mutants import deflated
 
 
 def entropy(mask):

@@ -14,7 +14,7 @@ from torch import nn
 
 import masktorch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
@@ -52,7 +52,9 @@ def test_the_boxed_loop_holds_the_averages_of_batch_norm(page):
 
 def test_every_test_that_works_with_names_is_there():
     text = (ROOT / "docs" / "works-with.md").read_text()
-    files = {path.name: path.read_text() for path in (ROOT / "tests").glob("test_*.py")}
+    files = {
+        path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")
+    }
     named = set(re.findall(r"`(test_\w+(?:\.py)?)`", text))
     assert len(named) > 20
     for name in named:

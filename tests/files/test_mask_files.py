@@ -17,17 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from maskfile_mutants import (
-    EVERYTHING,
-    FORMAT_1,
-    Damage,
-    Net,
-    plain,
-    same,
-    snapshot,
-    unchanged,
-    wrapped,
-)
 from torch import nn
 
 import masktorch
@@ -42,6 +31,17 @@ from masktorch import (
     save_masks,
 )
 from masktorch._files import archive
+from tools.maskfile_mutants import (
+    EVERYTHING,
+    FORMAT_1,
+    Damage,
+    Net,
+    plain,
+    same,
+    snapshot,
+    unchanged,
+    wrapped,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 

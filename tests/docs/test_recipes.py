@@ -21,7 +21,7 @@ datasets = pytest.importorskip(
     "sklearn.datasets", reason="scikit-learn is not installed"
 )
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "recipes"
 PAGES = sorted(FOLDER.glob("*.md"))
 EXCERPT = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)

@@ -1,6 +1,6 @@
 """Models with masks, their files, and mutants of these files, structured ones included.
 
-    python tests/maskfile_mutants.py 10000
+    python tests/tools/maskfile_mutants.py 10000
 
 makes so many of them, reads and loads each, and prints how many load and what they cost at most.
 """

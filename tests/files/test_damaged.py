@@ -16,7 +16,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from maskfile_mutants import (
+from torch import nn
+
+import masktorch
+from masktorch import Bernoulli, load_masks, save_masks
+from tools.maskfile_mutants import (
     BAD,
     FORMAT_1,
     Damage,
@@ -34,10 +38,6 @@ from maskfile_mutants import (
     wrapped,
     zipped,
 )
-from torch import nn
-
-import masktorch
-from masktorch import Bernoulli, load_masks, save_masks
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 

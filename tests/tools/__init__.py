@@ -1,0 +1,1 @@
+"""What tests share: models, estimators, programs that tests run."""
