@@ -17,7 +17,11 @@ def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if (
         first.numel() <= 2 * BLOCK  # two would cost more calls than they save
         or not all(
-            by_numpy(t) and (t.stride() == first.stride() or t.dim() == 0)
+            by_numpy(t)
+            and (
+                (t.shape == first.shape and t.stride() == first.stride())
+                or t.dim() == 0
+            )
             for t in tensors
         )
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))

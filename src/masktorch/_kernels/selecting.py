@@ -12,10 +12,12 @@ from masktorch._kernels.chunked import Out, blockwise, by_numpy, is_unseen
 
 
 def select_above(weight: Tensor, margin: Tensor, at: float, out: Out = None) -> Tensor:
-    """0 where `margin <= at`, else `weight`: on a CPU many times faster than `where`."""
+    """0 where `margin <= at`, else `weight`: on a CPU many times faster than `where`.
+
+    The result has the weight's dtype, and the shape that both broadcast to."""
     operation = torch.ops.aten.threshold_backward
     if out is None:
-        return cast(Tensor, operation(weight, margin, at))
+        return cast(Tensor, operation(weight, margin, at).to(weight.dtype))
     return cast(Tensor, operation.grad_input(weight, margin, at, grad_input=out))
 
 

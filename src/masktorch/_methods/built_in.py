@@ -97,10 +97,13 @@ def logistic_rule(
     scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
 ) -> Tensor:
     """`g * sigma(s) * (1 - sigma(s))`."""
-    wide = torch.promote_types(
-        scores.dtype, torch.float32
-    )  # 1 - p is 0 in half precision
-    p = torch.sigmoid(scores.to(wide))
-    slope = torch.ops.aten.sigmoid_backward(grad.to(wide), p)
+    p = torch.sigmoid(wide(scores, scores))  # 1 - p would be 0 in half precision
+    slope = torch.ops.aten.sigmoid_backward(wide(grad, scores), p)
     product = slope.mul_(weight) if out is None else torch.mul(slope, weight, out=out)
     return product.to(scores.dtype)
+
+
+def wide(tensor: Tensor, scores: Tensor) -> Tensor:
+    """The tensor in the dtype that the scores' gradient is computed in: float32, or
+    float64 for scores in it."""
+    return tensor.to(torch.promote_types(scores.dtype, torch.float32))

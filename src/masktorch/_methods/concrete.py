@@ -35,7 +35,7 @@ def concrete(
             mask - mask.detach()
         )  # the value of the former
     mask = mask.to(scores.dtype)
-    return mask if weight is None else weight * mask
+    return mask if weight is None else (weight * mask).to(weight.dtype)
 
 
 def noisy_logits(scores: Tensor, generator: Generator | None) -> Tensor:

@@ -34,7 +34,7 @@ def hard_concrete(
     """
     y = torch.sigmoid(noisy_logits(scores, generator) / beta)
     mask = hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
-    return mask if weight is None else weight * mask
+    return mask if weight is None else (weight * mask).to(weight.dtype)
 
 
 @dataclass(frozen=True)

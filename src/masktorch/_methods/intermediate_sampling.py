@@ -11,7 +11,7 @@ from masktorch._kernels.autograd import masked
 from masktorch._kernels.chunked import Out, blocks, blockwise
 from masktorch._kernels.random import drawn_mask
 from masktorch._kernels.selecting import as_number, select
-from masktorch._methods.built_in import ProbabilityEstimator
+from masktorch._methods.built_in import ProbabilityEstimator, wide
 
 
 def intermediate(
@@ -37,19 +37,16 @@ def intermediate(
     check_number("intermediate()", "step_size", step_size, 0)
 
     def rule(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
-        wide = torch.promote_types(
-            grad.dtype, torch.float32
-        )  # alpha overflows half precision
-        products = (g.to(wide) * w for g, w in blocks(grad, weight))
+        # alpha would overflow half precision
+        products = (wide(g, scores) * w for g, w in blocks(grad, weight))
         norms = [
             torch.linalg.vector_norm(x, dtype=torch.float64) for x in products
         ]  # no overflow
         rms = torch.linalg.vector_norm(torch.stack(norms)) / math.sqrt(
             max(grad.numel(), 1)
         )
-        alpha = (
-            (rms.to(wide) / step_size).clamp(min=torch.finfo(wide).tiny).reciprocal()
-        )
+        scale = wide(rms, scores) / step_size
+        alpha = scale.clamp(min=torch.finfo(scale.dtype).tiny).reciprocal()
         return _step(scores, weight, drawn, grad, alpha)
 
     return masked(scores, weight, drawn_mask(scores, generator), select, rule)

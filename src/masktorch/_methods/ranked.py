@@ -11,7 +11,7 @@ from masktorch._checks import Block
 from masktorch._kernels.autograd import Rule
 from masktorch._kernels.chunked import Out, blockwise, is_plain
 from masktorch._kernels.selecting import select
-from masktorch._methods.built_in import BuiltIn
+from masktorch._methods.built_in import BuiltIn, wide
 from masktorch._sharding import whole
 
 
@@ -72,13 +72,13 @@ def straight_rule(absolute: bool, block: Block | None = None) -> Rule:
     def rule(
         scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
     ) -> Tensor:
-        g = torch.mul(grad, weight, out=out)
-        return (g.mul_(scores.sign().add_(0.5).sign_()) if absolute else g).to(
-            scores.dtype
-        )
+        g = torch.mul(wide(grad, scores), weight, out=out)
+        if absolute:
+            g.mul_(scores.detach().sign().add_(0.5).sign_())
+        return g.to(scores.dtype)
 
     def by_blocks(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
-        g = grad.to(torch.promote_types(grad.dtype, torch.float32)) * weight
+        g = wide(grad, scores) * weight
         mean = by_means(g, cast(Block, block), lambda means: means.to(scores.dtype))
         return rule(scores, scores.new_ones(()), read, mean)
 
