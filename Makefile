@@ -2,19 +2,33 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable
+SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 
-.PHONY: demo test lint docs
+.PHONY: demo test quick lint docs
 
 demo: .venv/benchmarks
 	$(BIN)/python -m benchmarks
 
+# What the slowest tests cost is printed: keep it worth it.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20 --cov --cov-report=term
+
+# The developer's loop: the library without its slow tests, integrations and benchmarks.
+quick: .venv/installed
+	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --dist worksteal --durations 5 \
+		tests --ignore tests/test_integrations.py --ignore tests/benchmarks
 
 lint: .venv/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(SCHEMA) vendor.github-workflows .github/workflows/*.yml
+	$(SCHEMA) custom.github-workflows-require-timeout .github/workflows/*.yml
+	$(SCHEMA) vendor.dependabot .github/dependabot.yml
+	$(SCHEMA) vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
+	$(SCHEMA) vendor.github-issue-forms .github/ISSUE_TEMPLATE/bug.yml .github/ISSUE_TEMPLATE/idea.yml
+	$(SCHEMA) vendor.citation-file-format CITATION.cff
+	$(BIN)/zizmor --offline --quiet .github
 
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

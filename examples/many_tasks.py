@@ -21,7 +21,8 @@ tasks = {
     "above four": (labels > 4).long(),
 }
 
-model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10)).requires_grad_(False)
+model = nn.Sequential(nn.Linear(64, 300), nn.ReLU(), nn.Linear(300, 10))
+model.requires_grad_(False)  # also the biases, which have no masks
 masks = {}
 for task, targets in tasks.items():
     masktorch.wrap(model)  # every task starts with all weights kept

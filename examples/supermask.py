@@ -31,7 +31,7 @@ def accuracy():
 print(f"random network:  {accuracy():.1%} of the test images are right")
 before = model[0].weight.clone()
 masktorch.wrap(model, masktorch.TopK(density=0.5))  # weights freeze, scores train
-optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)  # after wrap: it has the scores
+optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)  # after wrap, for the scores
 for _ in range(10):
     for batch in torch.randperm(3000).split(100):
         optimiser.zero_grad()

@@ -13,7 +13,9 @@ import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 NUMBER = re.compile(r" *(\d[\d,]*(?:\.\d+)?)")
-TOLERANCE = 20  # for percentages: another torch or processor rounds, and so trains, differently
+TOLERANCE = (
+    20  # for percentages: another torch or processor rounds, and so trains, differently
+)
 
 
 def output_of(name):
@@ -72,7 +74,9 @@ def test_a_notebook_prints_what_it_keeps(notebook):
         with contextlib.redirect_stdout(printed):
             exec(compile("".join(cell["source"]), str(notebook), "exec"), namespace)
         assert NUMBER.sub("#", printed.getvalue()) == NUMBER.sub("#", kept)
-        assert numbers(printed.getvalue()) == pytest.approx(numbers(kept), abs=TOLERANCE)
+        assert numbers(printed.getvalue()) == pytest.approx(
+            numbers(kept), abs=TOLERANCE
+        )
 
 
 def test_every_example_is_in_the_index_and_in_a_test():

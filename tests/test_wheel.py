@@ -16,15 +16,19 @@ import pytest
 import masktorch
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ["benchmarks", "docs", "src", "tests"]
+FOLDERS = [".ci", ".github", "benchmarks", "docs", "examples", "src", "tests"]
 FILES = [
     *[
         "CHANGELOG.md",
+        "CITATION.cff",
+        "CODE_OF_CONDUCT.md",
         "CONTRIBUTING.md",
         "LICENSE",
         "MANIFEST.in",
         "Makefile",
         "README.md",
+        "RELEASING.md",
+        "SECURITY.md",
     ],
     *[
         "constraints.txt",
@@ -32,7 +36,8 @@ FILES = [
         "pyproject.toml",
         "setup.py",
         ".gitignore",
-        ".ci/run",
+        ".editorconfig",
+        ".pre-commit-config.yaml",
     ],
 ]
 
@@ -64,7 +69,6 @@ def built(tmp_path_factory):
     for name in FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, ignore=ignored)
-    (source / ".ci").mkdir()
     for name in FILES:
         shutil.copy(ROOT / name, source / name)
     copied = files(source)

@@ -1,0 +1,95 @@
+"""What is said twice agrees: versions, addresses, papers, the commands of `make lint`."""
+
+from importlib import metadata
+import re
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+import masktorch
+
+ROOT = Path(__file__).parents[1]
+CITATION = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_citation_is_of_this_version():
+    assert re.findall(r"^version: (.*)$", CITATION, re.MULTILINE) == [
+        masktorch.__version__
+    ]
+
+
+def test_the_citation_has_the_repository_that_pyproject_names():
+    urls = PYPROJECT.partition("[project.urls]")[2].partition("\n[")[0]
+    repository = re.findall(r'^Repository = "(.*)"$', urls, re.MULTILINE)
+    cited = re.findall(r"^repository-code: \"?([^\"\n]*)", CITATION, re.MULTILINE)
+    assert cited == repository
+
+
+def test_every_paper_of_the_library_is_cited():
+    sources = "\n".join(path.read_text() for path in (ROOT / "src").rglob("*.py"))
+    papers = set(re.findall(r"\b\d{4}\.\d{5}\b", sources))
+    assert papers <= set(re.findall(r"arXiv:(\d{4}\.\d{5})", CITATION))
+    assert len(papers) > 5
+
+
+def test_pre_commit_runs_what_lint_runs():
+    makefile = (ROOT / "Makefile").read_text()
+    schema = re.search(r"^SCHEMA := (.*)$", makefile, re.MULTILINE)[1]
+    recipe = re.search(r"^lint:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)[1]
+    commands = [
+        line.strip().replace("$(SCHEMA)", schema) for line in recipe.splitlines()
+    ]
+    commands = [command.replace("$(BIN)", ".venv/bin") for command in commands]
+    configuration = (ROOT / ".pre-commit-config.yaml").read_text()
+    folded = re.sub(r">-\n +(.*)\n +(.*)", r"\1 \2", configuration)
+    entries = re.findall(r"entry: (.*)", folded)
+    for entry, command in zip(entries, commands, strict=True):
+        assert command.startswith(entry)
+        assert " -" not in command.removeprefix(entry)  # the rest is names of files
+
+
+def test_actions_are_pinned_by_commit_with_their_version():
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        for action in re.findall(r"uses: (.*)", workflow.read_text()):
+            local = action.startswith("./.github/workflows/")
+            assert local or re.fullmatch(r"\S+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
+
+
+def built_page(tmp_path, urls, monkeypatch):
+    """One page of a small site with the theme and the hook of the real one."""
+    pytest.importorskip("material")
+    build = pytest.importorskip("mkdocs.commands.build")
+    config = pytest.importorskip("mkdocs.config")
+    package = Message()
+    for url in urls:
+        package["Project-URL"] = url
+    monkeypatch.setattr(metadata, "metadata", lambda name: package)
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.md").write_text("# Title\n")
+    hook = ROOT / "docs" / "hooks" / "repository.py"
+    (tmp_path / "mkdocs.yml").write_text(
+        f"site_name: small\nhooks: [{str(hook)!r}]\nplugins: []\n"
+        "theme:\n  name: material\n  features: [content.action.edit]\n"
+    )
+    build.build(config.load_config(str(tmp_path / "mkdocs.yml")))
+    return (tmp_path / "site" / "index.html").read_text()
+
+
+def test_pages_link_to_the_repository_once_there_is_one(tmp_path, monkeypatch):
+    urls = ["Repository, https://git.example/m", "Documentation, https://m.example/"]
+    page = built_page(tmp_path, urls, monkeypatch)
+    assert 'href="https://git.example/m/edit/main/docs/index.md"' in page
+    assert '<link rel="canonical" href="https://m.example/">' in page
+    assert 'href="https://git.example/m" title' in page
+    assert (
+        'data-md-component="source"' not in page
+    )  # which makes the page ask for stars
+
+
+def test_pages_without_a_repository_have_no_link_to_one(tmp_path, monkeypatch):
+    page = built_page(tmp_path, [], monkeypatch)
+    assert "md-source" not in page
+    assert 'rel="edit"' not in page
