@@ -16,7 +16,7 @@ test: .venv/installed
 # The developer's loop: the library without its slow tests, integrations and benchmarks.
 quick: .venv/installed
 	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --dist worksteal --durations 5 \
-		tests --ignore tests/test_integrations.py --ignore tests/benchmarks
+		tests --ignore tests/integrations --ignore tests/benchmarks
 
 lint: .venv/installed
 	$(BIN)/ruff check

@@ -1,8 +1,8 @@
 """What is said twice agrees: versions, addresses, papers, the commands of `make lint`."""
 
-from importlib import metadata
 import re
 from email.message import Message
+from importlib import metadata
 from pathlib import Path
 
 import pytest
