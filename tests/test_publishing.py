@@ -53,7 +53,7 @@ def test_pre_commit_runs_what_lint_runs():
 def test_actions_are_pinned_by_commit_with_their_version():
     for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
         for action in re.findall(r"uses: (.*)", workflow.read_text()):
-            local = action.startswith("./.github/workflows/")
+            local = action.startswith("$/.github/workflows/")
             assert local or re.fullmatch(r"\S+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)
 
 
