@@ -18,7 +18,7 @@ from masktorch._kernels import chunked
 def size(request, monkeypatch):
     """Tensors as they are, and a few entries at a time."""
     if request.param == "chunks":
-        monkeypatch.setattr(chunked, "BLOCK", 6)
+        monkeypatch.setattr(chunked, "CHUNK", 6)
 
 
 def sigma(s):

@@ -36,10 +36,10 @@ def nothing_to_guess_from():
     top_k._last.clear()
 
 
-@pytest.fixture(params=["whole", "blocks"])
+@pytest.fixture(params=["whole", "chunks"])
 def size(request, monkeypatch):
-    if request.param == "blocks":
-        monkeypatch.setattr(chunked, "BLOCK", 3)
+    if request.param == "chunks":
+        monkeypatch.setattr(chunked, "CHUNK", 3)
 
 
 def largest(values, k, *, absolute=False):
@@ -134,7 +134,7 @@ def test_of_several_tensors_as_if_they_were_one(lists, data):
 
 def test_a_large_tensor_is_selected_from_as_a_small_one():
     rng = np.random.default_rng(0)
-    n = 2**19 + 7  # three blocks
+    n = 2**19 + 7  # five chunks
     values = torch.tensor(rng.integers(-1000, 1000, n)).float()  # hundreds of ties
     for k in (1, n // 10, n - 1):
         assert torch.equal(largest(values, k), by_stable_argsort(values, k))

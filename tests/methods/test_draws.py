@@ -56,7 +56,7 @@ def test_a_draw_follows_its_probability_and_generator(function):
 
 
 @each_function
-@pytest.mark.parametrize("n", [1, 2**18 + 1], ids=["small", "in blocks"])
+@pytest.mark.parametrize("n", [1, 2**18 + 1], ids=["small", "in chunks"])
 def test_a_draw_takes_one_number_of_the_generator(function, n):
     for generator in (torch.Generator(), torch.default_generator):
         generator.manual_seed(7)
@@ -129,7 +129,7 @@ def test_an_entry_is_kept_if_its_thirty_bits_are_below_its_probability(
             assert drawn[0] == (u < exact), (u, exact)
 
 
-@pytest.mark.parametrize("dense", [False, True], ids=["whole", "blocks"])
+@pytest.mark.parametrize("dense", [False, True], ids=["whole", "chunks"])
 def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense):
     n = 2**22
     for exponent in (2, 6, 10, 13, 16):
@@ -139,7 +139,7 @@ def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense)
         for scores, rare in ((s, 1), (-s, 0)):
             drawn = (functional.bernoulli(scores) == rare).double().numpy()
             assert abs(drawn.sum() - n * p) < 5 * np.sqrt(n * p)
-            for lag in (1, 2, 3, 4, 2048, chunked.BLOCK):
+            for lag in (1, 2, 3, 4, 2048, chunked.CHUNK):
                 pairs = (drawn[:-lag] * drawn[lag:]).sum()
                 assert (
                     abs(pairs - (n - lag) * p * p)
@@ -219,9 +219,9 @@ def test_manual_seed_and_the_state_of_the_generator_say_what_is_drawn(function):
 
 @pytest.mark.parametrize("shape", [(1,), (0,), (3, 5), (5, 3, 2, 2)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("block", [6, 2**18])
-def test_the_operation_that_compiled_code_draws_by(shape, dtype, block, monkeypatch):
-    monkeypatch.setattr(chunked, "BLOCK", block)
+@pytest.mark.parametrize("chunk", [6, 2**18])
+def test_the_operation_that_compiled_code_draws_by(shape, dtype, chunk, monkeypatch):
+    monkeypatch.setattr(chunked, "CHUNK", chunk)
     scores = torch.randn(shape, dtype=dtype)
     if scores.dim() == 4:
         scores = scores.to(memory_format=torch.channels_last)
@@ -362,7 +362,7 @@ def test_vmap_draws_apart_for_scores_that_all_share():
 
 
 @each_function
-@pytest.mark.parametrize("n", [7, 2**18 + 5], ids=["small", "in blocks"])
+@pytest.mark.parametrize("n", [7, 2**18 + 5], ids=["small", "in chunks"])
 @pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
 def test_a_transform_draws_what_plain_code_draws(function, n, fused):
     scores, weight = torch.randn(n), torch.ones(n) if fused else None

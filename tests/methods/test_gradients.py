@@ -30,11 +30,11 @@ def run(function, scores, weight, grad, fused):
     return out.detach().numpy(), s.grad.numpy(), w.grad.numpy()
 
 
-@pytest.fixture(params=["whole", "blocks"])
+@pytest.fixture(params=["whole", "chunks"])
 def size(request, monkeypatch):
     """Both sides of the choice by size: tensors in one go, and a few entries at a time."""
-    if request.param == "blocks":
-        monkeypatch.setattr(chunked, "BLOCK", 6)
+    if request.param == "chunks":
+        monkeypatch.setattr(chunked, "CHUNK", 6)
 
 
 pytestmark = pytest.mark.usefixtures("size")
@@ -373,15 +373,15 @@ LAYOUTS = {
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_blocks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch):
+def test_chunks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch):
     torch.manual_seed(0)
     found = []
     scores, weight, grad = (LAYOUTS[layout]().to(dtype) for _ in range(3))
-    # drawn ones are certain: a block begins with fresh bits, so that it draws others
+    # drawn ones are certain: a chunk begins with fresh bits, so that it draws others
     drawn = function in (functional.bernoulli, functional.intermediate)
     scores = scores * 1e4 if drawn else scores
-    for block in (2**18, 8):
-        monkeypatch.setattr(chunked, "BLOCK", block)
+    for chunk in (2**18, 8):
+        monkeypatch.setattr(chunked, "CHUNK", chunk)
         s = scores.detach().requires_grad_()
         options = {"generator": torch.Generator().manual_seed(1)} if drawn else {}
         out = function(s, weight=weight, **options)

@@ -33,10 +33,10 @@ ABSOLUTE = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(params=["whole", "blocks"])
+@pytest.fixture(params=["whole", "chunks"])
 def size(request, monkeypatch):
-    if request.param == "blocks":
-        monkeypatch.setattr(chunked, "BLOCK", 6)
+    if request.param == "chunks":
+        monkeypatch.setattr(chunked, "CHUNK", 6)
 
 
 @pytest.fixture
@@ -253,8 +253,8 @@ def test_layouts_and_dtypes_are_as_contiguous_doubles(
         return out.detach(), *torch.autograd.grad(out, (s, w), grad)
 
     expected = both(*(t.double().contiguous() for t in (scores, weight, grad)))
-    for block in (2**18, 8):
-        monkeypatch.setattr(chunked, "BLOCK", block)
+    for chunk in (2**18, 8):
+        monkeypatch.setattr(chunked, "CHUNK", chunk)
         for found, exact in zip(both(scores, weight, grad), expected, strict=True):
             assert found.dtype == dtype
             tolerance = 2 * torch.finfo(dtype).eps

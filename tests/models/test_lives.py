@@ -763,10 +763,10 @@ WAYS_TO_A_MASK = {
 }
 
 
-@pytest.fixture(params=["whole", "blocks"])
+@pytest.fixture(params=["whole", "chunks"])
 def size(request, monkeypatch):
-    if request.param == "blocks":
-        monkeypatch.setattr(chunked, "BLOCK", 3)
+    if request.param == "chunks":
+        monkeypatch.setattr(chunked, "CHUNK", 3)
 
 
 @each_of_all

@@ -1,71 +1,91 @@
-"""Elementwise arithmetic on large CPU tensors, a cacheful of entries at a time."""
+"""Elementwise arithmetic on large CPU tensors, chunk by chunk.
 
-from collections.abc import Callable, Iterator
-from typing import cast
+A *chunk* is a run of entries that lie next to each other in memory. An operation of
+several steps takes one chunk through all steps before the next one, so that what lies
+between the steps stays in the cache.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
-BLOCK = 2**17  # entries that `blocks` takes at a time
-Out = Tensor | None  # where a block's result goes; None leaves that to the operation
+# Entries of a chunk: 512 kB in float32, so that a second-level cache of 1 to 2 MB holds
+# a chunk of two operands and of the result.
+CHUNK = 2**17
+Out = Tensor | None  # where a chunk's result goes; None leaves that to the operation
 
 
-def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, if they are large and on the CPU in blocks, which stay in the cache, else as
-    they are: also where gradients or a transform must see what happens, or layouts differ."""
-    first = tensors[0]
-    if (
-        first.numel() <= 2 * BLOCK  # two would cost more calls than they save
-        or not all(
-            by_numpy(t)
-            and (
-                (t.shape == first.shape and t.stride() == first.stride())
-                or t.dim() == 0
-            )
-            for t in tensors
-        )
-        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        or torch.empty_like(first).stride() != first.stride()  # not dense
-    ):
+def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the tensors in chunks if `can_be_chunked`, else once as they are.
+
+    Tensors of no dimensions are yielded with every chunk."""
+    if not can_be_chunked(tensors):
         yield tensors
         return
-    for start in range(0, first.numel(), BLOCK):
-        yield tuple(
-            _part(tensor, start) if tensor.dim() else tensor for tensor in tensors
+    for start in range(0, tensors[0].numel(), CHUNK):
+        yield _chunk_of_each(tensors, start)
+
+
+def chunkwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Turn an elementwise `function(*tensors, out)` into one that works by chunks.
+
+    The last step of `function` writes into `out` unless it is None."""
+
+    def by_chunks(*tensors: Tensor) -> Tensor:
+        if not can_be_chunked(tensors):
+            return function(*tensors, out=None)
+        first = function(*_chunk_of_each(tensors, 0), out=None)  # has the dtype
+        whole = torch.empty_like(tensors[0], dtype=first.dtype)
+        _chunk(whole, 0).copy_(first)
+        for start in range(CHUNK, whole.numel(), CHUNK):
+            function(*_chunk_of_each(tensors, start), out=_chunk(whole, start))
+        return whole
+
+    return by_chunks
+
+
+def can_be_chunked(tensors: Sequence[Tensor]) -> bool:
+    """Whether chunks pay, and compute the same: for large, dense CPU tensors of one
+    layout, where neither gradients nor a transform follow each operation."""
+    first = tensors[0]
+    return (
+        first.numel() > 2 * CHUNK  # two chunks cost more calls than they save
+        and all(
+            by_numpy(tensor) and (tensor.dim() == 0 or _have_one_layout(tensor, first))
+            for tensor in tensors
         )
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and _is_dense(first)
+    )
 
 
-def blockwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same elementwise function by `blocks`, whose last step writes into `out`, if given."""
-
-    def by_blocks(*tensors: Tensor) -> Tensor:
-        whole: Tensor | None = None
-        for number, block in enumerate(blocks(*tensors)):
-            out = None if whole is None else _part(whole, number * BLOCK)
-            part = function(*block, out=out)
-            if block[0] is tensors[0]:
-                return part
-            if whole is None:
-                whole = torch.empty_like(tensors[0], dtype=part.dtype)
-                _part(whole, 0).copy_(part)
-        return cast(Tensor, whole)
-
-    return by_blocks
+def _have_one_layout(tensor: Tensor, other: Tensor) -> bool:
+    return tensor.shape == other.shape and tensor.stride() == other.stride()
 
 
-def _part(tensor: Tensor, start: int) -> Tensor:
-    """A block of a dense tensor, its entries in the order in which they lie in memory."""
-    count = min(BLOCK, tensor.numel() - start)
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether its entries fill its memory, in whichever order of dimensions."""
+    return torch.empty_like(tensor).stride() == tensor.stride()
+
+
+def _chunk_of_each(tensors: Sequence[Tensor], start: int) -> tuple[Tensor, ...]:
+    return tuple(t if t.dim() == 0 else _chunk(t, start) for t in tensors)
+
+
+def _chunk(tensor: Tensor, start: int) -> Tensor:
+    """A view of a chunk of a dense tensor, in the order of memory."""
+    count = min(CHUNK, tensor.numel() - start)
     return tensor.as_strided((count,), (1,), tensor.storage_offset() + start)
 
 
 def by_numpy(tensor: Tensor) -> bool:
-    """Whether numpy can read it where it lies: plain, on the CPU."""
+    """Whether numpy can read it where it lies: `is_unseen` and on the CPU."""
     return tensor.device.type == "cpu" and is_unseen(tensor)
 
 
 def is_unseen(tensor: Tensor) -> bool:
-    """Whether it is plain, its values as they lie in memory, and no tracer or mode looks on."""
+    """Whether its memory holds its values, and no tracer or mode follows operations."""
     return is_plain(tensor) and not (
         tensor.is_neg()
         or torch._C._get_tracing_state() is not None
@@ -77,7 +97,7 @@ def is_unseen(tensor: Tensor) -> bool:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether it is what it seems: not compiled, no subclass, under no transform or vmap."""
+    """Whether it is an ordinary tensor in eager code: no subclass, under no transform."""
     return (
         not torch.compiler.is_compiling()
         and type(tensor) in (Tensor, nn.Parameter)

@@ -12,7 +12,7 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch._kernels.chunked import Out, blockwise, by_numpy
+from masktorch._kernels.chunked import Out, by_numpy, chunkwise
 from masktorch._kernels.selecting import compared
 
 
@@ -53,7 +53,7 @@ def _draw(scores: Tensor, seed: Tensor) -> Tensor:
     Once in 2^15 the next one's decide too: neighbours' covariance is at most 2^-15 p (1 - p)."""
     generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
 
-    @blockwise
+    @chunkwise
     def mask(scores: Tensor, out: Out) -> Tensor:
         p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)

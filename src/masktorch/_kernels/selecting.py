@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from masktorch._kernels.chunked import Out, blockwise, by_numpy, is_unseen
+from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_unseen
 
 
 def select_above(weight: Tensor, margin: Tensor, at: float, out: Out = None) -> Tensor:
@@ -41,7 +41,7 @@ def as_number(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def select(mask: Tensor, weight: Tensor) -> Tensor:
     """`weight` where the mask, bools or bytes, is True, elsewhere exactly 0, not 0 * NaN."""
-    return blockwise(lambda m, w, out: select_above(w, as_number(m, w.dtype), 0, out))(
+    return chunkwise(lambda m, w, out: select_above(w, as_number(m, w.dtype), 0, out))(
         mask, weight
     )
 

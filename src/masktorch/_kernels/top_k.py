@@ -139,7 +139,7 @@ def _parts(
         torch.promote_types, (v.dtype for v in tensors), torch.float32
     )
     place = np.empty(
-        min(chunked.BLOCK, max(v.numel() for v in tensors)), str(dtype)[6:]
+        min(chunked.CHUNK, max(v.numel() for v in tensors)), str(dtype)[6:]
     )
     first = 0
     for flat in (values.contiguous().view(-1) for values in tensors):
@@ -149,8 +149,8 @@ def _parts(
             if flat.dtype is dtype and flat.device.type == "cpu"
             else None
         )
-        for start in range(0, flat.numel(), chunked.BLOCK):
-            block = slice(start, start + chunked.BLOCK, stride)
+        for start in range(0, flat.numel(), chunked.CHUNK):
+            block = slice(start, start + chunked.CHUNK, stride)
             part = (
                 np.from_dlpack(flat[block].to("cpu", dtype))
                 if array is None

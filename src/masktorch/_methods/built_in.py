@@ -9,7 +9,7 @@ from torch import Tensor
 
 from masktorch._checks import check_number
 from masktorch._kernels.autograd import Rule, masked
-from masktorch._kernels.chunked import Out, blockwise
+from masktorch._kernels.chunked import Out, chunkwise
 from masktorch._kernels.selecting import at_most, compared, select_above
 
 
@@ -73,7 +73,7 @@ def logit(tau: float, caller: str = "threshold()") -> float:
 def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
     """The deterministic mask `m = 1[s > at]`, bool; a score that is not a number is kept."""
     at = at_most(at, scores.dtype)
-    return blockwise(lambda s, out: compared(lambda v: ~(v <= at), s, out))(
+    return chunkwise(lambda s, out: compared(lambda v: ~(v <= at), s, out))(
         scores.detach()
     )
 
@@ -92,7 +92,7 @@ def above(at: float, scores: Tensor, weight: Tensor | None, rule: Rule) -> Tenso
     return masked(scores, weight, read, lambda s, w: select_above(w, s, at), rule)
 
 
-@blockwise
+@chunkwise
 def logistic_rule(
     scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
 ) -> Tensor:

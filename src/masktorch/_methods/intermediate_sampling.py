@@ -8,7 +8,7 @@ from torch import Generator, Tensor
 
 from masktorch._checks import check_number
 from masktorch._kernels.autograd import masked
-from masktorch._kernels.chunked import Out, blocks, blockwise
+from masktorch._kernels.chunked import Out, chunks, chunkwise
 from masktorch._kernels.random import drawn_mask
 from masktorch._kernels.selecting import as_number, select
 from masktorch._methods.built_in import ProbabilityEstimator, wide
@@ -38,7 +38,7 @@ def intermediate(
 
     def rule(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
         # alpha would overflow half precision
-        products = (wide(g, scores) * w for g, w in blocks(grad, weight))
+        products = (wide(g, scores) * w for g, w in chunks(grad, weight))
         norms = [
             torch.linalg.vector_norm(x, dtype=torch.float64) for x in products
         ]  # no overflow
@@ -52,7 +52,7 @@ def intermediate(
     return masked(scores, weight, drawn_mask(scores, generator), select, rule)
 
 
-@blockwise
+@chunkwise
 def _step(
     scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor, out: Out
 ) -> Tensor:

@@ -48,7 +48,7 @@ def keeps_n_of_m(
 
     def kept(scores: Tensor) -> Tensor:
         if not torch.compiler.is_compiling():
-            rows = max(1, chunked.BLOCK * len(scores) // max(1, scores.numel()))
+            rows = max(1, chunked.CHUNK * len(scores) // max(1, scores.numel()))
             if rows < len(scores):
                 return torch.cat([kept(part) for part in torch.split(scores, rows)])
         groups = torch.unflatten(scores.abs() if absolute else scores, 1, (-1, m))

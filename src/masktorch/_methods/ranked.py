@@ -9,7 +9,7 @@ from torch import Tensor
 
 from masktorch._checks import Block
 from masktorch._kernels.autograd import Rule
-from masktorch._kernels.chunked import Out, blockwise, is_plain
+from masktorch._kernels.chunked import Out, chunkwise, is_plain
 from masktorch._kernels.selecting import select
 from masktorch._methods.built_in import BuiltIn, wide
 from masktorch._sharding import whole
@@ -68,7 +68,7 @@ class Ranked(BuiltIn):
 def straight_rule(absolute: bool, block: Block | None = None) -> Rule:
     """`g`, or `g * sign(s)` with `sign(0) = 1`; by blocks with the mean of `g`."""
 
-    @blockwise
+    @chunkwise
     def rule(
         scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
     ) -> Tensor:
