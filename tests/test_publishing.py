@@ -1,6 +1,7 @@
 """What is said twice agrees: versions, addresses, papers, the commands of `make lint`."""
 
 import re
+import runpy
 from email.message import Message
 from importlib import metadata
 from pathlib import Path
@@ -93,3 +94,19 @@ def test_pages_without_a_repository_have_no_link_to_one(tmp_path, monkeypatch):
     page = built_page(tmp_path, [], monkeypatch)
     assert "md-source" not in page
     assert 'rel="edit"' not in page
+
+
+def test_the_drawing_has_every_file_with_what_it_is_about():
+    hook = runpy.run_path(str(ROOT / "docs" / "hooks" / "architecture.py"))
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawn = hook["on_page_content"](page).replace("\u200b", "")
+    library = ROOT / "src" / "masktorch"
+    files = [
+        path.relative_to(library).with_suffix("") for path in library.rglob("*.py")
+    ]
+    names = {file.as_posix() for file in files if "/__init__" not in file.as_posix()}
+    boxes = dict(re.findall(r"<li><code>(.*?)</code> (.*?)</li>", drawn))
+    assert boxes.keys() == names
+    assert boxes["__init__"] == "Learnable weight masks for PyTorch."
+    assert all(boxes.values())
+    assert drawn.index("<code>__init__<") < drawn.index("<code>_checks<")
