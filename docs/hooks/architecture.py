@@ -1,4 +1,4 @@
-"""The drawing of the library's floors, from the table by which a test holds its imports."""
+"""The drawing of the library, from the table by which a test holds its imports."""
 
 import ast
 import html

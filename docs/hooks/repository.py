@@ -1,4 +1,4 @@
-"""Links to the repository on every page, once `[project.urls]` of pyproject.toml has it."""
+"""Links to the repository, once `[project.urls]` of pyproject.toml has its address."""
 
 from importlib import metadata
 from typing import Any
