@@ -2,13 +2,20 @@
 
 import re
 import runpy
+import textwrap
+from dataclasses import dataclass
 from email.message import Message
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 import masktorch
+from masktorch._methods import built_in
 
 ROOT = Path(__file__).parents[1]
 CITATION = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
@@ -110,3 +117,38 @@ def test_the_drawing_has_every_file_with_what_it_is_about():
     assert boxes["__init__"] == "Learnable weight masks for PyTorch."
     assert all(boxes.values())
     assert drawn.index("<code>__init__<") < drawn.index("<code>_checks<")
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_every_path_in_contributing_exists():
+    named = set(re.findall(r"`((?:\.?\w+/)+[\w.]*)`|\]\(([\w./]+)\)", CONTRIBUTING))
+    paths = {path for pair in named for path in pair if path} - {"site/"}
+    within = [ROOT, ROOT / "benchmarks"]
+    assert len(paths) > 20
+    for path in paths - {".venv/bin"}:
+        assert any((folder / path).exists() for folder in within), path
+
+
+def test_the_estimator_of_contributing_has_the_gradient_that_it_states():
+    (block,) = re.findall(
+        r"^   ```py\n(.*?)^   ```$", CONTRIBUTING, re.DOTALL | re.MULTILINE
+    )
+    namespace = {
+        "ClassVar": ClassVar,
+        "Tensor": Tensor,
+        "dataclass": dataclass,
+        "torch": torch,
+    }
+    namespace |= {
+        name: getattr(built_in, name) for name in ("BuiltIn", "above", "wide")
+    }
+    exec(textwrap.dedent(block), namespace)
+    layer = masktorch.wrap(
+        nn.Linear(4, 3).double(), namespace["Hyperbolic"](), init=0.3
+    )
+    layer(torch.eye(4, dtype=torch.float64)).sum().backward()
+    weight = layer.parametrizations.weight.original.detach()
+    found = layer.parametrizations.weight.scores.grad
+    np.testing.assert_allclose(found, weight * (1 - np.tanh(0.3) ** 2), rtol=1e-12)
