@@ -44,7 +44,7 @@ FLOORS = [
         "_masking/module_class",
         "_masking/lookup",
     ],
-    ["_wrapping", "_phases", "_masks", "_density", "_reporting"],
+    ["_wrapping", "_phases", "_masks", "_density", "_selection", "_reporting"],
     ["_files/coding", "_files/archive", "_files/save_load"],
     ["init", "functional", "budget"],
     ["__init__"],

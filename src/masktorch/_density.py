@@ -1,107 +1,169 @@
-"""How dense the masks are: estimators and densities set, read as an expectation, chosen."""
+"""How dense the masks of a model are: estimators, densities, the expected density."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from masktorch._checks import check_density
-from masktorch._kernels.top_k import count, largest_of
+from masktorch._checks import check_density, check_number
 from masktorch._masking.lookup import (
     Masked,
     Model,
     by_name,
     check_estimator,
+    find_masks,
     masked_tensors,
 )
 from masktorch._methods.protocol import Estimator
-from masktorch._sharding import gathered, parted
+from masktorch._sharding import gathered
 
 
 def set_estimator(
     model: Model, estimator: Estimator | Mapping[str, Estimator]
 ) -> Model:
-    """Puts another estimator on the masks of a model: another density, temperature or method.
+    """Give the masks of a model another estimator: another density or method.
 
-    It is one for all masks, or a mapping by the name of every masked tensor. Scores, gradients,
-    frozen masks and an optimiser's state stay. On an error nothing changes: `ValueError` if nothing
-    is masked, a name is missing or unknown, a mask was given, or an estimator can't be used on a
-    tensor; `TypeError` for what is none.
+    Scores and their gradients, frozen masks and an optimiser's state stay. On an error
+    the model is unchanged.
+
+    Args:
+        model: a wrapped model.
+        estimator: one for all masks, or a mapping from the name of each masked tensor.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: nothing is masked, a mask is fixed, a name is missing or unknown,
+            or an estimator does not fit its tensor or its scores.
+        TypeError: a value is not an estimator.
 
     Examples:
         >>> from masktorch import TopK, masks, wrap
-        >>> masks(set_estimator(wrap(nn.Linear(10, 1), TopK(0.5)), TopK(0.2)))["weight"].sum()
+        >>> model = set_estimator(wrap(nn.Linear(10, 1), TopK(0.5)), TopK(0.2))
+        >>> masks(model)["weight"].sum()
         tensor(2)
     """
     found = masked_tensors(model, "set_estimator")
-    chosen = by_name(
-        "set_estimator", "estimator for each masked tensor", found, estimator
-    )
-    return _put(model, "set_estimator", found, chosen)
-
-
-def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
-    """Sets how dense the masks are, where their estimator has a density: the others stay.
-
-    One number for all these masks, or a mapping by their tensors' names, as `masktorch.budget`
-    returns: `set_estimator` with `dataclasses.replace(estimator, density=density)`. On an error
-    nothing changes: `ValueError` where no estimator has a density, a name is missing or unknown, or
-    a density lies outside (0, 1]; `TypeError` for other than numbers.
-
-    Examples:
-        >>> from masktorch import TopK, wrap
-        >>> print(set_density(wrap(nn.Linear(10, 1), TopK(0.5)), 0.3).parametrizations.weight)
-        Mask(TopK(density=0.3, absolute=True, block=None), learning)
-    """
-    found = with_density(model, "set_density")
-    what = "density for each tensor whose estimator has one"
-    chosen = by_name("set_density", what, found, density, others="Not among them")
-    for mask, (place, *_) in found:
-        check_density(chosen[place.name], f"set_density() for {place.name!r}")
-        estimator: Any = mask.estimator
-        chosen[place.name] = dataclasses.replace(estimator, density=chosen[place.name])
-    return _put(model, "set_density", found, chosen)
-
-
-def with_density(model: nn.Module, caller: str) -> Masked:
-    every = masked_tensors(model, caller)
-    found = [
-        o
-        for o in every
-        if "density" in getattr(o[0].estimator, "__dataclass_fields__", ())
-    ]
-    if not found:
-        other = "set_estimator(model, TopK(d, absolute=False)) keeps any mask's highest scores."
-        raise ValueError(
-            f"{caller}() found no estimator with a density but {every[0][0].estimator!r}: "
-            + (other if any(mask.learns for mask, _ in every) else "wrap the model.")
-        )
-    return found
-
-
-def _put(
-    model: Model, caller: str, found: Masked, chosen: Mapping[str, Estimator]
-) -> Model:
-    """Checks every estimator on the scores of its tensor, then puts them all."""
-    for mask, (place, *_) in found:
-        if not mask.learns:
-            raise ValueError(
-                f"{caller}() found a given mask at {place.name!r}: wrap the model."
-            )
-        check_estimator(caller, place.name, chosen[place.name], mask.scores)
-    for mask, (place, *_) in found:
-        mask.estimator = chosen[place.name]
+    what = "estimator for each masked tensor"
+    chosen = by_name("set_estimator", what, found, estimator)
+    _check_replacements(found, chosen, "set_estimator")
+    _replace_estimators(found, chosen)
     return model
 
 
-def expected_density(model: nn.Module) -> Tensor:
-    """The mean over all masked entries of the probability that each is kept, differentiable.
+def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
+    """Set the density of the masks whose estimator has one; the others stay.
 
-    A scalar, to make a penalty of: of `sigma(s)` where masks are drawn by it, of the mask with the
-    estimator's gradient where nothing is drawn, and constant where the count is fixed (`TopK`,
-    `NOfM`) or the mask frozen or given. `ValueError` if nothing is masked.
+    The same as `set_estimator` with `dataclasses.replace(estimator, density=density)`.
+    On an error the model is unchanged.
+
+    Args:
+        model: a wrapped model.
+        density: one for all these masks, or a mapping from the names of their tensors,
+            as the functions of `masktorch.budget` return it.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: no estimator has a density, a name is missing or unknown, or a
+            density lies outside (0, 1].
+        TypeError: a density is not a number.
+
+    Examples:
+        >>> from masktorch import TopK, report, wrap
+        >>> report(set_density(wrap(nn.Linear(10, 1), TopK(0.5)), 0.3)).kept
+        3
+    """
+    found = masks_with_density(model, "set_density")
+    what = "density for each tensor whose estimator has one"
+    densities = by_name("set_density", what, found, density, others="Not among them")
+    chosen = {}
+    for mask, (place, *_) in found:
+        own = densities[place.name]
+        check_density(own, f"set_density() for {place.name!r}")
+        chosen[place.name] = with_density(mask.estimator, own)
+    _check_replacements(found, chosen, "set_density")
+    _replace_estimators(found, chosen)
+    return model
+
+
+def masks_with_density(model: nn.Module, caller: str) -> Masked:
+    """Find the masks whose estimator has a density; raise if there are none."""
+    masked = find_masks(model, caller)
+    found = [(mask, places) for mask, places in masked if has_density(mask.estimator)]
+    if found:
+        return found
+    expected = f"{caller}() expected a wrapped model whose estimators have a density"
+    if not masked:
+        raise ValueError(
+            f"{expected}: nothing is masked in {type(model).__name__}. Call "
+            "masktorch.wrap(model, masktorch.TopK(density)) first."
+        )
+    learnable = [mask for mask, _ in masked if mask.learns]
+    if not learnable:
+        raise ValueError(
+            f"{expected}, found fixed masks only. Call masktorch.unwrap(model, "
+            "bake=False), then masktorch.wrap(model, masktorch.TopK(density))."
+        )
+    raise ValueError(
+        f"{expected}, as TopK, found {learnable[0].estimator!r}. Call "
+        "masktorch.set_estimator(model, masktorch.TopK(density, absolute=False)), "
+        "which keeps the highest scores of any mask."
+    )
+
+
+def has_density(estimator: Estimator) -> bool:
+    return "density" in getattr(estimator, "__dataclass_fields__", ())
+
+
+def with_density(estimator: Any, density: float) -> Any:
+    """Copy an estimator that has a density with another one."""
+    return dataclasses.replace(estimator, density=density)
+
+
+def _check_replacements(
+    found: Masked, chosen: Mapping[str, Estimator], caller: str
+) -> None:
+    """Raise unless every estimator can be used on the scores of its tensor."""
+    for mask, (place, *_) in found:
+        if not mask.learns:
+            raise ValueError(
+                f"{caller}() found a fixed mask on {place.name!r}, which has no "
+                "scores. Call masktorch.unwrap(model, bake=False), then masktorch.wrap."
+            )
+        check_estimator(caller, place.name, chosen[place.name], mask.scores)
+
+
+def _replace_estimators(found: Masked, chosen: Mapping[str, Estimator]) -> None:
+    for mask, (place, *_) in found:
+        mask.estimator = chosen[place.name]
+
+
+def expected_density(
+    model: nn.Module, *, cost: Mapping[str, float] | None = None
+) -> Tensor:
+    """Return the expected density of all masks together, differentiable by the scores.
+
+    `sum_t c_t sum_i p_ti / sum_t c_t n_t` over the tensors `t` with `n_t` entries,
+    where `p_ti` is the probability that entry `i` is kept: `sigma(s)` where masks are
+    sampled with it, the mask itself with its estimator's gradient where it is
+    deterministic, and a constant where the count is fixed (`TopK`, `NOfM`) or the mask
+    is frozen or fixed. A scalar, to make a penalty of.
+
+    Args:
+        model: a wrapped model.
+        cost: `c_t`, the cost of an entry of each masked tensor, by name: the number of
+            times that it is used, for instance. By default 1 for all.
+
+    Raises:
+        ValueError: nothing is masked; or a cost is missing, unknown, negative or not
+            finite, or all are 0.
+        TypeError: `cost` is not a mapping of numbers.
 
     Examples:
         >>> from masktorch import Bernoulli, wrap
@@ -109,51 +171,38 @@ def expected_density(model: nn.Module) -> Tensor:
         tensor(0.5000, grad_fn=<DivBackward0>)
     """
     masked = masked_tensors(model, "expected_density")
-    kept = [gathered(mask.expected().sum()) for mask, _ in masked]
-    entries = sum(mask.scores.numel() for mask, _ in masked)
-    return torch.stack([number.to(kept[0].device) for number in kept]).sum() / max(
-        entries, 1
-    )
-
-
-def keep_largest(
-    scores: Mapping[str, Tensor], density: float | Mapping[str, float]
-) -> dict[str, Tensor]:
-    """The masks that keep the largest scores: bool, shaped as the scores, by the same names.
-
-    With a number one cut for all keeps `k = max(1, floor(density * n + 1/2))` of their `n` entries;
-    a mapping gives each tensor its own. Among equal scores the earlier tensor stays, then the lower
-    row-major index; what is no number counts as the largest. Give magnitudes where these count.
-    `ValueError` for a density outside (0, 1] or names that differ, `TypeError` for wrong kinds.
-
-    Examples:
-        >>> keep_largest({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([2.0, 4.0])}, 0.5)
-        {'a': tensor([ True, False]), 'b': tensor([False,  True])}
-    """
-    if not isinstance(scores, Mapping):
-        raise TypeError(
-            f"keep_largest() expected a dict by tensor names, found {type(scores)}."
+    costs = _costs(masked, cost)
+    kept, entries = [], 0.0
+    for mask, (place, *_) in masked:
+        size, entry_cost = place.parameter.numel(), costs[place.name]
+        kept.append(entry_cost * _expected_count(mask.expected(), size))
+        entries += entry_cost * size
+    if cost is not None and entries == 0:
+        raise ValueError(
+            "expected_density() expected a cost above 0 for a tensor with entries, "
+            f"found {dict(cost)!r}."
         )
-    for name, tensor in scores.items():
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise TypeError(
-                f"keep_largest() expected floating-point scores for {name!r}."
-            )
-    if isinstance(density, Mapping):
-        if names := sorted(scores.keys() ^ density.keys()):
-            raise ValueError(
-                f"keep_largest() expected scores and a density for each of {names}."
-            )
-        return {
-            name: keep_largest({name: s}, density[name])[name]
-            for name, s in scores.items()
-        }
-    check_density(density, "keep_largest()")
-    tensors = [gathered(tensor) for tensor in scores.values()]
-    masks = largest_of(
-        tensors, count(density, sum(tensor.numel() for tensor in tensors))
-    )
-    return {
-        name: parted(mask, scores[name])
-        for name, mask in zip(scores, masks, strict=True)
-    }
+    device = kept[0].device
+    return torch.stack([number.to(device) for number in kept]).sum() / max(entries, 1)
+
+
+def _costs(masked: Masked, cost: Mapping[str, float] | None) -> dict[str, float]:
+    """The cost of an entry of each masked tensor, by its first name."""
+    if cost is None:
+        return {place.name: 1 for _, (place, *_) in masked}
+    if not isinstance(cost, Mapping):
+        raise TypeError(
+            "expected_density() expected cost to be a dict from tensor names to "
+            f"numbers, found {cost!r}."
+        )
+    costs = by_name("expected_density", "cost for each masked tensor", masked, cost)
+    for name, value in costs.items():
+        caller = f"expected_density() for {name!r}"
+        check_number(caller, "a cost", value, 0, math.inf, "[)")
+    return costs
+
+
+def _expected_count(expected: Tensor, size: int) -> Tensor:
+    """Sum probabilities that are broadcast to a tensor of `size` entries."""
+    repeats = size / max(expected.numel(), 1)
+    return gathered(expected.sum()) * repeats

@@ -1,17 +1,17 @@
-"""How much of each tensor is masked: a table to print, rows to plot."""
+"""How much of each tensor is masked, and what trains: a table to print, rows to plot."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
 
-from masktorch._masking.lookup import masked_tensors
+from masktorch._masking.lookup import Masked, masked_tensors
 from masktorch._masking.mask import total
 
 
 @dataclass(frozen=True)
 class Report:
-    """The masks of a model: `rows`, one a tensor, and totals. `print(report)` is a table."""
+    """The masks of a model: `rows`, one per tensor, and totals. Printed, it is a table."""
 
     class Row(NamedTuple):
         """One masked tensor."""
@@ -23,7 +23,8 @@ class Report:
         masked: int  # entries masked
         density: float  # kept / size, 0.0 for a tensor without entries
         masked_fraction: float  # masked / size, likewise
-        trains: bool  # whether the mask learns: it is not frozen, its scores require a gradient
+        trains: bool  # whether the mask learns: not frozen, its scores need a gradient
+        weights_train: bool  # whether the weights under the mask need a gradient
 
     rows: tuple[Row, ...]
     size: int  # as in a row, of all masked tensors
@@ -32,56 +33,96 @@ class Report:
     density: float
     masked_fraction: float
     parameters: int  # entries of all parameters of the model, scores left out
-    share: float  # of these, the share that is under masks
+    share: float  # the share of these that is under masks
 
     def __str__(self) -> str:
-        table = [
-            ("tensor", "shape", "size", "kept", "density", "masked", "fraction", "mask")
-        ]
-        for row in self.rows:
-            shape, state = (
-                "x".join(map(str, row.shape)),
-                "trains" if row.trains else "frozen",
-            )
-            table.append((row.name, shape, *_numbers(row), state))
-        table.append(("total", "", *_numbers(self), ""))
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        aligned = "  ".join(
-            f"{{:{side}{n}}}" for side, n in zip("<<>>>>><", widths, strict=True)
-        )
-        lines = [aligned.format(*cells).rstrip() for cells in table]
         of_all = f"{self.size:,} of {self.parameters:,} parameters ({self.share:.1%})"
-        fresh = [] if self.masked else ["nothing is masked yet: every entry is kept"]
-        return "\n".join([*lines, f"under masks: {of_all}", *fresh])
+        lines = [*self._table(), f"under masks: {of_all}"]
+        if not self.masked:
+            lines.append("nothing is masked yet: every entry is kept")
+        return "\n".join(lines)
+
+    def _table(self) -> list[str]:
+        header = ("tensor", "shape", "size", "kept", "density", "masked", "fraction")
+        cells = [(*header, "mask", "weights")]
+        for row in self.rows:
+            shape = "x".join(map(str, row.shape))
+            phases = (_phase(row.trains), _phase(row.weights_train))
+            cells.append((row.name, shape, *_numbers(row), *phases))
+        cells.append(("total", "", *_numbers(self), "", ""))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        columns = zip("<<>>>>><<", widths, strict=True)
+        line = "  ".join(f"{{:{side}{width}}}" for side, width in columns)
+        return [line.format(*row).rstrip() for row in cells]
 
 
 def report(model: nn.Module) -> Report:
-    """Counts what the deterministic masks mask. Raises `ValueError` if nothing is masked.
+    """Count the entries that the deterministic masks keep, and say what trains.
+
+    Raises:
+        ValueError: nothing is masked, or the model is on the meta device, where masks
+            have no values.
 
     Examples:
         >>> from masktorch import TopK, wrap
         >>> print(report(wrap(nn.Linear(2, 3), TopK(0.5))))
-        tensor  shape  size  kept  density  masked  fraction  mask
-        weight  3x2       6     3   0.5000       3    0.5000  trains
+        tensor  shape  size  kept  density  masked  fraction  mask    weights
+        weight  3x2       6     3   0.5000       3    0.5000  trains  frozen
         total             6     3   0.5000       3    0.5000
         under masks: 6 of 9 parameters (66.7%)
     """
-    found, rows = masked_tensors(model, "report"), []
-    for mask, (place, *_) in found:
-        mode, trains = mask.mode(), mask.learning and mask.scores.requires_grad
-        counts = _counts(mode.numel(), total(mode))
-        rows.append(Report.Row(place.name, tuple(mode.shape), *counts, trains))
+    found = masked_tensors(model, "report")
+    rows = _rows(found)
     counts = _counts(sum(row.size for row in rows), sum(row.kept for row in rows))
     scores = {id(mask.scores) for mask, _ in found}
     parameters = sum(p.numel() for p in model.parameters() if id(p) not in scores)
-    return Report(tuple(rows), *counts, parameters, counts[0] / max(parameters, 1))
+    share = counts.size / max(parameters, 1)
+    return Report(tuple(rows), *counts, parameters=parameters, share=share)
 
 
-def _counts(size: int, kept: int) -> tuple[int, int, int, float, float]:
-    """`size`, `kept`, `masked`, `density` and `masked_fraction`."""
-    return size, kept, size - kept, kept / max(size, 1), (size - kept) / max(size, 1)
+def _rows(found: Masked) -> list[Report.Row]:
+    rows = []
+    for mask, places in found:
+        name, weight = places[0].name, places[0].parameter
+        mode = mask.mode()
+        if mode.is_meta:
+            raise ValueError(
+                f"report() can't count the mask of {name!r}: it is on the meta device, "
+                "without values. Call model.to_empty(device=...) and load a checkpoint,"
+                " or load_state_dict(..., assign=True), first."
+            )
+        repeats = weight.numel() // max(mode.numel(), 1)  # where the mask is broadcast
+        counts = _counts(weight.numel(), total(mode) * repeats)
+        trains = mask.learning and mask.scores.requires_grad
+        weights_train = any(place.parameter.requires_grad for place in places)
+        shape = tuple(weight.shape)
+        rows.append(Report.Row(name, shape, *counts, trains, weights_train))
+    return rows
+
+
+class _Counts(NamedTuple):
+    """The counts that a row and the totals share, in their order."""
+
+    size: int
+    kept: int
+    masked: int
+    density: float
+    masked_fraction: float
+
+
+def _counts(size: int, kept: int) -> _Counts:
+    masked = size - kept
+    return _Counts(size, kept, masked, kept / max(size, 1), masked / max(size, 1))
 
 
 def _numbers(counted: Report.Row | Report) -> tuple[str, str, str, str, str]:
-    kept, masked = f"{counted.density:.4f}", f"{counted.masked_fraction:.4f}"
-    return f"{counted.size:,}", f"{counted.kept:,}", kept, f"{counted.masked:,}", masked
+    """The counts as they are printed."""
+    density, fraction = f"{counted.density:.4f}", f"{counted.masked_fraction:.4f}"
+    size, kept, masked = (
+        f"{number:,}" for number in (counted.size, counted.kept, counted.masked)
+    )
+    return size, kept, density, masked, fraction
+
+
+def _phase(trains: bool) -> str:
+    return "trains" if trains else "frozen"

@@ -1,26 +1,37 @@
-"""Allocations of a density over tensors, and schedules of it."""
+"""Allocations of a density over the tensors of a model, and schedules of a density."""
 
 import math
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from masktorch._checks import check_density, check_number
-from masktorch._density import with_density
+from masktorch._density import masks_with_density, with_density
 from masktorch._kernels.top_k import count, largest_of
-from masktorch._masking.mask import Mask
+from masktorch._masking.mask import Mask, total
+from masktorch._methods.top_k import TopK
 from masktorch._sharding import gathered
 
 __all__ = ["cubic", "erk", "geometric", "overall"]
 
 
 def overall(model: nn.Module, density: float) -> dict[str, float]:
-    """The densities of the tensors under one cut for all of them, by name.
+    """Return the densities that one cut through the scores of all tensors gives them.
 
-    Of all `N` entries under masks whose estimator has a density, `floor(density * N + 1/2)` have
-    the largest scores (magnitudes, unless it says `absolute=False`), and these the tensors keep, at
-    least one each: the counts at these densities add up to exactly that number. `ValueError` for a
-    density outside (0, 1] or too small for that many tensors, where no mask has one, or for blocks.
+    The `floor(density * N + 1/2)` largest of all `N` scores (in magnitude, unless the
+    estimator says `absolute=False`) are counted in each tensor; a tensor without any
+    keeps 1. The counts add up to exactly that number. Only masks whose estimator has
+    a density take part.
+
+    Returns:
+        densities by tensor name, for `masktorch.set_density`.
+
+    Raises:
+        ValueError: the density lies outside (0, 1] or keeps fewer entries than there
+            are tensors; no mask has a density; or an estimator's density is not the
+            share of the whole tensor that it keeps, as under blocks.
+        TypeError: the density is not a number.
 
     Examples:
         >>> from masktorch import TopK, wrap
@@ -28,81 +39,63 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         >>> overall(wrap(model, TopK(), init=torch.zeros_like), 0.3)
         {'0.weight': 0.25, '1.weight': 0.5}
     """
-    found, sizes, total = _found(model, density, "budget.overall")
-    magnitudes = [getattr(mask.estimator, "absolute", True) for mask in found.values()]
-    ranked = [gathered(mask.scores.detach()) for mask in found.values()]
-    if not (absolute := all(magnitudes)):
+    caller = "budget.overall"
+    request = _requested(model, density, caller)
+    for name, mask in request.masks.items():
+        if mask.scores.is_meta:
+            raise ValueError(
+                f"{caller}() ranks scores, and those of {name!r} are on the meta "
+                "device, without values. Load or initialise the model first."
+            )
+    magnitudes = [
+        getattr(mask.estimator, "absolute", True) for mask in request.masks.values()
+    ]
+    ranked = [gathered(mask.scores.detach()) for mask in request.masks.values()]
+    if all(magnitudes):
+        counts = _counts_under_one_cut(ranked, request.total, absolute=True)
+    else:
         ranked = [
-            s.abs() if size else s for s, size in zip(ranked, magnitudes, strict=True)
+            scores.abs() if by_magnitude else scores
+            for scores, by_magnitude in zip(ranked, magnitudes, strict=True)
         ]
-    kept, left = 0, total
-    while (
-        kept != left
-    ):  # each tensor that has none of the largest takes one place of the others
-        kept, masks = left, largest_of(ranked, left, absolute=absolute)
-        counts = [int(torch.count_nonzero(mask)) for mask in masks]
-        left = total - counts.count(0)
-    # of n entries the density c / n keeps exactly c: its rounding is far below 1/2
-    return {
-        name: max(1, c) / n for name, c, n in zip(found, counts, sizes, strict=True)
-    }
+        counts = _counts_under_one_cut(ranked, request.total, absolute=False)
+    return _densities(request, counts, caller)
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:
-    """The densities of the Erdos-Renyi-kernel allocation, by name: small tensors denser.
+    """Return the densities of the Erdos-Renyi-kernel allocation: small tensors denser.
 
-    A tensor's density is in proportion to `sum(shape) / prod(shape)`; where that is more than 1 the
-    tensor is dense and the others share the rest. The counts, rounded by the largest remainder and
-    at least 1, add up as those of `overall`, which raises the same. Source: arXiv 1911.11134.
+    A tensor's density is proportional to `sum(shape) / prod(shape)`. Where that
+    exceeds 1 the tensor is dense and the others share the rest. The counts are rounded
+    by largest remainder, are at least 1, and add up to `floor(density * N + 1/2)`.
+    Source: Evci et al. (arXiv 1911.11134).
+
+    Returns:
+        densities by tensor name, for `masktorch.set_density`.
+
+    Raises:
+        ValueError, TypeError: as `overall`.
 
     Examples:
         >>> from masktorch import TopK, wrap
         >>> erk(wrap(nn.Sequential(nn.Linear(20, 10), nn.Linear(10, 2)), TopK()), 0.5)
         {'0.weight': 0.45, '1.weight': 1.0}
     """
-    found, sizes, total = _found(model, density, "budget.erk")
-    sums = [sum(mask.scores.shape) for mask in found.values()]
-    left, shares = total, sum(sums)
-    for part, size in sorted(zip(sums, sizes, strict=True), key=lambda t: -t[0] / t[1]):
-        if left * part <= size * shares:
-            break
-        left, shares = left - size, shares - part  # it is dense
-    wanted = [
-        min(n, left / max(shares, 1) * s) for n, s in zip(sizes, sums, strict=True)
-    ]
-    counts = [max(1, math.floor(number)) for number in wanted]
-    while missing := total - sum(counts):
-        step = 1 if missing > 0 else -1
-        free = [i for i, size in enumerate(sizes) if 1 <= counts[i] + step <= size]
-        counts[max(free, key=lambda i: step * (wanted[i] - counts[i]))] += step
-    return {name: c / n for name, c, n in zip(found, counts, sizes, strict=True)}
-
-
-def _found(
-    model: nn.Module, density: float, caller: str
-) -> tuple[dict[str, Mask], list[int], int]:
-    """The masks that have a density, by name; their entries; how many of these to keep in all."""
-    check_density(density, f"{caller}()")
-    found = {place.name: mask for mask, (place, *_) in with_density(model, caller)}
-    sizes = [mask.scores.numel() for mask in found.values()]
-    for name, mask in found.items():
-        if getattr(mask.estimator, "block", None) or not mask.scores.numel():
-            raise ValueError(
-                f"{caller}() counts entries, found blocks, or nothing, in {name!r}."
-            )
-    total = count(density, sum(sizes))
-    if total < len(found):
-        raise ValueError(
-            f"{caller}() expected a density that leaves none of {len(found)} tensors empty: "
-            f"{density!r} keeps {total} of {sum(sizes)} entries."
-        )
-    return found, sizes, total
+    request = _requested(model, density, "budget.erk")
+    shares = [sum(mask.scores.shape) for mask in request.masks.values()]
+    wanted = _in_proportion(shares, request.sizes, request.total)
+    counts = _round_to_total(wanted, request.sizes, request.total)
+    return _densities(request, counts, "budget.erk")
 
 
 def cubic(start: float, end: float, progress: float) -> float:
-    """The density at `progress`, fast at first: `end + (start - end) * (1 - progress)^3`.
+    """Return the density at `progress`, which changes fast at first.
 
-    `ValueError` unless progress lies in [0, 1], densities in (0, 1]. Source: arXiv 1710.01878.
+    `end + (start - end) * (1 - progress)^3`. Source: Zhu and Gupta (arXiv 1710.01878).
+
+    Raises:
+        ValueError: `progress` lies outside [0, 1] or a density outside (0, 1].
+        TypeError: one of them is not a number.
 
     Examples:
         >>> [cubic(1.0, 0.5, t) for t in (0, 0.5, 1)]
@@ -113,9 +106,13 @@ def cubic(start: float, end: float, progress: float) -> float:
 
 
 def geometric(start: float, end: float, progress: float) -> float:
-    """The density at `progress`, by equal factors: `start^(1 - progress) * end^progress`.
+    """Return the density at `progress`, which changes by equal factors.
 
-    Raises as `cubic`. Source: the rounds of "The Lottery Ticket Hypothesis" (arXiv 1803.03635).
+    `start^(1 - progress) * end^progress`. Source: the rounds of "The Lottery Ticket
+    Hypothesis", Frankle and Carbin (arXiv 1803.03635).
+
+    Raises:
+        ValueError, TypeError: as `cubic`.
 
     Examples:
         >>> [geometric(1.0, 0.25, t) for t in (0, 0.5, 1)]
@@ -129,3 +126,113 @@ def _check_schedule(caller: str, start: float, end: float, progress: float) -> N
     check_density(start, caller)
     check_density(end, caller)
     check_number(caller, "progress", progress, 0, 1, "[]")
+
+
+class _Request(NamedTuple):
+    """What is to be allocated: `total` entries over the tensors under `masks`."""
+
+    masks: dict[str, Mask]
+    sizes: list[int]  # entries of each tensor
+    total: int
+
+
+def _requested(model: nn.Module, density: float, caller: str) -> _Request:
+    check_density(density, f"{caller}()")
+    masks = {}
+    for mask, (place, *_) in masks_with_density(model, caller):
+        shape = tuple(mask.scores.shape)
+        blocks = (
+            getattr(mask.estimator, "block", None) or shape != place.parameter.shape
+        )
+        if blocks or not mask.scores.numel():
+            raise ValueError(
+                f"{caller}() counts single entries, but {mask.estimator!r} has "
+                f"{'blocks' if blocks else 'no entries'} in {place.name!r} of shape "
+                f"{tuple(place.parameter.shape)}. Give such a tensor a density with "
+                "set_density, and the others a budget of their own."
+            )
+        masks[place.name] = mask
+    sizes = [mask.scores.numel() for mask in masks.values()]
+    kept = count(density, sum(sizes))
+    if kept < len(masks):
+        raise ValueError(
+            f"{caller}() keeps at least one entry of each tensor: {density!r} keeps "
+            f"{kept} of {sum(sizes)} entries, in {len(masks)} tensors. Give a density "
+            f"of at least {len(masks) / sum(sizes):.2g}."
+        )
+    return _Request(masks, sizes, kept)
+
+
+def _counts_under_one_cut(
+    ranked: list[Tensor], total: int, *, absolute: bool
+) -> list[int]:
+    """Count each tensor's share of the largest values, at least 1, `total` in all.
+
+    A tensor that has none of the largest takes one place of the others, which lowers
+    the number that they keep and may empty another tensor: hence the loop.
+    """
+    empty = 0
+    while True:
+        masks = largest_of(ranked, total - empty, absolute=absolute)
+        counts = [int(torch.count_nonzero(mask)) for mask in masks]
+        if counts.count(0) == empty:
+            return [max(1, kept) for kept in counts]
+        empty = counts.count(0)
+
+
+def _in_proportion(shares: list[int], sizes: list[int], total: int) -> list[float]:
+    """Divide `total` in proportion to `shares`, no part above its size."""
+    wanted = [float(size) for size in sizes]
+    sparse = sorted(range(len(sizes)), key=lambda i: shares[i] / sizes[i])
+    left, left_shares = total, sum(shares)
+    # The largest share per entry becomes dense first, which leaves more for the others.
+    while sparse and left * shares[sparse[-1]] > sizes[sparse[-1]] * left_shares:
+        dense = sparse.pop()
+        left, left_shares = left - sizes[dense], left_shares - shares[dense]
+    for index in sparse:
+        wanted[index] = left / left_shares * shares[index]
+    return wanted
+
+
+def _round_to_total(wanted: list[float], sizes: list[int], total: int) -> list[int]:
+    """Round by largest remainder to counts from 1 to each size that add to `total`."""
+    counts = [max(1, math.floor(number)) for number in wanted]
+    while missing := total - sum(counts):
+        step = 1 if missing > 0 else -1
+        movable = [i for i, size in enumerate(sizes) if 1 <= counts[i] + step <= size]
+        furthest = max(movable, key=lambda i: step * (wanted[i] - counts[i]))
+        counts[furthest] += step
+    return counts
+
+
+def _densities(request: _Request, counts: list[int], caller: str) -> dict[str, float]:
+    """Turn counts into densities, by name, if the estimators keep just that many.
+
+    Of n entries the density c / n keeps exactly c: it rounds by far less than 1/2.
+    """
+    densities = {}
+    for (name, mask), kept, size in zip(
+        request.masks.items(), counts, request.sizes, strict=True
+    ):
+        if type(mask.estimator) is not TopK:
+            # A density per row keeps 1 entry of no tensor with several rows.
+            _check_that_it_keeps(1, mask, name, caller)
+            _check_that_it_keeps(kept, mask, name, caller)
+        densities[name] = kept / size
+    return densities
+
+
+def _check_that_it_keeps(kept: int, mask: Mask, name: str, caller: str) -> None:
+    """Raise unless the density `kept / size` of the estimator keeps `kept` entries."""
+    scores = gathered(mask.scores.detach())
+    if scores.is_meta:
+        scores = torch.arange(scores.numel(), dtype=scores.dtype).view(scores.shape)
+    estimator = with_density(mask.estimator, kept / scores.numel())
+    found = total(estimator.mode(scores))
+    if found != kept:
+        raise ValueError(
+            f"{caller}() expected estimators whose density is the share of the whole "
+            f"tensor that they keep, as TopK's: {estimator!r} keeps {found} entries of "
+            f"{name!r}, not {kept}. Give that tensor a density with set_density, and "
+            "the others a budget of their own."
+        )

@@ -7,14 +7,29 @@ from torch import Tensor
 
 from masktorch._checks import check_density
 
+__all__ = ["signed_constant_"]
+
 
 def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
-    """Leaves of each weight its sign, times one number for all: in place, returns the tensor.
+    """Replace each weight by its sign times one constant, in place.
 
-    `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`, `fan_in` the entries of
-    `tensor[0]`: the variance of Kaiming's initial weights under a mask of that density.
-    `ValueError` for fewer than two dimensions, a computed tensor or a density outside (0, 1],
-    `TypeError` for other than floating point. Sources: arXiv 1911.13299, 1905.01067.
+    `W <- sign(W) * sqrt(2 / (fan_in * density))` with `sign(0) = 1`, where `fan_in` is
+    the number of entries of `tensor[0]`: under a mask of that density the variance is
+    that of Kaiming's initial weights. Sources: Ramanujan et al. (arXiv 1911.13299),
+    Zhou et al. (arXiv 1905.01067).
+
+    Args:
+        tensor: a floating-point parameter of two or more dimensions. Of a masked layer
+            give `layer.parametrizations.weight.original`.
+        density: the share of the entries that the mask will keep.
+
+    Returns:
+        the same tensor.
+
+    Raises:
+        ValueError: the tensor has fewer than two dimensions or was computed from
+            another, or the density lies outside (0, 1].
+        TypeError: the tensor is not floating point, or the density is not a number.
 
     Examples:
         >>> signed_constant_(torch.tensor([[0.3, -0.1]]))
@@ -24,15 +39,20 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
         raise TypeError(
             f"signed_constant_() expected a floating-point tensor, found {tensor!r}."
         )
-    if tensor.grad_fn is not None or tensor.dim() < 2:
-        found = (
-            "a computed tensor" if tensor.grad_fn else f"shape {tuple(tensor.shape)}"
-        )
+    if tensor.grad_fn is not None:
         raise ValueError(
-            "signed_constant_() expected a parameter of two dimensions or more (of a masked layer "
-            f"layer.parametrizations.weight.original), found {found}."
+            "signed_constant_() expected a parameter, found a computed tensor, to "
+            "which a write would be lost. Of a masked layer give "
+            "layer.parametrizations.weight.original."
+        )
+    if tensor.dim() < 2:
+        raise ValueError(
+            "signed_constant_() expected a tensor of two or more dimensions, which has "
+            f"a fan-in, found shape {tuple(tensor.shape)}."
         )
     check_density(density, "signed_constant_()")
-    constant = math.sqrt(2 / (max(tensor[0].numel(), 1) * density))
+    fan_in = max(math.prod(tensor.shape[1:]), 1)
+    constant = math.sqrt(2 / (fan_in * density))
     with torch.no_grad():
-        return tensor.copy_(torch.where(tensor < 0, -1.0, 1.0)).mul_(constant)
+        signs = torch.where(tensor < 0, -1.0, 1.0)
+        return tensor.copy_(signs).mul_(constant)

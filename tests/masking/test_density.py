@@ -152,9 +152,10 @@ REFUSED = [
     (lambda: two_layers(TopK()), True, TypeError, "found True"),
     (lambda: two_layers(TopK()), {"0.weight": 0.5}, ValueError, "Missing: 1.weight"),
     (lambda: two_layers(TopK()), {"0.weight": 0.5, "1.weight": 2.0}, ValueError, "'1.weight'"),
-    (lambda: two_layers(Threshold()), 0.5, ValueError, "found no estimator with a density but "
-     "Threshold(tau=0.5): set_estimator(model, TopK(d, absolute=False)) keeps any mask's highest"),
-    (given, 0.5, ValueError, "no estimator with a density but Fixed(): wrap the model"),
+    (lambda: two_layers(Threshold()), 0.5, ValueError, "whose estimators have a density, as TopK, found "
+     "Threshold(tau=0.5). Call masktorch.set_estimator(model, masktorch.TopK(density, absolute=False)), "
+     "which keeps the highest scores of any mask."),
+    (given, 0.5, ValueError, "whose estimators have a density, found fixed masks only. Call masktorch.unwrap"),
     (lambda: NO, 0.5, ValueError, "set_density() expected a wrapped model"),
 ]  # fmt: skip
 
@@ -176,7 +177,7 @@ ESTIMATORS_REFUSED = [
      ValueError, "Not masked in this model: x."),
     (lambda: two_layers(TopK()), NOfM(1, 4), ValueError, "can't mask '0.weight'"),
     (lambda: two_layers(TopK()), TopK(block=(2, 2)), ValueError, "can't mask '1.weight'"),
-    (given, TopK(), ValueError, "found a given mask at '0.weight': wrap"),
+    (given, TopK(), ValueError, "found a fixed mask on '0.weight', which has no scores. Call masktorch.unwrap"),
     (lambda: NO, TopK(), ValueError, "set_estimator() expected a wrapped model"),
 ]  # fmt: skip
 

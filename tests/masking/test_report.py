@@ -17,8 +17,8 @@ def test_report_counts_and_prints():
 
     report = masktorch.report(model)
     assert report.rows == (
-        ("0.weight", (2, 1000), 2000, 1000, 1000, 0.5, 0.5, True),
-        ("2.weight", (3, 2), 6, 5, 1, 5 / 6, 1 / 6, False),
+        ("0.weight", (2, 1000), 2000, 1000, 1000, 0.5, 0.5, True, False),
+        ("2.weight", (3, 2), 6, 5, 1, 5 / 6, 1 / 6, False, False),
     )
     assert (report.kept, report.density) == (1005, 1005 / 2006)
     assert (report.parameters, report.share) == (
@@ -31,9 +31,9 @@ def test_report_counts_and_prints():
         1001 / 2006,
     )
     assert str(report).splitlines() == [
-        "tensor    shape    size   kept  density  masked  fraction  mask",
-        "0.weight  2x1000  2,000  1,000   0.5000   1,000    0.5000  trains",
-        "2.weight  3x2         6      5   0.8333       1    0.1667  frozen",
+        "tensor    shape    size   kept  density  masked  fraction  mask    weights",
+        "0.weight  2x1000  2,000  1,000   0.5000   1,000    0.5000  trains  frozen",
+        "2.weight  3x2         6      5   0.8333       1    0.1667  frozen  frozen",
         "total             2,006  1,005   0.5010   1,001    0.4990",
         "under masks: 2,006 of 2,011 parameters (99.8%)",
     ]
