@@ -34,7 +34,7 @@ weights = {f"{i}.weight": model[i].weight.detach().abs() for i in (0, 2)}
 masks = masktorch.keep_largest(weights, 0.1)  # one ranking for both layers
 masktorch.set_masks(model, masks)  # fixed masks; the weights under them still train
 print(f"10 % of it:        {fit(epochs=0):.1%}")
-print(f"after fine-tuning: {fit(epochs=20):.1%}")  # the optimiser goes on
+print(f"after fine-tuning: {fit(epochs=20):.1%}")  # the same optimiser
 
 masktorch.unwrap(model)  # plain nn.Linear layers, masked weights exactly 0.0
 kept = sum(int(model[i].weight.count_nonzero()) for i in (0, 2))

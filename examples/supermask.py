@@ -1,4 +1,4 @@
-"""A supermask: choose which of a network's random weights to keep, and train none of them.
+"""A supermask: choose which random weights of a network to keep, without training any.
 
 Run it from a clone: python examples/supermask.py
 """

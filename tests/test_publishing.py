@@ -125,7 +125,7 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 def test_every_path_in_contributing_exists():
     named = set(re.findall(r"`((?:\.?\w+/)+[\w.]*)`|\]\(([\w./]+)\)", CONTRIBUTING))
     paths = {path for pair in named for path in pair if path} - {"site/"}
-    within = [ROOT, ROOT / "benchmarks"]
+    within = [ROOT, ROOT / "benchmarks", ROOT / "src" / "masktorch"]
     assert len(paths) > 20
     for path in paths - {".venv/bin"}:
         assert any((folder / path).exists() for folder in within), path
