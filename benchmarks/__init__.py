@@ -1,9 +1,11 @@
-"""The experiment of "Super-Masks: Are They Good Initializations?" (2019), run with masktorch.
+"""The experiment of "Super-Masks: Are They Good Initializations?" (2019).
+
+A consumer of masktorch: it uses public names only.
 
 experiment   one run: configuration, data, networks, arms, training, results
 studies      which runs answer which question, as data
-speed        what masks cost, side by side with plain training
-pages        what came out: templates, tables and figures
+speed        what masks cost, measured against plain training
+pages        results as text: templates, tables, verdicts and figures
 """
 
 from collections.abc import Collection
@@ -12,18 +14,23 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
+    """Where a run reads, writes and computes."""
+
     data_dir: Path = Path("data")  # Folder of the data sets.
-    output: Path = Path("runs")  # Folder for results and checkpoints; of a study: its folder's.
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda where there is one.
+    output: Path = Path("runs")  # Folder of results and states; a study adds its name.
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if there is one.
 
 
 class BenchmarkError(ValueError):
-    """Something the user can mend; the message says what was expected, found, and what to do."""
+    """An error that the user can fix: what was expected, what was found, what to do."""
 
 
 def check_names(what: str, found: Collection[str], known: Collection[str]) -> None:
-    if unknown := [name for name in found if name not in known]:
+    """Raise `BenchmarkError` if any name in `found` is not in `known`."""
+    unknown = [name for name in found if name not in known]
+    if unknown:
         raise BenchmarkError(
-            f"{what}: expected {', '.join(known)}; found {', '.join(map(repr, unknown))}."
+            f"{what}: expected {', '.join(known)}; "
+            f"found {', '.join(map(repr, unknown))}."
         )

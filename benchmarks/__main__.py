@@ -1,130 +1,138 @@
-"""The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch. Without a
-command: the demo, the blog's arms made small on built-in data."""
+"""The experiment of "Super-Masks: Are They Good Initializations?", run with masktorch.
+
+Without a command: the demo, the blog's arms made small on built-in data.
+"""
 
 import sys
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.extras import SubcommandApp
 
-from benchmarks import Place, check_names
-from benchmarks.experiment import arms as experiment
-from benchmarks.experiment import parallel
-from benchmarks.experiment.configuration import ARMS, Configuration
+from benchmarks import Location, check_names
+from benchmarks.experiment import parallel, runner
+from benchmarks.experiment.arms import ARMS
+from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import download
 from benchmarks.experiment.results import RESULTS
 from benchmarks.files import command_line
-from benchmarks.pages import figures
 from benchmarks.pages import reproduction as reproduction_page
 from benchmarks.pages import speed as speed_page
-from benchmarks.pages.comparison import experiments
+from benchmarks.pages import summary
 from benchmarks.pages.render import render
 from benchmarks.speed import costs
 from benchmarks.studies import catalogue, categorical
 from benchmarks.studies import study as studies
 
 app = SubcommandApp()
-COMMITTED = Place(output=RESULTS)
+COMMITTED = Location(output=RESULTS)
+ARMS_HELP = (
+    "Some of these, with commas between them; an arm that another starts from "
+    "runs too. " + " ".join(f"{arm.name}: {arm.help}." for arm in ARMS.values())
+)
 
 
 @app.command
 def demo(output: Path = Path("runs")) -> str:
-    """The blog's arms, small, on scikit-learn's digits: train, then print and draw.
+    """Run the blog's arms, made small, on scikit-learn's digits; print the answer.
 
     Args:
         output: Folder of the folder demo.
     """
     print(render("demo_start.txt", run=catalogue.SMALL.for_arm("mix")))
-    # A network this small gains little from a second thread, and on a busy machine waits for it.
+    # A second thread hardly helps so small a network, and waits for it on a busy
+    # machine.
     torch.set_num_threads(1)
-    list(studies.run(catalogue.DEMO, Place(output=output, device="cpu")))
+    for _ in studies.run(catalogue.DEMO, Location(output=output, device="cpu")):
+        pass
     return show(output / catalogue.DEMO.name)
 
 
 @app.command
 def run(
     configuration: OmitArgPrefixes[Configuration],
-    place: OmitArgPrefixes[Place],
-    arms: str = "mask,weights,mix",
+    location: OmitArgPrefixes[Location],
+    arms: Annotated[str, arg(help=ARMS_HELP)] = "mask,weights,mix",
 ) -> None:
     """Run arms of the experiment; the defaults are the blog's.
 
-    Each arm leaves one JSON file in the output folder. An arm that has its result is skipped, a
-    run that was stopped goes on after its last whole epoch, to the same numbers.
-
-    Args:
-        arms: Some of these, with commas between them; an arm that another starts from runs too.
-            mask: scores train, weights stay random. weights: the reverse, no mask. mix: weights
-            train under the frozen mask of mask's best epoch. weights-then-weights: weights' best
-            epoch trains on as mix does. ticket: from the start again, under the mask of the
-            largest weights. random-mix, random-ticket: likewise, under a mask as dense, but random.
+    Each arm appends one line to results.jsonl in the output folder. An arm that has its
+    result there is skipped. A run that was stopped resumes after its last complete
+    epoch, with the same numbers.
     """
     chosen = arms.split(",")
     check_names("--arms", chosen, ARMS)
-    with parallel.processes(place.device):
-        for path in experiment.run(configuration, chosen, place, command_line()):
-            print(path)
+    with parallel.processes(location.device):
+        for result in runner.run(configuration, chosen, location, command_line()):
+            print(result.configuration.name)
 
 
 @app.command
 def study(
     name: Positional[str],
-    place: OmitArgPrefixes[Place] = COMMITTED,
+    location: OmitArgPrefixes[Location] = COMMITTED,
     dry_run: bool = False,
     cluster: bool = False,
     cpus: float = 1,
     gpus: float = 0,
 ) -> None:
-    """Run whatever of a study has no result yet, one run after the other.
+    """Run what has no result yet in a study, one run after the other.
 
     Args:
-        name: Of the study; an unknown one prints them all.
-        dry_run: Print the commands and how long each should take, and run nothing.
-        cluster: Each run a job of the Ray cluster this machine is in, or else of a small one of
-            its own. docs/cluster.md has how.
-        cpus: Of each job.
-        gpus: Of each job; 0.5 puts two on one.
+        name: The study; an unknown name prints all names.
+        dry_run: Print the commands and their expected times, and run nothing.
+        cluster: Run each as a job of the Ray cluster of this machine, or of a small one
+            that is started here. docs/cluster.md explains it.
+        cpus: Per job.
+        gpus: Per job; 0.5 puts two on one.
     """
     check_names("study", [name], catalogue.STUDIES)
     chosen = catalogue.STUDIES[name]
     if dry_run:
-        minutes = []
-        for missing in chosen.missing(place.output):
-            minutes.append(studies.expected_seconds(missing) / 60)
-            print(f"{minutes[-1]:6.1f} min  {studies.command(missing, place.output / name)}")
-        print(f"{sum(minutes) / 60:.1f} hours for {len(minutes)} runs; more may follow theirs.")
+        _print_missing(chosen, location)
         return
-    make = partial(studies.run_on_cluster, cpus=cpus, gpus=gpus) if cluster else studies.run
-    for path in make(chosen, place):
-        print(path)
+    if cluster:
+        results = studies.run_on_cluster(chosen, location, cpus=cpus, gpus=gpus)
+    else:
+        results = studies.run(chosen, location)
+    for result in results:
+        print(result.configuration.name)
+
+
+def _print_missing(chosen: studies.Study, location: Location) -> None:
+    total = 0.0
+    missing = chosen.missing(location.output)
+    for configuration in missing:
+        minutes = studies.expected_seconds(configuration) / 60
+        total += minutes
+        line = studies.command(configuration, location.output / chosen.name)
+        print(f"{minutes:6.1f} min  {line}")
+    print(f"{total / 60:.1f} hours for {len(missing)} runs; more may follow theirs.")
 
 
 @app.command
 def show(folder: Positional[Path] = Path("runs")) -> str:
-    """Print the results of a folder as a table, with what they answer, and draw their curves.
+    """Print a folder's results as a table with their answer, and draw their curves.
 
     Args:
-        folder: Folder with the result files (*.json).
+        folder: Folder with results.jsonl.
     """
-    found = [phase for one in experiments(folder) for phase in one.phases()]
-    if not found:
-        raise FileNotFoundError(
-            f"{folder} holds no result (*.json). Make some with `python -m benchmarks run`."
-        )
-    figure = figures.save(figures.curves(found), folder / f"{folder.resolve().name}.png")
-    return render("show.txt", found=found, figure=figure)
+    return summary.show(folder)
 
 
 @app.command
 def speed(only: str = ",".join(costs.PARTS), output: Path = Path("runs/speed")) -> str:
-    """Measure speed and memory beside plain training, on a GPU where there is one: 15 minutes.
+    """Measure speed and memory against plain training: 15 minutes.
+
+    On a GPU if there is one.
 
     Args:
-        only: Some of these, with commas between them. steps: training steps and inference,
-            masktorch beside its rivals. floor: the estimators alone. memory: peaks. costs: wrap,
-            set_masks and so on. files: mask files of several densities.
+        only: Some of these, with commas between them. steps: training steps and
+            inference, of masktorch and of alternatives. floor: the estimators alone.
+            memory: peaks. costs: wrap, set_masks and so on. files: mask files of
+            several densities.
         output: Folder for speed.json.
     """
     parts = only.split(",")
@@ -143,7 +151,7 @@ def main() -> None:
     command = sys.argv[1:] or ["demo"]
     try:
         result = app.cli(prog="python -m benchmarks", description=__doc__, args=command)
-    except (ValueError, FileNotFoundError) as error:  # the benchmarks' own and masktorch's
+    except (ValueError, FileNotFoundError) as error:  # from here and from masktorch
         sys.exit(f"error: {error}")
     if result is not None:
         print(f"Written to {result}" if isinstance(result, Path) else result.rstrip())

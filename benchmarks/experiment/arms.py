@@ -1,108 +1,116 @@
-"""The arms: what each one trains, where it starts, and the order in which they run."""
+"""The arms: what each trains, under which mask, and from where it starts.
 
-import copy
-import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
+A new arm is one entry in `ARMS`, after the arm it starts from.
+"""
 
-import torch
-from torch import nn
-
-import masktorch
-from benchmarks import Place
-from benchmarks.experiment import masks, parallel
-from benchmarks.experiment.configuration import ARMS, MASKED, SCORED, STARTS_FROM, Configuration
-from benchmarks.experiment.data import Dataset, images
-from benchmarks.experiment.networks import build
-from benchmarks.experiment.results import Result, find, utilisation
-from benchmarks.experiment.training import progress_bar, recalibrated, train
-from benchmarks.files import cpuinfo, environment, replacing
+from dataclasses import dataclass
+from enum import Enum, auto
 
 
-def run(options: Configuration, arms: Sequence[str], place: Place, command: str) -> list[Path]:
-    """Run `arms`, and those they start from, where they have no result; return the result files."""
-    needed = {*arms, *(STARTS_FROM[arm] for arm in arms if arm in STARTS_FROM)}
-    configurations = [options.for_arm(arm) for arm in ARMS if arm in needed]
-    for configuration in configurations:
-        configuration.check()
-    torch.set_flush_denormal(True)  # subnormal numbers slow the CPU down many times
-    torch.backends.cudnn.benchmark = True  # batches have one shape
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.empty(0, device=auto if place.device == "auto" else place.device).device
-    flags = cpuinfo() if device.type == "cpu" else ""
-    if options.precision == "bfloat16" and flags and "bf16" not in flags:
-        warnings.warn("This processor emulates bfloat16: slower than float32.", stacklevel=2)
-    # before training: the checkout may move on meanwhile
-    origin = environment(device) | {"processes": parallel.size()}
-    data = images(options, place.data_dir, device)
-    found = {configuration: find(place.output, configuration) for configuration in configurations}
-    epochs = sum(configuration.epochs for configuration, path in found.items() if path is None)
-    with progress_bar(total=epochs, desc="whole run", unit="epoch") as whole_run:
-        for configuration, path in found.items():
-            if path is not None:
-                whole_run.write(f"{configuration.arm}: skipped, {path} is there already")
-                continue
-            found[configuration] = path = place.output / f"{configuration.name}.json"
-            numbers = _train(configuration, data, path, whole_run)
-            if parallel.rank() == 0:
-                Result(configuration, **numbers, environment=origin, command=command).write(path)
-                path.with_suffix(".checkpoint.pt").unlink()
-            parallel.add_up(torch.zeros(1, device=device))  # all wait for the first to write
-    return [path for path in found.values() if path is not None]
+class MaskOrigin(Enum):
+    NO_MASK = auto()
+    OWN_SCORES = auto()  # scores that this arm trains
+    FROZEN_SCORES = auto()  # the scores of the arm it starts from, frozen
+    STARTS_MASK = auto()  # the mask that those scores give, fixed
+    LARGEST_WEIGHTS = (
+        auto()
+    )  # keeps the largest weights of the arm it starts from, fixed
 
 
-def _train(configuration: Configuration, data: Dataset, path: Path, bar: Any) -> dict[str, Any]:
-    """What comes out. The best epoch's state and the mask arm's masks are written beside `path`."""
-    model = build(configuration, data.image_shape)
-    start(model, configuration, path.parent)
-    history, best_state = train(model, data, configuration, path.with_suffix(".checkpoint.pt"), bar)
-    again = {}
-    for epoch in ("last", "best"):
-        learns = configuration.arm in SCORED  # averages of the mask that is evaluated, not of draws
-        with masktorch.using(model, masktorch.masks(model)) if learns else nullcontext():
-            again[epoch] = recalibrated(model, data, configuration)
-        masks.load(model, best_state, configuration)
-    if parallel.rank() == 0:
-        with replacing(path.with_suffix(".best.pt")) as partial:
-            torch.save(best_state, partial)
-        if configuration.arm == "mask":
-            masktorch.save_masks(model.cpu(), path.with_suffix(".masks.npz"))
-    estimator = masks.estimator(configuration)
-    return {
-        "estimator": None if estimator is None else repr(estimator),
-        "epochs": history,
-        "utilisation": utilisation(model) if configuration.arm in MASKED else [],
-        "recalibrated": None if again["last"] is None else again,
-    }
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    help: str  # on the command line
+    label: str  # in a figure
+    colour: str  # in a figure
+    mask: MaskOrigin = MaskOrigin.NO_MASK
+    shuffles_mask: bool = False  # random, with the same density in each tensor
+    starts_from: str | None = None  # the arm whose best epoch it needs
+    continues_training: bool = (
+        False  # from that epoch's state, not from the initial weights
+    )
+
+    @property
+    def has_mask(self) -> bool:
+        return self.mask is not MaskOrigin.NO_MASK
+
+    @property
+    def trains_scores(self) -> bool:
+        return self.mask is MaskOrigin.OWN_SCORES
+
+    @property
+    def has_scores(self) -> bool:
+        """Whether its model has scores; a fixed mask has none."""
+        return self.mask in (MaskOrigin.OWN_SCORES, MaskOrigin.FROZEN_SCORES)
+
+    @property
+    def uses_estimator(self) -> bool:
+        """Whether an estimator has made its mask, in this arm or in the one before."""
+        return self.has_scores or self.mask is MaskOrigin.STARTS_MASK
+
+    @property
+    def prunes(self) -> bool:
+        return self.mask is MaskOrigin.LARGEST_WEIGHTS
 
 
-def start(model: nn.Module, configuration: Configuration, output: Path) -> None:
-    """Bring `model`, at W0, to where its arm starts and let train only what the arm trains."""
-    if configuration.arm in SCORED:
-        masks.wrap(model, configuration)
-    if (first := configuration.start) is None:
-        return
-    path = output / f"{first.name}.best.pt"
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing: the arm {configuration.arm} starts from it. Delete "
-            f"{first.name}.json beside it and run again to train it anew."
-        )
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if configuration.arm in ("mix", "weights-then-weights"):
-        masks.load(model, state, configuration)
-        if configuration.arm == "mix":
-            masktorch.freeze_mask(model)
-    else:  # at W0, under a mask that is given
-        donor, learned = copy.deepcopy(model), first.arm in SCORED
-        if learned:
-            masks.wrap(donor, first)
-        masks.load(donor, state, first)
-        given = masktorch.masks(donor) if learned else masks.of_largest(donor, configuration)
-        if configuration.arm.startswith("random-"):
-            given = masks.shuffled(given, configuration.seed)
-        masktorch.set_masks(model, given)
-    if configuration.arm in MASKED:
-        masktorch.freeze_weights(model, False)
+CONTROL = "weights-then-weights"  # what `mix` has to beat: as many epochs, no mask
+
+_ARMS = (
+    Arm(
+        name="mask",
+        help="scores train, weights stay random",
+        label="a mask alone (mask)",
+        colour="tab:blue",
+        mask=MaskOrigin.OWN_SCORES,
+    ),
+    Arm(
+        name="weights",
+        help="weights train, no mask",
+        label="weights alone (weights)",
+        colour="tab:orange",
+    ),
+    Arm(
+        name="mix",
+        help="weights train under the frozen mask of mask's best epoch",
+        label="then weights under that mask (mix)",
+        colour="tab:green",
+        mask=MaskOrigin.FROZEN_SCORES,
+        starts_from="mask",
+        continues_training=True,
+    ),
+    Arm(
+        name=CONTROL,
+        help="weights train on from weights' best epoch, as in mix but without a mask",
+        label=f"then weights once more, no mask ({CONTROL})",
+        colour="tab:red",
+        starts_from="weights",
+        continues_training=True,
+    ),
+    Arm(
+        name="ticket",
+        help="initial weights train under a mask of weights' largest trained weights",
+        label="the largest trained weights, from the start again (ticket)",
+        colour="tab:purple",
+        mask=MaskOrigin.LARGEST_WEIGHTS,
+        starts_from="weights",
+    ),
+    Arm(
+        name="random-mix",
+        help="initial weights train under a random mask with the densities of mask's",
+        label="random, as dense as the mask (random-mix)",
+        colour="tab:olive",
+        mask=MaskOrigin.STARTS_MASK,
+        shuffles_mask=True,
+        starts_from="mask",
+    ),
+    Arm(
+        name="random-ticket",
+        help="initial weights train under a random mask with the densities of ticket's",
+        label="random, as dense as the ticket (random-ticket)",
+        colour="tab:pink",
+        mask=MaskOrigin.LARGEST_WEIGHTS,
+        shuffles_mask=True,
+        starts_from="weights",
+    ),
+)
+ARMS = {arm.name: arm for arm in _ARMS}  # in an order in which they can run

@@ -1,92 +1,121 @@
-"""The masks of a run: which estimator, how dense and when, where scores start."""
+"""The masks of a run: its estimator, its density in each epoch, where scores start."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 import masktorch
-from benchmarks.experiment.configuration import SCORED, Configuration
+from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.networks import kernels
 
-FALLING = 0.75  # of the epochs; in the rest a scheduled density is what it was to become
-METHODS: dict[str, Callable[..., masktorch.Estimator]] = {
-    "threshold": masktorch.Threshold,
-    "bernoulli": masktorch.Bernoulli,
-    "intermediate": masktorch.IntermediateSampling,
-    "topk": masktorch.TopK,
-    "nofm": masktorch.NOfM,
-    "piggyback": masktorch.Piggyback,
-    "hard-concrete": masktorch.HardConcrete,
-    "concrete": masktorch.Concrete,
+FALLING_SHARE = 0.75  # of the epochs: a scheduled density falls in them, then stays
+BUDGETS = {"overall": masktorch.budget.overall, "erk": masktorch.budget.erk}
+SCHEDULES = {
+    "cubic": masktorch.budget.cubic,
+    "geometric": masktorch.budget.geometric,
 }
 
 
-def estimator(configuration: Configuration) -> masktorch.Estimator | None:
-    """With its settings, of arms that have one."""
-    if configuration.estimator is None:
+def make_estimator(configuration: Configuration) -> masktorch.Estimator | None:
+    """Return the estimator with its settings; None for an arm that has none."""
+    kind = configuration.estimator_kind
+    if kind is None:
         return None
-    density = {} if configuration.density is None else {"density": configuration.density}
-    return METHODS[configuration.estimator](**density)
+    if kind.takes_density and configuration.density is not None:
+        return kind.make(density=configuration.density)
+    return kind.make()
 
 
 def wrap(model: nn.Module, configuration: Configuration) -> None:
-    """Masks on every kernel and bias, as the blog has it; n of m alone has no biases to divide."""
+    """Mask every kernel and every bias the estimator can mask, as the blog does."""
+    kind, estimator = configuration.estimator_kind, make_estimator(configuration)
+    if kind is None or estimator is None:
+        raise ValueError(f"the arm {configuration.arm} has no estimator to wrap with")
+    init = torch.randn_like if configuration.init == "normal" else configuration.init
     masktorch.wrap(
         model,
-        estimator(configuration) or masktorch.Threshold(),
-        bias=configuration.estimator != "nofm",
-        init=torch.randn_like if configuration.init == "normal" else configuration.init,
+        estimator,
+        bias=kind.masks_biases,
+        init=init,
         rescale=configuration.rescale,
     )
 
 
-def epochs_of_fall(configuration: Configuration) -> int:
-    """How many epochs a density takes to fall; the epochs after them have the one that counts."""
-    if configuration.schedule_density == "none" or configuration.arm != "mask":
+def falling_epochs(configuration: Configuration) -> int:
+    """Return how many epochs a scheduled density takes to reach its final value."""
+    falls = configuration.schedule_density != "none"
+    if not falls or not configuration.arm_definition.trains_scores:
         return 0
-    return min(math.ceil(FALLING * configuration.epochs), configuration.epochs - 1)
+    return min(
+        math.ceil(FALLING_SHARE * configuration.epochs), configuration.epochs - 1
+    )
 
 
 def scheduled_density(configuration: Configuration, epoch: int) -> float:
-    """Of the first epoch 1, after the fall the configuration's."""
-    end = masktorch.TopK().density if configuration.density is None else configuration.density
-    if (fall := epochs_of_fall(configuration)) == 0:
+    """Return the density of an epoch: it falls from 1 to the configuration's."""
+    end = configuration.density
+    if end is None:
+        end = masktorch.TopK().density
+    falling = falling_epochs(configuration)
+    if falling == 0:
         return end
-    schedule = getattr(masktorch.budget, configuration.schedule_density)
-    return float(schedule(1.0, end, min(1.0, (epoch - 1) / fall)))
+    schedule = SCHEDULES[configuration.schedule_density]
+    return float(schedule(1.0, end, min(1.0, (epoch - 1) / falling)))
 
 
-def cut(model: nn.Module, configuration: Configuration, epoch: int) -> None:
-    """Give the masks their densities of an epoch, which follow from it and from the scores."""
-    if configuration.estimator != "topk" or configuration.arm not in SCORED:
+def set_epoch_density(
+    model: nn.Module, configuration: Configuration, epoch: int
+) -> None:
+    """Give the masks their densities of an epoch; a budget also reads the scores."""
+    if not configuration.takes_density or not configuration.arm_definition.has_scores:
         return
     density = scheduled_density(configuration, epoch)
-    if configuration.budget != "none":
-        density = getattr(masktorch.budget, configuration.budget)(model, density)
-    masktorch.set_density(model, density)
+    if configuration.budget == "none":
+        masktorch.set_density(model, density)
+    else:
+        shares = BUDGETS[configuration.budget](model, density)
+        masktorch.set_density(model, shares)
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], configuration: Configuration) -> None:
-    """A state of the last epochs, with the masks that it had; what it is, the run knows better."""
-    model.load_state_dict({k: v for k, v in state.items() if not k.endswith("_extra_state")})
-    cut(model, configuration, configuration.epochs)
+def load_state(
+    model: nn.Module, state: Mapping[str, Tensor], configuration: Configuration
+) -> None:
+    """Load a state, with the masks it has at the final density.
+
+    What a state says about its masks (`_extra_state`) is left out: the estimator, the
+    density and the phase are the run's.
+    """
+    tensors = {
+        name: value
+        for name, value in state.items()
+        if not name.endswith("_extra_state")
+    }
+    model.load_state_dict(tensors)
+    set_epoch_density(model, configuration, configuration.epochs)
 
 
-def of_largest(model: nn.Module, configuration: Configuration) -> dict[str, Tensor]:
-    """The masks that keep the largest weights of the kernels, in each or in all together."""
+def masks_of_largest_weights(
+    model: nn.Module, configuration: Configuration
+) -> dict[str, Tensor]:
+    """Return masks that keep the largest weights of each kernel, or of all together."""
     density = scheduled_density(configuration, configuration.epochs)
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    sizes = {names[weight]: weight.detach().abs() for weight in kernels(model)}
-    shares = density if configuration.budget == "overall" else dict.fromkeys(sizes, density)
-    return masktorch.keep_largest(sizes, shares)
+    names: dict[Tensor, str] = {
+        parameter: name for name, parameter in model.named_parameters()
+    }
+    magnitudes = {names[weight]: weight.detach().abs() for weight in kernels(model)}
+    if configuration.budget == "overall":
+        return masktorch.keep_largest(magnitudes, density)
+    return masktorch.keep_largest(magnitudes, dict.fromkeys(magnitudes, density))
 
 
-def shuffled(found: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    """Random masks that keep as much of each tensor."""
+def shuffled(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """Return random masks that keep as many entries of each tensor."""
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view_as(mask)
-        for name, mask in found.items()
+        name: mask.flatten()[torch.randperm(mask.numel(), generator=generator)].view_as(
+            mask
+        )
+        for name, mask in masks.items()
     }

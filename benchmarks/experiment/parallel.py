@@ -1,4 +1,4 @@
-"""One run over the processes that torchrun has started; with a single process all of it is void."""
+"""One run on the processes that torchrun started; a no-op with one process."""
 
 import copy
 import gc
@@ -20,57 +20,77 @@ def rank() -> int:
 
 
 def size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
 
 
 @contextmanager
 def processes(device: str) -> Iterator[None]:
-    """Join the others, where torchrun started this process; the first speaks for all."""
+    """Join the other processes if torchrun started this one; only the first prints."""
     if not dist.is_available() or not dist.is_torchelastic_launched():
         yield
         return
-    cuda = device != "cpu" and torch.cuda.is_available()
-    if cuda:
+    on_gpus = device != "cpu" and torch.cuda.is_available()
+    if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank() else sys.stdout):
-        yield
-        gc.collect()  # DDP's reference cycles, which outlive the group and stop Python's shutdown
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    with open(os.devnull, "w") as nowhere:
+        with redirect_stdout(nowhere if rank() > 0 else sys.stdout):
+            yield
+        # DDP has reference cycles, which outlive the group and stop Python's shutdown.
+        gc.collect()
         dist.destroy_process_group()
 
 
-def over_all(model: nn.Module) -> nn.Module:
-    """What trains the parameters of `model` with the means of all processes' gradients. On GPUs
-    batch norm has the statistics of the global batch, on CPUs each process those of its part."""
+def distribute(model: nn.Module) -> nn.Module:
+    """Return a module that trains `model` with the mean gradients of all processes.
+
+    On GPUs batch norm has the statistics of the global batch; on CPUs, for which
+    PyTorch has no such layer, each process has those of its part.
+    """
     if size() == 1:
         return model
     if next(model.parameters()).is_cuda:
-        shared = {id(t): t for t in (*model.parameters(), *model.buffers())}
-        twin = copy.deepcopy(model, shared)
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(twin)  # type: ignore[no-untyped-call]
+        model = _with_global_batch_norm(model)
     return DistributedDataParallel(model)
 
 
+def _with_global_batch_norm(model: nn.Module) -> nn.Module:
+    """Return a twin with `SyncBatchNorm` that shares all parameters and buffers."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    return nn.SyncBatchNorm.convert_sync_batchnorm(twin)  # type: ignore[no-any-return, no-untyped-call]
+
+
 def part(inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, float]:
-    """This process's images of a global batch, and how its mean loss weighs among the others'."""
+    """Return this process's part of a global batch, and the weight of its mean loss."""
     count, processes = len(labels), size()
     if count < processes:
         raise BenchmarkError(
-            f"Each of {processes} processes needs an image of every batch; found a batch of "
-            f"{count}. Start fewer, or change --batch-size or --train-images."
+            f"Each of {processes} processes needs an image of every batch; found a "
+            f"batch of {count}. Start fewer, or change --batch-size or --train-images."
         )
-    mine, classes = (x.tensor_split(processes)[rank()] for x in (inputs, labels))
-    return mine, classes, len(mine) * processes / count
+    own_inputs = inputs.tensor_split(processes)[rank()]
+    own_labels = labels.tensor_split(processes)[rank()]
+    return own_inputs, own_labels, len(own_inputs) * processes / count
 
 
 def add_up(totals: Tensor) -> Tensor:
-    """The sums over all processes."""
+    """Sum over all processes, in place."""
     if size() > 1:
         dist.all_reduce(totals)
     return totals
 
 
-def same_buffers(model: nn.Module) -> None:
-    """Give all processes the first one's running averages."""
-    for buffer in model.buffers() if size() > 1 else ():
+def wait_for_all(device: torch.device) -> None:
+    """Return when every process has come here."""
+    add_up(torch.zeros(1, device=device))
+
+
+def synchronise_buffers(model: nn.Module) -> None:
+    """Give all processes the running averages of the first one."""
+    if size() == 1:
+        return
+    for buffer in model.buffers():
         dist.broadcast(buffer, 0)

@@ -1,9 +1,10 @@
-"""The one training loop: Adam, a schedule, a checkpoint after every epoch."""
+"""The training loop: Adam, a schedule, a checkpoint after every epoch."""
 
 import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -20,21 +21,30 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 import masktorch
 from benchmarks.experiment import masks, parallel
-from benchmarks.experiment.configuration import STARTS_FROM, Configuration
+from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import Dataset, Split, augment, scale
 from benchmarks.files import replacing
 
 ADAM_EPSILON = 1e-7  # Keras's
 EVALUATION_BATCH = 1000
-# Of the processes of torchrun in RANK 0 alone, and there only on a terminal.
-HIDDEN = os.environ.get("RANK", "0") != "0" or None
-progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=HIDDEN)
+
+# Keras's ReduceLROnPlateau, as the blog calls it.
+PLATEAU_PATIENCE = 2
+PLATEAU_FACTOR = 0.1
+PLATEAU_MIN_DELTA = 1e-4
+
+# tqdm takes None for "only on a terminal". Of torchrun's processes only the first shows
+# a bar.
+_HIDDEN = True if os.environ.get("RANK", "0") != "0" else None
+progress_bar = partial(tqdm, mininterval=0.5, dynamic_ncols=True, disable=_HIDDEN)
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Epoch:
     epoch: int
-    lr: float  # of all but scores with a learning rate of their own, which moves in proportion
+    lr: float  # not of scores with their own, whose rate falls in proportion
     train_loss: float
     train_accuracy: float
     test_loss: float
@@ -43,129 +53,223 @@ class Epoch:
 
 
 def best_epoch(history: Sequence[Epoch], configuration: Configuration) -> Epoch:
-    """The epoch with the highest test accuracy, the first of equals: the blog's selection. While
-    densities still fall it is the last."""
-    fallen = history[masks.epochs_of_fall(configuration) :] or history[-1:]
-    return max(fallen, key=lambda epoch: epoch.test_accuracy)
+    """Return the first epoch with the highest test accuracy, as the blog selects it.
+
+    Only epochs with the final density count; while it still falls, the last epoch is
+    the best.
+    """
+    at_final_density = history[masks.falling_epochs(configuration) :]
+    return max(at_final_density or history[-1:], key=lambda epoch: epoch.test_accuracy)
 
 
 def plateau(lr: float, train_accuracies: Sequence[float]) -> float:
-    """The learning rate after these epochs: x 0.1 at every second epoch in a row whose training
-    accuracy is not more than 1e-4 above the best so far (Keras's ReduceLROnPlateau, patience 2)."""
+    """Return the learning rate after these epochs.
+
+    It falls to a tenth after two epochs in a row that are not better than the best
+    before them.
+    """
     best, waited = -math.inf, 0
     for accuracy in train_accuracies:
-        if accuracy > best + 1e-4:
+        if accuracy > best + PLATEAU_MIN_DELTA:
             best, waited = accuracy, 0
         else:
             waited += 1
-        if waited == 2:
-            lr, waited = lr * 0.1, 0
+        if waited == PLATEAU_PATIENCE:
+            lr, waited = lr * PLATEAU_FACTOR, 0
     return lr
 
 
-def scheduled(lr: float, configuration: Configuration, train_accuracies: Sequence[float]) -> float:
-    """What a learning rate that started at `lr` is after these epochs; a cosine: from `lr` to 0."""
+def scheduled(
+    lr: float, configuration: Configuration, train_accuracies: Sequence[float]
+) -> float:
+    """Return the value after these epochs of a learning rate that started at `lr`."""
     if configuration.schedule == "plateau":
         return plateau(lr, train_accuracies)
-    return lr * (1 + math.cos(math.pi * len(train_accuracies) / configuration.epochs)) / 2
+    angle = math.pi * len(train_accuracies) / configuration.epochs
+    return lr * (1 + math.cos(angle)) / 2
 
 
 def adam(model: nn.Module, configuration: Configuration) -> Optimizer:
-    """Of what trains, scores apart from the rest, with the learning rate that each starts from."""
-    scores = set(masktorch.mask_parameters(model)) if configuration.estimator else set()
-    trains = [p for p in model.parameters() if p.requires_grad]
-    parts = [p for p in trains if p not in scores], [p for p in trains if p in scores]
-    lr, score_lr = configuration.first_lr, configuration.score_lr
-    lrs = lr, lr if score_lr is None else score_lr
-    groups = [{"params": p, "initial_lr": lr} for p, lr in zip(parts, lrs, strict=True) if p]
-    return torch.optim.Adam(groups, lr=lrs[0], eps=ADAM_EPSILON, fused=True)
+    """Return the optimiser of all trainable parameters.
+
+    Scores are a group of their own, with `score_lr` if there is one. A group's
+    `initial_lr` is what its schedule starts from.
+    """
+    has_scores = configuration.estimator is not None
+    scores = set(masktorch.mask_parameters(model)) if has_scores else set()
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    lr = configuration.first_lr
+    score_lr = lr if configuration.score_lr is None else configuration.score_lr
+    groups = [
+        {"params": [p for p in trainable if p not in scores], "initial_lr": lr},
+        {"params": [p for p in trainable if p in scores], "initial_lr": score_lr},
+    ]
+    not_empty = [group for group in groups if group["params"]]
+    return torch.optim.Adam(not_empty, lr=lr, eps=ADAM_EPSILON, fused=True)
 
 
 def epoch_seed(configuration: Configuration, epoch: int) -> int:
-    """The same for all arms that start anew, and another one for those that go on from them."""
-    goes_on = configuration.arm in STARTS_FROM
-    state = np.random.SeedSequence([configuration.seed, int(goes_on), epoch]).generate_state(1)
-    return int(state[0])
+    """Return the seed of an epoch.
+
+    All arms that start from the initial weights share it, so that they see the same
+    images; the arms that start from another arm share another one.
+    """
+    starts_from_another = configuration.start is not None
+    entropy = [configuration.seed, int(starts_from_another), epoch]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def train(
-    model: nn.Module, data: Dataset, configuration: Configuration, checkpoint: Path, whole_run: Any
-) -> tuple[list[Epoch], dict[str, Tensor]]:
-    """Train what requires gradients; return the epochs and the state of the best one. Everything
-    random in an epoch follows from its `epoch_seed`, so a run that goes on from `checkpoint` gives
-    the numbers of one that was not stopped, wherever the device computes reproducibly."""
+    model: nn.Module,
+    data: Dataset,
+    configuration: Configuration,
+    checkpoint: Path,
+    whole_run: Any,
+) -> tuple[list[Epoch], State]:
+    """Train what requires gradients; return the epochs and the best one's state.
+
+    All randomness of an epoch follows from its `epoch_seed`. A run that resumes from
+    `checkpoint` therefore gives the numbers of an uninterrupted one, if the device
+    computes reproducibly.
+    """
     device = data.train.images.device
     model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = adam(model, configuration)
     history: list[Epoch] = []
-    best_state: dict[str, Tensor] = {}
+    best_state: State = {}
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        masks.load(model, saved["model"], configuration)
-        optimiser.load_state_dict(saved["optimiser"])
-        history = [Epoch(**epoch) for epoch in saved["history"]]
-        best_state = saved["best_state"]
+        history, best_state = _resume(
+            checkpoint, model, optimiser, configuration, device
+        )
         whole_run.total -= len(history)
 
     for number in range(len(history) + 1, configuration.epochs + 1):
-        accuracies = [epoch.train_accuracy for epoch in history]
-        lr = scheduled(configuration.first_lr, configuration, accuracies)
-        for group in optimiser.param_groups:
-            group["lr"] = scheduled(group["initial_lr"], configuration, accuracies)
-        masks.cut(model, configuration, number)
-        start = time.perf_counter()
-        trained = train_epoch(model, optimiser, data.train, configuration, number)
-        masks.cut(model, configuration, number)  # as the scores now are
-        tested = evaluate(model, data.test, configuration)
-        this = Epoch(number, lr, *trained, *tested, seconds=time.perf_counter() - start)
-        history.append(this)
-        if best_epoch(history, configuration) is this:
-            best_state = {name: value.clone() for name, value in model.state_dict().items()}
-        if parallel.rank() == 0:
-            state = {
-                "model": model.state_dict(),
-                "optimiser": optimiser.state_dict(),
-                "history": [asdict(epoch) for epoch in history],
-                "best_state": best_state,
+        lr = _set_learning_rates(optimiser, configuration, history)
+        epoch = _run_epoch(model, optimiser, data, configuration, number, lr)
+        history.append(epoch)
+        if best_epoch(history, configuration) is epoch:
+            best_state = {
+                name: value.clone() for name, value in model.state_dict().items()
             }
-            with replacing(checkpoint) as path:
-                torch.save(state, path)
-        whole_run.write(
-            f"{configuration.arm} {number}: train {this.train_accuracy:.4f}, "
-            f"test {this.test_accuracy:.4f}, lr {lr:.0e}, {this.seconds:.1f} s"
-        )
+        if parallel.rank() == 0:
+            _save_checkpoint(checkpoint, model, optimiser, history, best_state)
+        whole_run.write(_progress_line(configuration, epoch))
         whole_run.update()
     return history, best_state
 
 
+def _resume(
+    checkpoint: Path,
+    model: nn.Module,
+    optimiser: Optimizer,
+    configuration: Configuration,
+    device: torch.device,
+) -> tuple[list[Epoch], State]:
+    """Load a checkpoint into model and optimiser; return its epochs and best state."""
+    saved = torch.load(checkpoint, map_location=device, weights_only=True)
+    masks.load_state(model, saved["model"], configuration)
+    optimiser.load_state_dict(saved["optimiser"])
+    return [Epoch(**epoch) for epoch in saved["history"]], saved["best_state"]
+
+
+def _save_checkpoint(
+    checkpoint: Path,
+    model: nn.Module,
+    optimiser: Optimizer,
+    history: Sequence[Epoch],
+    best_state: State,
+) -> None:
+    content = {
+        "model": model.state_dict(),
+        "optimiser": optimiser.state_dict(),
+        "history": [asdict(epoch) for epoch in history],
+        "best_state": best_state,
+    }
+    with replacing(checkpoint) as temporary:
+        torch.save(content, temporary)
+
+
+def _set_learning_rates(
+    optimiser: Optimizer, configuration: Configuration, history: Sequence[Epoch]
+) -> float:
+    """Set every group's rate for the next epoch; return the rate of all but scores."""
+    accuracies = [epoch.train_accuracy for epoch in history]
+    for group in optimiser.param_groups:
+        group["lr"] = scheduled(group["initial_lr"], configuration, accuracies)
+    return scheduled(configuration.first_lr, configuration, accuracies)
+
+
+def _run_epoch(
+    model: nn.Module,
+    optimiser: Optimizer,
+    data: Dataset,
+    configuration: Configuration,
+    number: int,
+    lr: float,
+) -> Epoch:
+    """Train for one epoch and evaluate; both see the density of the epoch.
+
+    A budget depends on the scores, so it is computed again before the evaluation.
+    """
+    masks.set_epoch_density(model, configuration, number)
+    start = time.perf_counter()
+    train_loss, train_accuracy = train_epoch(
+        model, optimiser, data.train, configuration, number
+    )
+    masks.set_epoch_density(model, configuration, number)
+    test_loss, test_accuracy = evaluate(model, data.test, configuration)
+    seconds = time.perf_counter() - start
+    return Epoch(
+        number, lr, train_loss, train_accuracy, test_loss, test_accuracy, seconds
+    )
+
+
+def _progress_line(configuration: Configuration, epoch: Epoch) -> str:
+    return (
+        f"{configuration.arm} {epoch.epoch}: train {epoch.train_accuracy:.4f}, "
+        f"test {epoch.test_accuracy:.4f}, lr {epoch.lr:.0e}, {epoch.seconds:.1f} s"
+    )
+
+
 def train_epoch(
-    model: nn.Module, optimiser: Optimizer, split: Split, configuration: Configuration, epoch: int
+    model: nn.Module,
+    optimiser: Optimizer,
+    split: Split,
+    configuration: Configuration,
+    epoch: int,
 ) -> tuple[float, float]:
-    """One pass over the training set; its mean loss and accuracy as met on the way."""
+    """Train on every image once; return mean loss and accuracy before each step."""
     seed = epoch_seed(configuration, epoch)
     torch.manual_seed(seed)  # for stochastic masks
     totals = torch.zeros(2, device=split.images.device)
-    network = parallel.over_all(model)  # anew: a density may have changed
+    network = parallel.distribute(model)  # in each epoch, as its density may differ
     network.train()
-    count = math.ceil(len(split.labels) / configuration.batch_size)
-    pairs = batches(split, configuration, seed)
-    name = f"{configuration.arm} {epoch}/{configuration.epochs}"
-    for inputs, labels in progress_bar(pairs, total=count, desc=name, position=1, leave=False):
-        images, classes, weight = parallel.part(inputs, labels)
-        loss, found = _loss_and_totals(network, images, classes, configuration)
+    pairs = progress_bar(
+        batches(split, configuration, seed),
+        total=math.ceil(len(split.labels) / configuration.batch_size),
+        desc=f"{configuration.arm} {epoch}/{configuration.epochs}",
+        position=1,
+        leave=False,
+    )
+    for inputs, labels in pairs:
+        own_inputs, own_labels, weight = parallel.part(inputs, labels)
+        loss, found = _loss_and_totals(network, own_inputs, own_labels, configuration)
         optimiser.zero_grad()
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         totals += found
-    parallel.same_buffers(model)
+    parallel.synchronise_buffers(model)
     return _means(totals, split)
 
 
 def batches(
     split: Split, configuration: Configuration, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """An epoch's inputs and labels. Order and augmentation have a stream of their own, so that
-    every arm sees the same images."""
+    """Yield inputs and labels of one epoch.
+
+    Order and augmentation have a random stream of their own, so that stochastic masks
+    don't change the images an arm sees.
+    """
     device = split.images.device
     generator = torch.Generator(device).manual_seed(seed)
     order = torch.randperm(len(split.labels), generator=generator, device=device)
@@ -177,26 +281,37 @@ def batches(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, split: Split, configuration: Configuration) -> tuple[float, float]:
-    """Mean loss and accuracy in eval mode: deterministic masks, running batch-norm averages."""
+def evaluate(
+    model: nn.Module, split: Split, configuration: Configuration
+) -> tuple[float, float]:
+    """Return mean loss and accuracy in eval mode, with deterministic masks."""
     model.eval()
     totals = torch.zeros(2, device=split.images.device)
-    pairs = zip(*(torch.split(part, EVALUATION_BATCH) for part in split), strict=True)
-    for images, labels in islice(pairs, parallel.rank(), None, parallel.size()):
+    pairs = zip(
+        torch.split(split.images, EVALUATION_BATCH),
+        torch.split(split.labels, EVALUATION_BATCH),
+        strict=True,
+    )
+    own_pairs = islice(pairs, parallel.rank(), None, parallel.size())
+    for images, labels in own_pairs:
         inputs = scale(images, configuration.faithful_scaling)
         totals += _loss_and_totals(model, inputs, labels, configuration)[1]
     return _means(totals, split)
 
 
 @torch.no_grad()
-def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) -> float | None:
-    """Test accuracy with batch norm's running averages, which lag behind the weights, replaced by
-    plain means over the training images; None where there is no batch norm."""
+def recalibrated_accuracy(
+    model: nn.Module, data: Dataset, configuration: Configuration
+) -> float | None:
+    """Return the test accuracy with recalibrated batch norm; None without batch norm.
+
+    Batch norm's running averages lag behind the weights. They are replaced by plain
+    means over the training images.
+    """
     if not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return None
     seed = epoch_seed(configuration, configuration.epochs + 1)
-    low = configuration.precision == "bfloat16"
-    with torch.autocast(data.train.images.device.type, dtype=torch.bfloat16, enabled=low):
+    with _autocast(data.train.images.device, configuration):
         update_bn(batches(data.train, configuration, seed), model)
     return evaluate(model, data.test, configuration)[1]
 
@@ -204,14 +319,21 @@ def recalibrated(model: nn.Module, data: Dataset, configuration: Configuration) 
 def _loss_and_totals(
     model: nn.Module, inputs: Tensor, labels: Tensor, configuration: Configuration
 ) -> tuple[Tensor, Tensor]:
-    """The mean loss; and the sum of the losses with how many are right."""
+    """Return the mean loss, and (sum of losses, number of correct answers)."""
     inputs = inputs.contiguous(memory_format=torch.channels_last)
-    low = configuration.precision == "bfloat16"
-    with torch.autocast(inputs.device.type, dtype=torch.bfloat16, enabled=low):
+    with _autocast(inputs.device, configuration):
         logits = model(inputs)
     logits = logits.float()
-    loss, hits = cross_entropy(logits, labels), (logits.argmax(dim=1) == labels).sum()
-    return loss, torch.stack([loss.detach() * len(labels), hits])
+    loss = cross_entropy(logits, labels)
+    correct = (logits.argmax(dim=1) == labels).sum()
+    return loss, torch.stack([loss.detach() * len(labels), correct])
+
+
+def _autocast(
+    device: torch.device, configuration: Configuration
+) -> AbstractContextManager[Any]:
+    enabled = configuration.precision == "bfloat16"
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def _means(totals: Tensor, split: Split) -> tuple[float, float]:

@@ -1,33 +1,50 @@
-"""The arms of one experiment side by side, and the difference of two of them, seed by seed."""
+"""The arms of one experiment, and the difference of two of them, seed by seed."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
 from itertools import product
-from operator import attrgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
 from scipy import stats  # type: ignore[import-untyped]
 
-from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.results import Groups, Layer, Result, grouped, read_results
+from benchmarks.experiment.arms import ARMS, CONTROL
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.results import (
+    Groups,
+    Layer,
+    Result,
+    group_by_seed,
+    read_results,
+)
 
-CONTROL = "weights-then-weights"
-PAIRS = (("mask", "weights"), ("mix", "weights"), (CONTROL, "weights"), ("mix", CONTROL))
+PAIRS = (
+    ("mask", "weights"),
+    ("mix", "weights"),
+    (CONTROL, "weights"),
+    ("mix", CONTROL),
+)
+UPPER_QUANTILE = 0.975  # of a 95 % interval
+ARM_ORDER = {name: number for number, name in enumerate(ARMS)}
 
 
-def blog(dataset: str) -> dict[str, Any]:
-    """The blog's own numbers, digitised from its figures; empty where it has none."""
-    content = json.loads(Path(__file__).with_name("reference.json").read_text())
-    found: dict[str, Any] = content["datasets"].get(dataset, {})
-    return found and found | {"layers": [Layer(**layer) for layer in found["utilization"]]}
+class Verdict(Enum):
+    BETTER = "better"
+    WORSE = "worse"
+    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
 class Paired:
-    """Of two arms, which share initial weights and images: the difference says more than both."""
+    """The differences of two arms, seed by seed.
+
+    Arms of one seed share initial weights and images, so their difference varies less
+    than the accuracies of either.
+    """
 
     differences: tuple[float, ...]  # of accuracies, one per seed
 
@@ -35,86 +52,146 @@ class Paired:
     def mean(self) -> float:
         return mean(self.differences)
 
-    @property
+    @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """Student's, 95 %; None for a single seed."""
-        n = len(self.differences)
-        if n == 1:
+        """Student's 95 % interval of the mean; None for a single seed."""
+        seeds = len(self.differences)
+        if seeds == 1:
             return None
-        half = float(stats.t.ppf(0.975, n - 1) * stats.sem(self.differences))
+        quantile = stats.t.ppf(UPPER_QUANTILE, seeds - 1)
+        half = float(quantile * stats.sem(self.differences))
         return self.mean - half, self.mean + half
 
     @property
-    def sign(self) -> int | None:
-        """1 or -1 where the interval lies above or below 0, 0 where it holds 0."""
-        return (self.interval[0] > 0) - (self.interval[1] < 0) if self.interval else None
+    def verdict(self) -> Verdict | None:
+        """Undecided if the interval contains 0; None for a single seed."""
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        if low > 0:
+            return Verdict.BETTER
+        if high < 0:
+            return Verdict.WORSE
+        return Verdict.UNDECIDED
 
     def __str__(self) -> str:
-        """In percentage points."""
-        ends = [f"{100 * end:+.2f}" for end in self.interval or ()]
-        return f"{100 * self.mean:+.2f} ({' to '.join(ends) or 'one seed'})"
+        """In percentage points: +1.24 (-0.64 to +3.12)."""
+        average = f"{100 * self.mean:+.2f}"
+        if self.interval is None:
+            return f"{average} (one seed)"
+        low, high = self.interval
+        return f"{average} ({100 * low:+.2f} to {100 * high:+.2f})"
 
 
 class Difference(NamedTuple):
-    pair: tuple[str, str]  # of the arms: the first less the second
-    of: Configuration  # of the first
+    pair: tuple[str, str]  # arms: the accuracy of the first minus that of the second
+    configuration: Configuration  # of the first
     best: Paired
     last: Paired
 
 
-def paired(some: Sequence[Result], others: Sequence[Result], of: str = "anew") -> Paired:
-    """Over the seeds that both have."""
-    known = {run.configuration.seed: attrgetter(of)(run) for run in others}
-    both = (run for run in some if run.configuration.seed in known)
-    return Paired(tuple(attrgetter(of)(run) - known[run.configuration.seed] for run in both))
+Measure = Callable[[Result], float]
+
+
+def final_accuracy(run: Result) -> float:
+    return run.final_accuracy
+
+
+def best_accuracy(run: Result) -> float:
+    return run.best.test_accuracy
+
+
+def paired(
+    runs: Sequence[Result], others: Sequence[Result], measure: Measure = final_accuracy
+) -> Paired:
+    """Return the differences over the seeds that both have."""
+    theirs = {run.configuration.seed: measure(run) for run in others}
+    return Paired(
+        tuple(
+            measure(run) - theirs[run.configuration.seed]
+            for run in runs
+            if run.configuration.seed in theirs
+        )
+    )
+
+
+def published_numbers(dataset: str) -> dict[str, Any]:
+    """Return the blog's numbers, digitised from its figures; empty if it has none."""
+    content = json.loads(Path(__file__).with_name("reference.json").read_text())
+    if dataset not in content["datasets"]:
+        return {}
+    found: dict[str, Any] = content["datasets"][dataset]
+    return {**found, "layers": [Layer(**layer) for layer in found["utilization"]]}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The arms of a study that share network, images and whatever else all of them use."""
+    """The arms of a study that share network, images and all other common settings."""
 
     study: str
-    groups: Groups  # by learning rate of the arms that go on, then in the order of ARMS
+    groups: Groups  # by second learning rate, then in the order of ARMS
 
     @property
     def results(self) -> list[Result]:
         return [result for runs in self.groups.values() for result in runs]
 
     @property
-    def blog(self) -> dict[str, Any]:
-        """The blog's numbers, where they compare: it has wide residual networks alone."""
-        of = self.results[0].configuration
-        return blog(of.dataset) if of.network == "wrn" else {}
+    def configuration(self) -> Configuration:
+        """One of its configurations, for what all share."""
+        return self.results[0].configuration
 
     @property
-    def deviations(self) -> dict[str, None]:
-        """Every field of the configurations that is not the blog's."""
-        return {
-            f"`{name}` {here} ({'all' if there is None else there})": None
-            for of in self.groups
-            for name, (here, there) in of.changes(of.blogs).items()
-        }
+    def published(self) -> dict[str, Any]:
+        """The blog's numbers; empty for networks other than wide residual ones."""
+        if self.configuration.network != "wrn":
+            return {}
+        return published_numbers(self.configuration.dataset)
 
-    def differences(self, pairs: Sequence[tuple[str, str]] = PAIRS) -> Iterator[Difference]:
-        """Of each pair of arms, over the seeds that both have."""
-        for one, (arm, other) in product(self.groups, pairs):
-            runs = self.groups[one], self.groups.get(one.for_arm(other), ())
-            best, last = paired(*runs, "best.test_accuracy"), paired(*runs)
-            if one.arm == arm and last.differences:
-                yield Difference((arm, other), one, best, last)
+    @property
+    def deviations(self) -> list[str]:
+        """Every setting that is not the blog's: `width` 1 (8)."""
+        found: dict[str, None] = {}  # a set that keeps the order
+        for configuration in self.groups:
+            changes = configuration.changes(configuration.as_published)
+            for name, (here, there) in changes.items():
+                blogs = "all" if there is None else there
+                found[f"`{name}` {here} ({blogs})"] = None
+        return list(found)
+
+    def differences(
+        self, pairs: Sequence[tuple[str, str]] = PAIRS
+    ) -> Iterator[Difference]:
+        """Yield the difference of each pair of arms that have seeds in common."""
+        for configuration, (arm, other) in product(self.groups, pairs):
+            if configuration.arm != arm:
+                continue
+            runs = self.groups[configuration]
+            others = self.groups.get(configuration.for_arm(other), [])
+            last = paired(runs, others)
+            if last.differences:
+                best = paired(runs, others, best_accuracy)
+                yield Difference((arm, other), configuration, best, last)
 
     def phases(self) -> Iterator["Experiment"]:
-        """One per learning rate of the arms that go on, with all that start anew."""
-        for lr in dict.fromkeys(of.mix_lr for of in self.groups if of.mix_lr) or (None,):
-            of_lr = {of: runs for of, runs in self.groups.items() if of.mix_lr in (None, lr)}
-            yield Experiment(self.study, of_lr)
+        """Split by second learning rate; each part has all arms without one."""
+        second_lrs = dict.fromkeys(c.mix_lr for c in self.groups if c.mix_lr) or [None]
+        for lr in second_lrs:
+            groups = {
+                c: runs for c, runs in self.groups.items() if c.mix_lr in (None, lr)
+            }
+            yield Experiment(self.study, groups)
 
 
-def experiments(study: Path) -> list[Experiment]:
-    """Those of the blog's estimator in a folder of results."""
+def read_experiments(study: Path) -> list[Experiment]:
+    """Return the experiments in a folder of results, with the blog's estimator only."""
+    groups = group_by_seed(read_results(study))
     found: dict[Configuration, Groups] = {}
-    groups = grouped(read_results(study))
-    for of in sorted(groups, key=lambda of: (of.mix_lr or 0, ARMS.index(of.arm))):
-        if of.estimator in (None, "threshold"):
-            found.setdefault(of.for_arm("weights"), {})[of] = groups[of]
+    for configuration in sorted(groups, key=_page_order):
+        if configuration.estimator in (None, "threshold"):
+            shared = configuration.for_arm("weights")
+            found.setdefault(shared, {})[configuration] = groups[configuration]
     return [Experiment(study.name, arms) for arms in found.values()]
+
+
+def _page_order(configuration: Configuration) -> tuple[float, int]:
+    return configuration.mix_lr or 0, ARM_ORDER[configuration.arm]

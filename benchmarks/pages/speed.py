@@ -1,8 +1,8 @@
-"""What `benchmarks.speed` measured, as docs/speed.md: tables with the targets, and the figure."""
+"""docs/speed.md: what `benchmarks.speed` measured, with the targets, and figures."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,111 +11,272 @@ from matplotlib.figure import Figure
 
 from benchmarks.experiment.results import RESULTS
 from benchmarks.files import write_text
-from benchmarks.pages.figures import legend_below, panels, plain, save
-from benchmarks.pages.render import DOCS, render
+from benchmarks.pages.figures import add_legend_below, make_panels, save, set_log_scale
+from benchmarks.pages.formats import NOTHING
+from benchmarks.pages.render import DOCS, aligned, render
 from benchmarks.speed.steps import KEEP_MEMORY, Case
 
+Content = dict[str, Any]  # of a speed.json
+Row = Mapping[str, Any]  # of a part of it
+
 TARGETS = json.loads(Path(__file__).with_name("targets.json").read_text())
-OURS = ("threshold", "bernoulli", "intermediate")
-NUMBERS = {  # by part: where a row has them, and of which one the others are multiples
-    "steps": ("ratio", "plain"),
-    "floor": ("multiple", "add"),
-    "memory": ("bytes_per_entry", None),
-    "costs": ("multiple", "pass"),
-    "files": (None, None),
+WITH_TARGETS = ("threshold", "bernoulli", "intermediate")  # of the floor and the memory
+DESCRIPTION = ("size", "density")  # what describes a row that holds its numbers itself
+
+
+def case_of(row: Row) -> Case:
+    return Case(**{field.name: row[field.name] for field in fields(Case)})
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"
+
+
+def _entries(count: int) -> str:
+    return f"{count:,}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """How the rows of one part become a table."""
+
+    head: tuple[str, ...]  # of the columns that describe a row
+    describe: Callable[[Row], tuple[str, ...]]  # their cells
+    numbers: (
+        str | None
+    )  # the field of a row that holds its numbers; None: the row itself
+    reference: str | None = None  # the number that is 1 by definition, not shown
+
+
+TABLES = {  # by part of the measurements; a new part is one entry
+    "steps": Table(
+        head=("case", "plain"),
+        describe=lambda row: (
+            str(case_of(row)),
+            _milliseconds(row["seconds"]["plain"]),
+        ),
+        numbers="ratio",
+        reference="plain",
+    ),
+    "floor": Table(
+        head=("mode", "entries", "rate of the add"),
+        describe=lambda row: (
+            row["mode"],
+            _entries(row["size"]),
+            f"{row['gigabytes_per_second']:.1f} GB/s",
+        ),
+        numbers="multiple",
+        reference="add",
+    ),
+    "memory": Table(
+        head=("case", "masked entries"),
+        describe=lambda row: (
+            f"{row['network']} at {row['batch']}",
+            _entries(row["masked"]),
+        ),
+        numbers="bytes_per_entry",
+    ),
+    "costs": Table(
+        head=("entries", "a pass"),
+        describe=lambda row: (
+            _entries(row["size"]),
+            _milliseconds(row["seconds"]["pass"]),
+        ),
+        numbers="multiple",
+        reference="pass",
+    ),
+    "files": Table(
+        head=("entries", "density"),
+        describe=lambda row: (_entries(row["size"]), f"{100 * row['density']:g} %"),
+        numbers=None,
+    ),
 }
 
 
 def write(results: Path = RESULTS / "speed", docs: Path = DOCS) -> Path:
-    """Write docs/speed.md and its figure from the results in benchmarks/results/speed."""
+    """Write docs/speed.md and its figures from benchmarks/results/speed."""
     contents = read(results)
     for name, content in contents.items():
-        save(drawn(content), docs / "figures" / f"{name}.png")
+        save(steps_figure(content), docs / "figures" / f"{name}.png")
     return write_text(page(contents), docs / "speed.md")
 
 
-def read(results: Path) -> dict[str, dict[str, Any]]:
-    """By `speed`, and `speed-FOLDER` for those in a folder of their own."""
+def read(results: Path) -> dict[str, Content]:
+    """Read all measurements: `speed`, and `speed-FOLDER` for those in a folder."""
     paths = sorted(results.rglob("speed.json"), key=lambda path: len(path.parts))
-    names = ["-".join(["speed", *path.parent.relative_to(results).parts]) for path in paths]
-    return {n: json.loads(path.read_text()) for n, path in zip(names, paths, strict=True)}
+    contents = {}
+    for path in paths:
+        folders = path.parent.relative_to(results).parts
+        contents["-".join(["speed", *folders])] = json.loads(path.read_text())
+    return contents
 
 
-def page(contents: Mapping[str, dict[str, Any]]) -> str:
+def page(contents: Mapping[str, Content]) -> str:
     first = next(iter(contents.values()), {})
+    judged = {name: judge(content) for name, content in contents.items()}
     return render(
         "speed.md",
-        measured={name: content | judged(content) for name, content in contents.items()},
-        case=case,
-        compiled=_gain(first, mode="compiled"),
-        bfloat16=_gain(first, precision="bfloat16"),
-        malloc=_gain(first, keeps_memory=True),
-        variables=KEEP_MEMORY,
+        measurements=[
+            {
+                "figure": f"figures/{name}.png",
+                "content": content,
+                "environment": content["environment"],
+                "tables": {
+                    part: table(part, rows) for part, rows in judged[name].items()
+                },
+            }
+            for name, content in contents.items()
+        ],
+        missed=[line for parts in judged.values() for line in missed_lines(parts)],
+        gain_of_compiling=gain(first, mode="compiled"),
+        gain_of_bfloat16=gain(first, precision="bfloat16"),
+        gain_of_malloc=gain(first, keeps_memory=True),
+        malloc_variables=" ".join(
+            f"{name}={value}" for name, value in KEEP_MEMORY.items()
+        ),
     )
 
 
-def measured(content: dict[str, Any]) -> str:
-    """For the terminal."""
-    return render("measured.txt", measured=judged(content), case=case)
+def measured(content: Content) -> str:
+    """Return all tables for the terminal."""
+    tables = {part: table(part, rows) for part, rows in judge(content).items()}
+    return render("measured.txt", tables=tables)
 
 
-def judged(content: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """By part, the rows with their `numbers` and the targets, which are of CPUs, that they miss."""
-    cpu = content["environment"]["device"] == "cpu"
-    found: dict[str, list[dict[str, Any]]] = {}
-    for part, (where, base) in NUMBERS.items():
+@dataclass(frozen=True)
+class JudgedRow:
+    description: tuple[str, ...]
+    numbers: dict[str, float]
+    missed: dict[str, float]  # the targets that its numbers are above, by column
+
+
+def judge(content: Content) -> dict[str, list[JudgedRow]]:
+    """Return the rows of each part with the targets they miss; targets are for CPUs."""
+    has_targets = content["environment"]["device"] == "cpu"
+    found: dict[str, list[JudgedRow]] = {}
+    for part, layout in TABLES.items():
         for row in content.get(part, ()):
-            numbers = {
-                name: number[1] if isinstance(number, list) else number  # the median of quartiles
-                for name, number in row.get(where, row).items()
-                if name not in (base, "size", "density")
+            numbers = _numbers(row, layout)
+            targets = _targets(part, row) if has_targets else {}
+            missed = {
+                name: targets[name]
+                for name, number in numbers.items()
+                if name in targets and number > targets[name]
             }
-            most = _most(part, row) if cpu else {}
-            missed = {k: most[k] for k, x in numbers.items() if x > most.get(k, x)}
-            found.setdefault(part, []).append({**row, "numbers": numbers, "missed": missed})
+            judged = JudgedRow(layout.describe(row), numbers, missed)
+            found.setdefault(part, []).append(judged)
     return found
 
 
-def _most(part: str, row: dict[str, Any]) -> dict[str, float]:
-    """The targets, by column."""
-    found: dict[str, Any] = TARGETS.get(part, {})
+def _numbers(row: Row, layout: Table) -> dict[str, float]:
+    """Return a row's numbers by column: of quartiles the median."""
+    values = row if layout.numbers is None else row[layout.numbers]
+    hidden = (*DESCRIPTION, layout.reference)
+    return {
+        name: value[1] if isinstance(value, list) else value
+        for name, value in values.items()
+        if name not in hidden
+    }
+
+
+def _targets(part: str, row: Row) -> Mapping[str, float]:
+    """Return the highest wanted number of each column that has one."""
+    targets: dict[str, Any] = TARGETS.get(part, {})
     if part == "steps":
-        judged = row["precision"] == "float32" and not row["keeps_memory"]
-        found = found.get(row["mode"], {}) | found.get(f"{row['network']}, {row['mode']}", {})
-        return found if judged else {}
+        return _step_targets(row, targets)
     if part == "floor":
-        return dict.fromkeys(OURS if row["size"] >= found["from"] else (), found[row["mode"]])
+        is_large = row["size"] >= targets["from"]
+        return dict.fromkeys(WITH_TARGETS if is_large else (), targets[row["mode"]])
     if part == "memory":
-        transient = found["temporaries"] * row["largest_layer"] / row["masked"]
-        return dict.fromkeys(OURS, row["bytes_per_entry"]["plain"] + found["mask"] + transient)
-    return found
+        plain = row["bytes_per_entry"]["plain"]
+        temporaries = targets["temporaries"] * row["largest_layer"] / row["masked"]
+        return dict.fromkeys(WITH_TARGETS, plain + targets["mask"] + temporaries)
+    return targets
 
 
-def case(row: Mapping[str, Any]) -> str:
-    return str(Case(**{field.name: row[field.name] for field in fields(Case)}))
+def _step_targets(row: Row, targets: Mapping[str, Any]) -> Mapping[str, float]:
+    if row["precision"] != "float32" or row["keeps_memory"]:
+        return {}
+    of_mode = targets.get(row["mode"], {})
+    of_network = targets.get(f"{row['network']}, {row['mode']}", {})
+    return {**of_mode, **of_network}
 
 
-def _gain(content: dict[str, Any], **change: Any) -> list[float]:
-    """Milliseconds of a step of the threshold's MLP with a habit and without; fewer where they were
-    not measured."""
+def table(part: str, rows: Sequence[JudgedRow]) -> str:
+    columns = list(dict.fromkeys(name for row in rows for name in row.numbers))
+    lines = [" | ".join([*TABLES[part].head, *columns])]
+    for row in rows:
+        cells = [*row.description, *(_cell(row, column) for column in columns)]
+        lines.append(" | ".join(cells))
+    return aligned("\n".join(lines))
+
+
+def _cell(row: JudgedRow, column: str) -> str:
+    if column not in row.numbers:
+        return NOTHING
+    number = f"{row.numbers[column]:.2f}"
+    if column in row.missed:
+        return f"{number} (> {row.missed[column]:.3g})"
+    return number
+
+
+def missed_lines(parts: Mapping[str, Iterable[JudgedRow]]) -> list[str]:
+    """Return lines such as: floor, eager, 1,000: threshold 2.10 (2)"""
+    lines = []
+    for part, rows in parts.items():
+        for row in rows:
+            if row.missed:
+                misses = (
+                    f"{name} {row.numbers[name]:.2f} ({target:.3g})"
+                    for name, target in row.missed.items()
+                )
+                lines.append(
+                    f"{', '.join((part, *row.description))}: {', '.join(misses)}"
+                )
+    return lines
+
+
+def gain(content: Content, **habit: Any) -> str:
+    """Describe what a habit saves in a threshold's step of the MLP, if measured."""
     usual = Case("MLP 4x2048", 128)
-    found = {case(row): row["seconds"].get("threshold") for row in content.get("steps", ())}
-    wanted = [found.get(str(of)) for of in (replace(usual, **change), usual)]
-    return [1000 * seconds for seconds in wanted if seconds]
+    seconds = {
+        case_of(row): row["seconds"].get("threshold")
+        for row in content.get("steps", ())
+    }
+    after, before = seconds.get(replace(usual, **habit)), seconds.get(usual)
+    if after is None or before is None:
+        return ""
+    return (
+        f" (a threshold's step of the MLP below: {1000 * after:.3g} ms, "
+        f"{1000 * before:.3g} without)"
+    )
 
 
-def drawn(content: dict[str, Any]) -> Figure:
-    """The median and the quartiles of each contestant, a line of the figure per case."""
+def steps_figure(content: Content) -> Figure:
+    """Draw the median and the quartiles of each contestant, a line per case."""
     rows = content.get("steps", [])
-    figure, (axes,) = panels(1, 10, 2 + 0.4 * len(rows))
-    names = dict.fromkeys(name for row in rows for name in row["ratio"] if name != "plain")
-    for number, name in enumerate(names):
-        at = [line for line, row in enumerate(rows) if name in row["ratio"]]
-        low, median, high = np.array([rows[line]["ratio"][name] for line in at]).T
-        look = {"fmt": "osD"[number // 10], "color": f"C{number % 10}", "ms": 5, "label": name}
-        axes.errorbar(median, at, xerr=[median - low, high - median], **look)
-    axes.set_yticks(range(len(rows)), [case(row) for row in rows], fontsize=8)
-    plain(axes.xaxis)
-    axes.set(xlabel="times the plain network's: left faster", ylim=(len(rows) - 0.5, -0.5))
-    axes.axvline(1, color="black", lw=1)
-    return legend_below(figure, columns=5)
+    figure, (panel,) = make_panels(1, 10, 2 + 0.4 * len(rows))
+    contestants = dict.fromkeys(
+        name for row in rows for name in row["ratio"] if name != "plain"
+    )
+    for number, name in enumerate(contestants):
+        lines = [line for line, row in enumerate(rows) if name in row["ratio"]]
+        quartiles = np.array([rows[line]["ratio"][name] for line in lines])
+        low, median, high = quartiles.T
+        panel.errorbar(
+            median,
+            lines,
+            xerr=[median - low, high - median],
+            fmt="osD"[number // 10],
+            color=f"C{number % 10}",
+            ms=5,
+            label=name,
+        )
+    labels = [str(case_of(row)) for row in rows]
+    panel.set_yticks(range(len(rows)), labels, fontsize=8)
+    panel.set_ylim(len(rows) - 0.5, -0.5)
+    set_log_scale(panel.xaxis)
+    panel.set_xlabel("times the plain network's: left faster")
+    panel.axvline(1, color="black", lw=1)
+    add_legend_below(figure, columns=5)
+    return figure

@@ -1,5 +1,9 @@
-"""The parts of what is measured; and those that are no training steps: the estimators alone, beside
-what memory allows, `wrap`, `save_masks` and so on, beside a pass over the weights, mask files."""
+"""What is measured, by part; and the parts that are not training steps.
+
+floor: the estimators alone, against what memory bandwidth allows. costs: `wrap`,
+`save_masks` and so on, against a pass over the weights. files: mask files of several
+densities.
+"""
 
 import gc
 import io
@@ -11,77 +15,92 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd  # type: ignore[import-untyped]
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import masktorch
+from benchmarks.experiment.estimators import MEASURED, Product
 from benchmarks.experiment.training import progress_bar
 from benchmarks.files import environment, write_text
-from benchmarks.speed import rivals, steps
+from benchmarks.speed import memory, rivals, steps
 from benchmarks.speed.timing import Call, ratios, side_by_side, turn
 
-# Of the estimators. A masked tensor has to move 12 bytes an entry forward (weight, score, product)
-# and 16 backward (gradient, weight, score, gradient of the score). The floor is the time that a
-# plain add of three operands, 12 bytes an entry, would take for those 28 bytes.
-ADD_BYTES, FLOOR_BYTES = 12, 28  # float32
-SECONDS, AT_LEAST = 2.0, 3  # of rounds a case, after the warm-up
-LONGEST_SORT = 10**7
-Product = Callable[[Tensor, Tensor], Tensor]  # (scores, weight)
+SECONDS, AT_LEAST = 2.0, 3  # of rounds per case, after the warm-up
+
+# A masked tensor has to move 12 bytes per entry in the forward (weight, score, product)
+# and 16 in the backward (gradient, weight, score, gradient of the score), in float32.
+# The floor is the time of moving these 28 bytes at the rate of a plain add, which moves
+# 12 (two operands, a result).
+ADD_BYTES, FLOOR_BYTES = 12, 28
+BYTES_ALLOCATED = 40  # per entry, by the measurement of the floor
+LONGEST_SORT = 10**7  # entries
 PRODUCTS: dict[str, Product] = {
-    "threshold": lambda s, w: masktorch.functional.threshold(s, weight=w),
-    "bernoulli": lambda s, w: masktorch.functional.bernoulli(s, weight=w),
-    "intermediate": lambda s, w: masktorch.functional.intermediate(s, weight=w),
-    "topk": lambda s, w: masktorch.functional.topk(s, 0.5, weight=w),
-    "hard concrete": lambda s, w: masktorch.functional.hard_concrete(s, weight=w),
-    "concrete": lambda s, w: masktorch.functional.concrete(s, weight=w),
-    "textbook": lambda s, w: w * rivals.threshold(s),
+    **{name: kind.product for name, kind in MEASURED.items() if kind.product},
+    "textbook": lambda scores, weight: weight * rivals.threshold(scores),
 }
-LAYERS = 10  # of the model, square, bfloat16
-REPETITIONS, ENTRIES = 5, 5 * 10**7  # so many, if they are of no more entries in all; else one
-SIDE, DENSITIES = 2000, (0.01, 0.05, 0.08, 0.16, 0.3, 0.5)  # of files
+
+# The model of `costs`: square layers in bfloat16.
+LAYERS = 10
+MODEL_BYTES_ALLOCATED = 10  # per entry
+REPETITIONS = 5
+REPEATED_ENTRIES = 5 * 10**7  # if all repetitions have more, there is one
+
+SIDE = 2000  # of the square mask in a file
+DENSITIES = (0.01, 0.05, 0.08, 0.16, 0.3, 0.5)
 
 
 def sizes(smallest: int, largest: int, bytes_: int) -> list[int]:
-    """Powers of ten: entries of which each needs so many bytes, in half of the machine's memory."""
-    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
-    return [10**n for n in range(smallest, largest + 1) if 10**n * bytes_ <= half]
+    """Return the powers of ten whose entries fit in half of the machine's memory.
+
+    Args:
+        smallest: The first exponent.
+        largest: The last exponent.
+        bytes_: Bytes that each entry needs.
+    """
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    powers = [10**exponent for exponent in range(smallest, largest + 1)]
+    return [size for size in powers if size * bytes_ <= memory / 2]
 
 
 def measure_floor(case: tuple[str, int], device: torch.device) -> dict[str, Any]:
-    """Nanoseconds an entry of forward and backward, and multiples of the floor of this size."""
+    """Return forward and backward in nanoseconds per entry and in multiples."""
     torch.compiler.reset()
     torch.manual_seed(0)
     mode, size = case
     weight, gradient = torch.randn(2, size, device=device)
     scores = torch.randn(size, device=device, requires_grad=True)
-    out, plain_scores = torch.empty_like(weight), scores.detach()
+    plain_scores, out = scores.detach(), torch.empty_like(weight)
 
-    def passes(function: Product) -> Call:
+    def forward_and_backward(function: Product) -> Call:
         return lambda: torch.autograd.grad(function(scores, weight), scores, gradient)
 
     calls: dict[str, Call] = {"add": lambda: torch.add(weight, plain_scores, out=out)}
     for name, function in PRODUCTS.items():
-        calls[name] = passes(torch.compile(function) if mode == "compiled" else function)
+        used = torch.compile(function) if mode == "compiled" else function
+        calls[name] = forward_and_backward(used)
     if mode == "eager" and size <= LONGEST_SORT:
         calls["sort alone"] = lambda: torch.sort(plain_scores)
     times = side_by_side(calls, seconds=SECONDS, at_least=AT_LEAST, device=device)
     median = times.median()
+    of_floor = ADD_BYTES / FLOOR_BYTES * ratios(times, "add")
     return {
         "mode": mode,
         "size": size,
         "gigabytes_per_second": ADD_BYTES * size / median["add"] / 1e9,
         "nanoseconds": (median / size * 1e9).to_dict(),
-        "multiple": (ADD_BYTES / FLOOR_BYTES * ratios(times, "add")).to_dict("list"),
+        "multiple": of_floor.to_dict("list"),
     }
 
 
 def measure_functions(size: int, device: torch.device) -> dict[str, Any]:
-    """Medians: seconds of each function, and multiples of the pass of the same repetition."""
-    repetitions = REPETITIONS if REPETITIONS * size <= ENTRIES else 1
-    times = pd.DataFrame([repetition(size, device) for _ in range(repetitions)])
+    """Return each function in median seconds and in multiples of a pass."""
+    repetitions = REPETITIONS if REPETITIONS * size <= REPEATED_ENTRIES else 1
+    times = pd.DataFrame(
+        [time_every_function(size, device) for _ in range(repetitions)]
+    )
     return {
         "size": size,
         "repetitions": repetitions,
@@ -90,65 +109,78 @@ def measure_functions(size: int, device: torch.device) -> dict[str, Any]:
     }
 
 
-def repetition(size: int, device: torch.device) -> dict[str, float]:
-    """Seconds of an out-of-place add of the weights, and of each function on one model, in the
-    order of its life."""
+def time_every_function(size: int, device: torch.device) -> dict[str, float]:
+    """Return seconds of an out-of-place add of the weights, and of each function.
+
+    All are called once on one model, in the order of its life.
+    """
     torch.manual_seed(0)
     model = network(size, device)
     weights = [parameter.detach() for parameter in model.parameters()]
     times: dict[str, float] = {}
 
-    def timed(name: str, call: Call) -> None:
+    def measured(name: str, call: Call) -> None:
         times[name] = turn(call, device)
 
-    def using() -> None:
-        with masktorch.using(model, others):
-            pass
+    def add() -> None:
+        for weight in weights:
+            torch.add(weight, weight)
 
     def overall() -> None:
         masktorch.set_estimator(model, masktorch.TopK(0.5))
         masktorch.budget.overall(model, 0.5)
         masktorch.set_estimator(model, masktorch.Threshold())
 
-    def add() -> None:
-        for weight in weights:
-            torch.add(weight, weight)
+    def using() -> None:
+        with masktorch.using(model, others):
+            pass
 
-    add()
-    timed("pass", add)
-    timed("wrap", lambda: masktorch.wrap(model))
-    for scores in masktorch.mask_parameters(model):  # half of each mask, at random: the most that
-        nn.init.uniform_(scores, -1, 1)  # a file can have to hold
-    timed("masks", lambda: masktorch.masks(model))
-    timed("report", lambda: masktorch.report(model))
-    timed("budget.overall", overall)
-    again = masktorch.masks(model)
-    others = {name: ~mask for name, mask in again.items()}
-    timed("set_masks, learning", lambda: masktorch.set_masks(model, others))
-    timed("using", using)
-    timed("freeze_mask", lambda: masktorch.freeze_mask(model))
+    add()  # warms up
+    measured("pass", add)
+    measured("wrap", lambda: masktorch.wrap(model))
+    _mask_a_random_half(model)
+    measured("masks", lambda: masktorch.masks(model))
+    measured("report", lambda: masktorch.report(model))
+    measured("budget.overall", overall)
+    current = masktorch.masks(model)
+    others = {name: ~mask for name, mask in current.items()}
+    measured("set_masks, learning", lambda: masktorch.set_masks(model, others))
+    measured("using", using)
+    measured("freeze_mask", lambda: masktorch.freeze_mask(model))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "masks.npz"
-        timed("save_masks", lambda: masktorch.save_masks(model, path))
-        timed("load_masks", lambda: masktorch.load_masks(model, path))
-    timed("unwrap", lambda: masktorch.unwrap(model))
-    timed("set_masks on a plain model", lambda: masktorch.set_masks(model, others))
-    timed("set_masks, given", lambda: masktorch.set_masks(model, again))
+        measured("save_masks", lambda: masktorch.save_masks(model, path))
+        measured("load_masks", lambda: masktorch.load_masks(model, path))
+    measured("unwrap", lambda: masktorch.unwrap(model))
+    measured("set_masks on a plain model", lambda: masktorch.set_masks(model, others))
+    measured("set_masks, given", lambda: masktorch.set_masks(model, current))
     return times
 
 
+def _mask_a_random_half(model: nn.Module) -> None:
+    """Such a mask has the largest entropy, so a file of it is the largest."""
+    for scores in masktorch.mask_parameters(model):
+        nn.init.uniform_(scores, -1, 1)
+
+
 def network(size: int, device: torch.device) -> nn.Module:
-    """Square linear layers with weights that are all one half, quickly made."""
+    """Return square linear layers; all weights are 0.5, which is quickly made."""
     width = round((size / LAYERS) ** 0.5)
-    make = partial(nn.utils.skip_init, nn.Linear, bias=False, device=device, dtype=torch.bfloat16)
-    model = nn.Sequential(*(make(width, width) for _ in range(LAYERS)))
+    make_layer = partial(
+        nn.utils.skip_init,
+        nn.Linear,
+        bias=False,
+        device=device,
+        dtype=torch.bfloat16,
+    )
+    model = nn.Sequential(*(make_layer(width, width) for _ in range(LAYERS)))
     for weight in model.parameters():
         nn.init.constant_(weight, 0.5)
     return model
 
 
 def measure_file(density: float, device: torch.device) -> dict[str, Any]:
-    """Medians of nanoseconds an entry, of a random mask of exactly this density."""
+    """Return size and median nanoseconds per entry of a random mask of this density."""
     torch.manual_seed(0)
     model = nn.Linear(SIDE, SIDE, bias=False, dtype=torch.bfloat16, device=device)
     scores, file = torch.rand(SIDE, SIDE, device=device), io.BytesIO()
@@ -162,38 +194,59 @@ def measure_file(density: float, device: torch.device) -> dict[str, Any]:
         masktorch.load_masks(model, io.BytesIO(file.getvalue()))
 
     times = [
-        {"save, ns": turn(save, device), "load, ns": turn(load, device)} for _ in range(REPETITIONS)
+        {"save, ns": turn(save, device), "load, ns": turn(load, device)}
+        for _ in range(REPETITIONS)
     ]
-    entropy = -density * math.log2(density) - (1 - density) * math.log2(1 - density)
+    entropy_bytes = _entropy_bits(density) * scores.numel() / 8
+    nanoseconds = pd.DataFrame(times).median() / scores.numel() * 1e9
     return {
         "size": scores.numel(),
         "density": density,
-        "bytes / entropy": len(file.getvalue()) / (entropy * scores.numel() / 8),
-        **(pd.DataFrame(times).median() / scores.numel() * 1e9).to_dict(),
+        "bytes / entropy": len(file.getvalue()) / entropy_bytes,
+        **nanoseconds.to_dict(),
     }
 
 
-# By name: what can be measured on a device, and how.
-PARTS: dict[str, tuple[Callable[[torch.device], Sequence[Any]], Callable[..., dict[str, Any]]]] = {
-    "steps": (lambda device: steps.CASES[device.type], steps.measure),
-    "floor": (
-        lambda device: list(product(("eager", "compiled"), sizes(4, 8, bytes_=40))),
+def _entropy_bits(density: float) -> float:
+    """Return the entropy of an entry that is kept with this probability."""
+    return -density * math.log2(density) - (1 - density) * math.log2(1 - density)
+
+
+class Part(NamedTuple):
+    """What is measured together: the rows of one table."""
+
+    cases: Callable[[torch.device], Sequence[Any]]  # what a device can measure
+    measure: Callable[..., dict[str, Any]]  # (case, device) -> row
+
+
+# A new part is one entry here, and one in `TABLES` of pages/speed.py.
+PARTS = {
+    "steps": Part(lambda device: steps.CASES[device.type], steps.measure),
+    "floor": Part(
+        lambda device: list(
+            product(("eager", "compiled"), sizes(4, 8, BYTES_ALLOCATED))
+        ),
         measure_floor,
     ),
-    "memory": (lambda device: steps.MEMORY_CASES, steps.measure_memory),
-    "costs": (lambda device: sizes(6, 9, bytes_=10), measure_functions),
-    "files": (lambda device: DENSITIES, measure_file),
+    "memory": Part(lambda device: memory.CASES, memory.measure),
+    "costs": Part(lambda device: sizes(6, 9, MODEL_BYTES_ALLOCATED), measure_functions),
+    "files": Part(lambda device: DENSITIES, measure_file),
 }
 
 
-def measure(only: Sequence[str], output: Path, command: str) -> tuple[dict[str, Any], Path]:
-    """Measure these parts, on a GPU where there is one; every number is in `output`/speed.json."""
+def measure(
+    only: Sequence[str], output: Path, command: str
+) -> tuple[dict[str, Any], Path]:
+    """Measure these parts, on a GPU if there is one; write `output`/speed.json."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_flush_denormal(True)  # before there is a second thread, which takes it over
+    torch.set_flush_denormal(True)  # before other threads start, which inherit it
     content: dict[str, Any] = {"command": command, "environment": environment(device)}
-    todo = [(name, row) for name in only for row in PARTS[name][0](device)]
-    for name, row in (bar := progress_bar(todo, unit="row")):
-        bar.set_description(f"{name}: {row}")
-        content.setdefault(name, []).append(PARTS[name][1](row, device))
+    todo = [(name, case) for name in only for case in PARTS[name].cases(device)]
+    bar = progress_bar(todo, unit="row")
+    for name, case in bar:
+        bar.set_description(f"{name}: {case}")
+        row = PARTS[name].measure(case, device)
+        content.setdefault(name, []).append(row)
         gc.collect()
-    return content, write_text(json.dumps(content, indent=1) + "\n", output / "speed.json")
+    text = json.dumps(content, indent=1) + "\n"
+    return content, write_text(text, output / "speed.json")

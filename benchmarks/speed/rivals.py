@@ -1,7 +1,7 @@
-"""What others do in place of masktorch, each written from its formula.
+"""Alternatives to masktorch, each written from its formula.
 
-Three functions from scores to a mask, put on a model with `torch.nn.utils.parametrize`, and
-`torch.nn.utils.prune` with a mask that stays as it is.
+Three functions from scores to a mask, used in `torch.nn.utils.parametrize`, and
+`torch.nn.utils.prune` with a fixed mask.
 """
 
 from collections.abc import Callable
@@ -14,28 +14,30 @@ from benchmarks.experiment.networks import kernel_layers
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
-    """`hard`, with the gradient of `soft`: the textbook's formula."""
+    """Return `hard` with the gradient of `soft`, by the textbook's formula."""
     return hard.to(soft.dtype) + (soft - soft.detach())
 
 
 def threshold(scores: Tensor) -> Tensor:
-    """`1[sigma(s) > 0.5]`, with the gradient of `sigma(s)`."""
+    """Return `1[sigma(s) > 0.5]` with the gradient of `sigma(s)`."""
     p = torch.sigmoid(scores)
     return straight_through(p > 0.5, p)
 
 
 def bernoulli(scores: Tensor) -> Tensor:
-    """A draw from Bernoulli(sigma(s)), with the gradient of `sigma(s)`."""
+    """Return a draw from Bernoulli(sigma(s)) with the gradient of `sigma(s)`."""
     p = torch.sigmoid(scores)
     return straight_through(torch.bernoulli(p.detach()), p)
 
 
 def edge_popup(scores: Tensor) -> Tensor:
-    """1 for the larger half of `|s|`, found by sorting all, with the gradient of `|s|`
-    (Ramanujan et al., arXiv 1911.13299, at density 0.5)."""
-    size = scores.abs()
-    ranked = torch.sort(size.detach().flatten()).values
-    return straight_through(size >= ranked[len(ranked) // 2], size)
+    """Return 1 for the larger half of `|s|`, with the gradient of `|s|`; it sorts.
+
+    Ramanujan et al., arXiv 1911.13299, at density 0.5.
+    """
+    magnitude = scores.abs()
+    ranked = torch.sort(magnitude.detach().flatten()).values
+    return straight_through(magnitude >= ranked[len(ranked) // 2], magnitude)
 
 
 class Product(nn.Module):
@@ -51,7 +53,7 @@ class Product(nn.Module):
 
 
 def parametrized(model: nn.Module, mask_of: Callable[[Tensor], Tensor]) -> nn.Module:
-    """The mask on each weight that `masktorch.wrap` would take; only the scores train."""
+    """Mask each weight that `masktorch.wrap` would mask; only the scores train."""
     for layer in list(kernel_layers(model)):
         layer.weight.requires_grad_(False)
         mask = Product(mask_of, torch.randn_like(layer.weight))
@@ -60,7 +62,7 @@ def parametrized(model: nn.Module, mask_of: Callable[[Tensor], Tensor]) -> nn.Mo
 
 
 def pruned(model: nn.Module) -> nn.Module:
-    """A fixed random half of the same weights masked by torch's own prune; the weights train."""
+    """Mask a fixed random half of each weight by torch's prune; the weights train."""
     for layer in kernel_layers(model):
         mask = torch.rand_like(layer.weight) < 0.5
         prune.custom_from_mask(layer, "weight", mask)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A study is data: the runs that answer a question. Here is what makes them."""
+"""A study is data: the runs that answer a question. This module makes their results."""
 
 import os
 import shlex
@@ -6,78 +6,104 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch.utils.benchmark import Timer
 
-from benchmarks import Place
-from benchmarks.experiment import arms
+from benchmarks import Location
+from benchmarks.experiment import runner
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import Split
 from benchmarks.experiment.networks import CLASSES, build
 from benchmarks.experiment.results import Result, read_results
 from benchmarks.experiment.training import adam, train_epoch
 
-Results: TypeAlias = Callable[[str], Sequence[Result]]  # of a study by its name, so far
-RETRIES = 10  # of a job whose worker is lost; an error of its own ends the study
-# Channels, side and number of the training images, for an estimate without any.
-SIZES = {"digits": (1, 8, 1_438), "mnist": (1, 28, 60_000), "cifar10": (3, 32, 50_000)}
+ResultsOf: TypeAlias = Callable[[str], Sequence[Result]]  # of a study, by name, so far
+RETRIES = 10  # of a job whose worker is lost; an error of the job itself ends the study
+
+
+class ImageSet(NamedTuple):
+    channels: int
+    side: int
+    train_images: int
+
+
+# To estimate times without reading the data.
+IMAGE_SETS = {
+    "digits": ImageSet(1, 8, 1_438),
+    "mnist": ImageSet(1, 28, 60_000),
+    "cifar10": ImageSet(3, 32, 50_000),
+}
 
 
 @dataclass(frozen=True)
 class Study:
-    name: str  # and the folder of its results
-    runs: Callable[[Results], Iterable[Configuration]]  # each after those that it goes on from
+    name: str  # also of its folder of results
+    runs: Callable[[ResultsOf], Iterable[Configuration]]
+    """Yields each run after the one it starts from. It may depend on the results so
+    far, of this study or of others; new runs are made in the next round."""
 
     def missing(self, output: Path) -> list[Configuration]:
-        """The runs that have no result yet; more may follow from the results of these."""
-        wanted = self.runs(lambda study: read_results(output / study))
-        done = {result.configuration for result in read_results(output / self.name)}
-        return [run for run in dict.fromkeys(wanted) if run not in done]
+        """Return the runs without a result; more may follow from theirs."""
+        wanted = dict.fromkeys(self.runs(lambda name: read_results(output / name)))
+        results = read_results(output / self.name)
+        done = {result.configuration for result in results}
+        return [configuration for configuration in wanted if configuration not in done]
 
 
-def run(study: Study, place: Place) -> Iterator[Path]:
-    """Make every result of a study that is missing, one after the other, on this machine."""
-    while missing := study.missing(place.output):
+def run(study: Study, location: Location) -> Iterator[Result]:
+    """Make the missing results of a study one after the other, on this machine."""
+    folder = _folder_of(study, location)
+    while missing := study.missing(location.output):
         for configuration in missing:
-            yield make(configuration, replace(place, output=place.output / study.name))
+            yield make(configuration, folder)
 
 
-def run_on_cluster(study: Study, place: Place, cpus: float, gpus: float) -> Iterator[Path]:
-    """Make them as jobs of a Ray cluster, as many at a time as there is room for. A job whose
-    worker was lost goes on from its run's checkpoint, in the folder all machines share."""
+def run_on_cluster(
+    study: Study, location: Location, cpus: float, gpus: float
+) -> Iterator[Result]:
+    """Make the missing results as jobs of a Ray cluster, as many at a time as fit.
+
+    A job whose worker was lost resumes from its run's checkpoint, which lies in the
+    folder that all machines share.
+    """
     import ray  # of the extra `cluster`
 
-    here, folder = Path.cwd(), replace(place, output=place.output / study.name)
+    working_directory, folder = Path.cwd(), _folder_of(study, location)
 
-    def job(before: Path | None, configuration: Configuration) -> Path:
-        """Ray runs it when it has `before`, the result of the run it goes on from."""
-        os.chdir(here)
+    def job(before: Result | None, configuration: Configuration) -> Result:
+        """Ray starts it once `before` exists: the result of the run it starts from."""
+        os.chdir(working_directory)
         return make(configuration, folder)
 
-    start = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(job).remote
-    while missing := study.missing(place.output):
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(job).remote
+    while missing := study.missing(location.output):
         jobs: dict[Configuration | None, Any] = {}
         for configuration in missing:
-            jobs[configuration] = start(jobs.get(configuration.start), configuration)
+            jobs[configuration] = remote(jobs.get(configuration.start), configuration)
         waiting = list(jobs.values())
         while waiting:
-            done, waiting = ray.wait(waiting)
-            yield from ray.get(done)
+            finished, waiting = ray.wait(waiting)
+            yield from ray.get(finished)
 
 
-def make(configuration: Configuration, place: Place) -> Path:
-    """One result; the command in it makes the same one."""
-    line = command(configuration, place.output)
-    return arms.run(configuration, [configuration.arm], place, line)[-1]
+def _folder_of(study: Study, location: Location) -> Location:
+    return replace(location, output=location.output / study.name)
+
+
+def make(configuration: Configuration, location: Location) -> Result:
+    """Make one result; the command in it makes the same one."""
+    line = command(configuration, location.output)
+    return runner.run(configuration, [configuration.arm], location, line)[-1]
 
 
 def command(configuration: Configuration, folder: Path) -> str:
-    """What makes one run: all that is not the blog's."""
+    """Return the command of one run, with all options that are not the blog's."""
     words = ["python", "-m", "benchmarks", "run", "--dataset", configuration.dataset]
     words += ["--arms", configuration.arm]
-    for name, (value, _) in configuration.changes(configuration.blogs).items():
+    changes = configuration.changes(configuration.as_published)
+    for name, (value, _) in changes.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{option}" if value else f"--no-{option}")
@@ -87,21 +113,29 @@ def command(configuration: Configuration, folder: Path) -> str:
 
 
 def expected_seconds(configuration: Configuration) -> float:
-    """Of all epochs: their training alone, of the plain network."""
-    whole = SIZES[configuration.dataset][2] - (configuration.held_out or 0)
-    steps = -(-(configuration.train_images or whole) // configuration.batch_size)
-    alike = replace(configuration.for_arm("weights"), epochs=1, lr=0, seed=0, held_out=None)
-    return configuration.epochs * steps * step_seconds(alike)
+    """Estimate the time of all training steps from one step without a mask."""
+    available = IMAGE_SETS[configuration.dataset].train_images
+    images = configuration.train_images or available - (configuration.held_out or 0)
+    steps = -(-images // configuration.batch_size)  # rounded up
+    # What does not change the time of a step is made equal, so that it is measured
+    # once.
+    plain = configuration.for_arm("weights")
+    plain = replace(plain, epochs=1, lr=0, seed=0, held_out=None)
+    return configuration.epochs * steps * step_seconds(plain)
 
 
 @cache
 def step_seconds(configuration: Configuration) -> float:
-    """On random images."""
-    channels, side, _ = SIZES[configuration.dataset]
-    shape = (channels, *[configuration.image_size or side] * 2)
-    model = build(configuration, shape).to(memory_format=torch.channels_last)  # type: ignore
-    images = torch.randint(256, (configuration.batch_size, *shape), dtype=torch.uint8)
-    split = Split(images, torch.randint(CLASSES, (configuration.batch_size,)))
-    step = partial(train_epoch, model, adam(model, configuration), split, configuration, 1)
+    """Measure a training step on random images."""
+    channels, side, _ = IMAGE_SETS[configuration.dataset]
+    side = configuration.image_size or side
+    shape = (channels, side, side)
+    model = build(configuration, shape)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    batch = configuration.batch_size
+    images = torch.randint(256, (batch, *shape), dtype=torch.uint8)
+    split = Split(images, torch.randint(CLASSES, (batch,)))
+    optimiser = adam(model, configuration)
+    step = partial(train_epoch, model, optimiser, split, configuration, 1)
     timer = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=1).median

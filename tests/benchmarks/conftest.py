@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import Place
+from benchmarks import Location
 from benchmarks import __main__ as cli
-from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import data
+from benchmarks.experiment import runner as experiment
 from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.results import RunFiles, read_results, results_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +49,9 @@ def publish(monkeypatch):
     """Take these contents for those that were published."""
 
     def published(dataset, contents):
-        md5s = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+        md5s = {
+            name: hashlib.md5(content).hexdigest() for name, content in contents.items()
+        }
         monkeypatch.setitem(data.MD5, dataset, md5s)
 
     return published
@@ -70,13 +73,26 @@ def tiny():
 
 @pytest.fixture
 def go(tmp_path):
-    """Run arms of a configuration in a folder below tmp_path."""
+    """Run arms of a configuration in a folder below tmp_path; their results as written."""
 
     def run(configuration, arms, folder="runs"):
-        place = Place(tmp_path / "data", tmp_path / folder, "cpu")
-        return experiment.run(configuration, arms, place, "made so")
+        location = Location(tmp_path / "data", tmp_path / folder, "cpu")
+        returned = experiment.run(configuration, arms, location, "made so")
+        written = {r.configuration: r for r in read_results(tmp_path / folder)}
+        assert [written[result.configuration] for result in returned] == returned
+        return returned
 
     return run
+
+
+@pytest.fixture
+def files_of(tmp_path):
+    """The states of a run in a folder below tmp_path."""
+
+    def found(result, folder="runs"):
+        return RunFiles(tmp_path / folder, result.configuration)
+
+    return found
 
 
 @pytest.fixture
@@ -104,14 +120,18 @@ def outcome():
 
     def read(folder):
         numbers = {}
-        for path in sorted(folder.glob("*.json")):
-            content = json.loads(path.read_text())
+        for line in results_file(folder).read_text().splitlines():
+            content = json.loads(line)
             for key in ("environment", "command", "wall_seconds"):
                 del content[key]
             for epoch in (*content["epochs"], content["best"], content["last"]):
                 del epoch["seconds"]
-            state = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
-            numbers[path.stem] = (content, {k: v.tolist() for k, v in state.items()})
+            configuration = Configuration.from_stored(content["configuration"])
+            best_state = RunFiles(folder, configuration).best_state
+            state = torch.load(best_state, weights_only=True)
+            values = {name: value.tolist() for name, value in state.items()}
+            assert configuration.name not in numbers
+            numbers[configuration.name] = content, values
         return numbers
 
     return read

@@ -13,7 +13,10 @@ def images(count=4, channels=3, size=8):
 def move(x, flip=False, degrees=0.0, shift=(0.0, 0.0)):
     n = len(x)
     return transform(
-        x, torch.full((n,), flip), torch.full((n,), degrees), torch.tensor(shift).expand(n, 2)
+        x,
+        torch.full((n,), flip),
+        torch.full((n,), degrees),
+        torch.tensor(shift).expand(n, 2),
     )
 
 
@@ -37,11 +40,15 @@ def test_a_quarter_turn():
 def test_shift_fills_with_the_nearest_pixel():
     x = images(size=10)
     shifted = move(x, shift=(0.2, -0.1))  # two pixels right, one up
-    torch.testing.assert_close(shifted[..., :-1, 2:], x[..., 1:, :-2].float(), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        shifted[..., :-1, 2:], x[..., 1:, :-2].float(), atol=1e-3, rtol=0
+    )
     column = shifted[..., :-1, 2]
     torch.testing.assert_close(shifted[..., :-1, 0], column, atol=1e-3, rtol=0)
     torch.testing.assert_close(shifted[..., :-1, 1], column, atol=1e-3, rtol=0)
-    torch.testing.assert_close(shifted[..., -1, :], shifted[..., -2, :], atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        shifted[..., -1, :], shifted[..., -2, :], atol=1e-3, rtol=0
+    )
 
 
 def test_each_image_has_its_own_map_and_all_channels_share_it():
@@ -54,19 +61,28 @@ def test_each_image_has_its_own_map_and_all_channels_share_it():
 
 def test_what_is_drawn_stays_in_the_blogs_ranges(monkeypatch):
     drawn = []
-    monkeypatch.setattr("benchmarks.experiment.data.transform", lambda *args: drawn.append(args))
+    monkeypatch.setattr(
+        "benchmarks.experiment.data.transform", lambda *args: drawn.append(args)
+    )
     augment(images(count=4000, channels=1, size=2), torch.Generator().manual_seed(0))
     _, flip, degrees, shift = drawn[0]
     assert 0.45 < flip.float().mean() < 0.55
     for values, limit in ((degrees, 20), (shift[:, 0], 0.2), (shift[:, 1], 0.2)):
         assert -limit <= values.min() < -0.98 * limit
         assert 0.98 * limit < values.max() <= limit
-    assert abs(torch.corrcoef(torch.stack([degrees, *shift.T, flip.float()]))).triu(1).max() < 0.06
+    assert (
+        abs(torch.corrcoef(torch.stack([degrees, *shift.T, flip.float()])))
+        .triu(1)
+        .max()
+        < 0.06
+    )
 
 
 def test_the_generator_decides():
     x = images()
-    first, again, other = (augment(x, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4))
+    first, again, other = (
+        augment(x, torch.Generator().manual_seed(seed)) for seed in (3, 3, 4)
+    )
     assert (first == again).all()
     assert (first != other).any()
 

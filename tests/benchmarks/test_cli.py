@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import Place
+from benchmarks import Location
 from benchmarks import __main__ as cli
 from benchmarks.experiment import data as download
-from benchmarks.experiment.configuration import ARMS, Configuration
-from benchmarks.experiment.results import Result
+from benchmarks.experiment.arms import ARMS
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.results import Result, append_result, read_results
 from benchmarks.experiment.training import Epoch
 from benchmarks.pages.render import render
 from benchmarks.studies import catalogue
@@ -20,7 +21,9 @@ from benchmarks.studies import catalogue
 def asked(monkeypatch):
     """What `run` would have been asked to do."""
     calls = []
-    monkeypatch.setattr(cli.experiment, "run", lambda *arguments: calls.append(arguments) or [])
+    monkeypatch.setattr(
+        cli.runner, "run", lambda *arguments: calls.append(arguments) or []
+    )
     return calls
 
 
@@ -34,23 +37,29 @@ def test_help_names_every_command(call):
 
 def test_help_of_run_explains_arms_and_options(call):
     _, text = call("run", "--help")
-    for words in ("mask: scores train", "mix: weights train under the frozen mask", "auto: cuda"):
+    for words in (
+        "mask: scores train",
+        "mix: weights train under the frozen mask",
+        "auto: cuda",
+    ):
         assert words in text
     for field in Configuration.__dataclass_fields__:
-        assert (f"--{field.replace('_', '-')} " in text.replace(",", " ")) == (field != "arm")
+        assert (f"--{field.replace('_', '-')} " in text.replace(",", " ")) == (
+            field != "arm"
+        )
     assert all(f"{arm}:" in text or f"{arm}," in text for arm in ARMS)
 
 
 def test_defaults_of_run_are_the_blogs(asked, call):
     assert call("run", "--dataset", "cifar10")[0] == 0
-    ((options, arms, place, _),) = asked
+    ((options, arms, location, _),) = asked
     assert options == Configuration(
         "cifar10", network="wrn", depth=28, width=8, estimator="threshold", init=None, epochs=30,
         batch_size=128, lr=1e-2, mix_lr=1e-5, seed=0, precision="float32",
     )  # fmt: skip
     assert options == Configuration("cifar10")
     assert arms == ["mask", "weights", "mix"]
-    assert place == Place(Path("data"), Path("runs"), "auto")
+    assert location == Location(Path("data"), Path("runs"), "auto")
 
 
 def test_every_option_of_run_arrives(asked, call):
@@ -63,7 +72,7 @@ def test_every_option_of_run_arrives(asked, call):
         "--schedule cosine --device cuda:1 --data-dir d --output o"
     )
     assert call(*text.split())[0] == 0
-    ((options, arms, place, command),) = asked
+    ((options, arms, location, command),) = asked
     assert options == Configuration(
         "mnist", network="lenet-300-100", depth=16, width=2, estimator="intermediate", init=0.5,
         epochs=3, batch_size=64, lr=0.1, mix_lr=0.2, seed=7, precision="bfloat16",
@@ -72,7 +81,7 @@ def test_every_option_of_run_arrives(asked, call):
         density=0.2, budget="erk", schedule_density="cubic", image_size=14,
     )  # fmt: skip
     assert arms == ["mask", "weights-then-weights"]
-    assert place == Place(Path("d"), Path("o"), "cuda:1")
+    assert location == Location(Path("d"), Path("o"), "cuda:1")
     assert command == f"python -m benchmarks {text}"
 
 
@@ -104,12 +113,17 @@ def test_wrong_use(asked, call, arguments, message):
             "run --dataset mnist --data-dir nowhere",
             "error: nowhere/MNIST/raw/train-images",
         ),
-        ("run --dataset digits --depth 11", "error: The depth of a wide residual network"),
+        (
+            "run --dataset digits --depth 11",
+            "error: The depth of a wide residual network",
+        ),
         ("show nowhere", "error: nowhere holds no result"),
         ("study nothing", "error: study: expected blog-small, which-"),
     ],
 )
-def test_errors_are_messages_not_tracebacks(tmp_path, monkeypatch, call, arguments, message):
+def test_errors_are_messages_not_tracebacks(
+    tmp_path, monkeypatch, call, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     code, _ = call(*arguments.split())
     assert code.startswith(message)
@@ -117,7 +131,12 @@ def test_errors_are_messages_not_tracebacks(tmp_path, monkeypatch, call, argumen
 
 def test_without_a_command_it_is_the_demo(tmp_path, monkeypatch, call):
     tiny = replace(
-        catalogue.SMALL, network="lenet-300-100", depth=None, width=None, epochs=1, train_images=64
+        catalogue.SMALL,
+        network="lenet-300-100",
+        depth=None,
+        width=None,
+        epochs=1,
+        train_images=64,
     )
     monkeypatch.setattr(catalogue, "SMALL", tiny)
     monkeypatch.chdir(tmp_path)
@@ -126,19 +145,27 @@ def test_without_a_command_it_is_the_demo(tmp_path, monkeypatch, call):
     assert "made small" in text
     for arm in ("mask", "weights", "mix", "weights-then-weights"):
         assert re.search(rf" {arm} 1 \d+\.\d\d ", text)
-    assert re.search(r"Is a mask a better start\? .*: after 1 epochs more, weights under", text)
+    assert re.search(
+        r"Is a mask a better start\? .*: after 1 epochs more, weights under", text
+    )
     assert "Drawn: runs/demo/demo.png" in text
     folder = tmp_path / "runs" / "demo"
     assert (folder / "demo.png").read_bytes().startswith(b"\x89PNG")
-    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
-    assert len(times) == 4
+    results = folder / "results.jsonl"
+    time, content = results.stat().st_mtime_ns, results.read_bytes()
+    assert len(read_results(folder)) == 4
     assert call()[0] == 0
-    assert times == {path: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    assert (results.stat().st_mtime_ns, results.read_bytes()) == (time, content)
 
 
 def test_the_demo_says_what_is_smaller():
     text = render("demo_start.txt", run=catalogue.SMALL.for_arm("mix"))
-    for words in ("a WRN-10-1 here", "of 128 are of 32", "is 0.001", "30 epochs an arm"):
+    for words in (
+        "a WRN-10-1 here",
+        "of 128 are of 32",
+        "is 0.001",
+        "30 epochs an arm",
+    ):
         assert words in text
     assert (
         replace(Configuration("digits"), depth=10, width=1, batch_size=32, mix_lr=1e-3)
@@ -148,11 +175,20 @@ def test_the_demo_says_what_is_smaller():
 
 @pytest.mark.parametrize(
     ("right", "answer"),
-    [(0.95, "Yes, in this run"), (0.80, "No, in this run"), (0.90, "This run cannot tell")],
+    [
+        (0.95, "Yes, in this run"),
+        (0.80, "No, in this run"),
+        (0.90, "This run cannot tell"),
+    ],
 )
 def test_the_demos_answer(right, answer, tmp_path):
     """The two are apart where a normal interval of two shares of 359 images says so."""
-    accuracies = {"mask": 0.5, "weights": 0.7, "mix": right, "weights-then-weights": 0.88}
+    accuracies = {
+        "mask": 0.5,
+        "weights": 0.7,
+        "mix": right,
+        "weights-then-weights": 0.88,
+    }
     found = [
         Result(
             configuration=catalogue.SMALL.for_arm(arm), estimator=None, environment={}, command="",
@@ -161,7 +197,7 @@ def test_the_demos_answer(right, answer, tmp_path):
         for arm, accuracy in accuracies.items()
     ]  # fmt: skip
     for each in found:
-        each.write(tmp_path / f"{each.configuration.name}.json")
+        append_result(each, tmp_path)
     text = cli.show(tmp_path)
     assert f"Is a mask a better start? {answer}: after 1 epochs more" in text
     chance = 196 * ((right * (1 - right) + 0.88 * 0.12) / 359) ** 0.5
@@ -179,5 +215,8 @@ def test_download_passes_its_options_on(monkeypatch, call, tmp_path):
         0, f"Written to {tmp_path / 'MNIST' / 'raw'} "
     )  # fmt: skip
     code, _ = call("download", "cifar10", "--data-dir", tmp_path, "--base-url", "u/")
-    assert "batch: expected the file that was published, with MD5 md5, found [Errno 2]" in code
+    assert (
+        "batch: expected the file that was published, with MD5 md5, found [Errno 2]"
+        in code
+    )
     assert calls == [("u/cifar-10-python.tar.gz", tmp_path / "cifar-10-python.tar.gz")]

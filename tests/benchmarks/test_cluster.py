@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import Place
+from benchmarks import Location
+from benchmarks.experiment.results import read_results
 from benchmarks.studies import study
 from benchmarks.studies.study import Study
 
@@ -44,6 +45,7 @@ import ray
 from benchmarks import __main__ as cli
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.studies import catalogue
+from benchmarks.experiment.results import read_results
 from benchmarks.studies.study import Study
 
 def runs(results):
@@ -75,7 +77,15 @@ def test_a_worker_is_killed_in_the_middle(tmp_path, outcome):
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    command = [sys.executable, "driver.py", "study", "small", "--cluster", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "driver.py",
+        "study",
+        "small",
+        "--cluster",
+        "--device",
+        "cpu",
+    ]
     made = subprocess.run(
         [*command, "--output", "results"], cwd=place, env=environment, capture_output=True,
         text=True, timeout=900,
@@ -95,10 +105,12 @@ def test_a_worker_is_killed_in_the_middle(tmp_path, outcome):
     scope: dict = {"__name__": "driver"}
     exec(DRIVER, scope)
     small = Study("small", scope["runs"])
-    assert len(list(study.run(small, Place(tmp_path, tmp_path / "alone", "cpu")))) == 4
+    assert (
+        len(list(study.run(small, Location(tmp_path, tmp_path / "alone", "cpu")))) == 4
+    )
     assert outcome(place / "results/small") == outcome(tmp_path / "alone/small")
     assert small.missing(place / "results") == []
 
 
 def names(folder):
-    return {str(path.relative_to(folder.parents[1])) for path in folder.glob("*.json")}
+    return {result.configuration.name for result in read_results(folder)}

@@ -13,7 +13,7 @@ import torch
 from benchmarks import BenchmarkError
 from benchmarks.experiment import data as module
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.data import MD5, READERS, images
+from benchmarks.experiment.data import MD5, READERS, load_images
 
 RNG = np.random.default_rng(0)
 TRAIN, TEST = 6, 4
@@ -37,7 +37,9 @@ def write_mnist(publish):
         for name in MNIST_FILES:
             count = TRAIN if name.startswith("train") else TEST
             shape = (count, 28, 28) if "images" in name else (count,)
-            arrays[name] = RNG.integers(0, 256 if "images" in name else 10, shape, np.uint8)
+            arrays[name] = RNG.integers(
+                0, 256 if "images" in name else 10, shape, np.uint8
+            )
             content = idx(arrays[name])
             path = folder / (f"{name}.gz" if zipped else name)
             path.write_bytes(gzip.compress(content) if zipped else content)
@@ -73,7 +75,14 @@ def test_digits():
     assert data.train.images.dtype == torch.uint8
     assert (data.train.images.min(), data.train.images.max()) == (0, 255)
     assert (len(data.train.labels), len(data.test.labels)) == (1438, 359)
-    assert data.train.labels[:6].tolist() == [0, 1, 2, 3, 5, 6]  # the first ten are 0 to 9
+    assert data.train.labels[:6].tolist() == [
+        0,
+        1,
+        2,
+        3,
+        5,
+        6,
+    ]  # the first ten are 0 to 9
     assert data.test.labels[:2].tolist() == [4, 9]
 
 
@@ -96,14 +105,16 @@ def test_cifar10(tmp_path, layout, write_cifar):
     assert data.image_shape == (3, 32, 32)
     expected = np.concatenate([batch for batch, _ in train]).reshape(-1, 3, 32, 32)
     assert (data.train.images.numpy() == expected).all()
-    assert data.train.labels.tolist() == [label for _, labels in train for label in labels]
+    assert data.train.labels.tolist() == [
+        label for _, labels in train for label in labels
+    ]
     assert (data.test.images.numpy() == test[0].reshape(-1, 3, 32, 32)).all()
     assert data.test.labels.tolist() == test[1]
 
 
 def test_train_images(tmp_path, write_mnist):
     pixels, *_ = write_mnist(tmp_path)
-    data = images(Configuration("mnist", train_images=2), tmp_path)
+    data = load_images(Configuration("mnist", train_images=2), tmp_path)
     assert (data.train.images[:, 0].numpy() == pixels[:2]).all()
     assert len(data.train.labels) == 2
     assert len(data.test.labels) == TEST
@@ -112,12 +123,14 @@ def test_train_images(tmp_path, write_mnist):
 def test_averaged_images(tmp_path, write_mnist):
     """Means of cells of 2x2 pixels, rounded to whole bytes, in both splits."""
     pixels, _, test, _ = write_mnist(tmp_path)
-    data = images(Configuration("mnist", image_size=14), tmp_path)
+    data = load_images(Configuration("mnist", image_size=14), tmp_path)
     assert data.image_shape == (1, 14, 14)
     for found, whole in ((data.train, pixels), (data.test, test)):
         means = whole.reshape(len(whole), 14, 2, 14, 2).astype(float).mean((2, 4))
         assert found.images.dtype == torch.uint8
-        assert (found.images[:, 0].numpy() == np.rint(means)).all()  # both round half to even
+        assert (
+            found.images[:, 0].numpy() == np.rint(means)
+        ).all()  # both round half to even
 
 
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
@@ -164,8 +177,12 @@ class Malicious:
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_a_pickle_that_was_not_published_is_not_opened(tmp_path, write_cifar, protocol):
     write_cifar(tmp_path)
-    (tmp_path / "test_batch").write_bytes(pickle.dumps(Malicious(tmp_path / "harm"), protocol))
-    with pytest.raises(BenchmarkError, match="test_batch: expected the file that was published"):
+    (tmp_path / "test_batch").write_bytes(
+        pickle.dumps(Malicious(tmp_path / "harm"), protocol)
+    )
+    with pytest.raises(
+        BenchmarkError, match="test_batch: expected the file that was published"
+    ):
         load("cifar10", tmp_path)
     assert not (tmp_path / "harm").exists()
 
@@ -187,8 +204,15 @@ def test_real_cifar10_batch(real_data, tmp_path, monkeypatch):
     unpacked = real_data / "cifar-10-batches-py" / "test_batch"
     if not (packed.exists() or unpacked.exists()):
         pytest.skip(f"no CIFAR-10 in {real_data}")
-    content = unpacked.read_bytes() if unpacked.exists() else lzma.decompress(packed.read_bytes())
-    for name in ("data_batch_1", "test_batch"):  # one batch, read as if it were all of them
+    content = (
+        unpacked.read_bytes()
+        if unpacked.exists()
+        else lzma.decompress(packed.read_bytes())
+    )
+    for name in (
+        "data_batch_1",
+        "test_batch",
+    ):  # one batch, read as if it were all of them
         (tmp_path / name).write_bytes(content)
     md5 = MD5["cifar10"]["test_batch"]
     monkeypatch.setitem(module.MD5, "cifar10", {"data_batch_1": md5, "test_batch": md5})

@@ -44,7 +44,9 @@ class Handler(SimpleHTTPRequestHandler):
 @pytest.fixture
 def mirror(publish):
     """A server on loopback whose files can be set, and the MD5s of what it should have."""
-    publish("mnist", {name.removesuffix(".gz"): content for name, content in MNIST.items()})
+    publish(
+        "mnist", {name.removesuffix(".gz"): content for name, content in MNIST.items()}
+    )
     publish("cifar10", BATCHES)
     handler = type("Here", (Handler,), {"files": dict(MNIST), "asked": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -85,7 +87,9 @@ def test_only_what_is_missing_or_wrong_is_fetched(mirror, tmp_path):
 def test_a_wrong_file_is_fetched_anew(mirror, tmp_path, content):
     name = next(iter(MNIST))
     mirror.files[name] = content
-    with pytest.raises(BenchmarkError, match=rf"{name}: expected the file that was published"):
+    with pytest.raises(
+        BenchmarkError, match=rf"{name}: expected the file that was published"
+    ):
         download.download("mnist", tmp_path, mirror.url)
     mirror.files[name] = MNIST[name]
     mirror.asked.clear()
@@ -101,7 +105,9 @@ def test_no_such_file_and_no_such_server(mirror, tmp_path):
 
 
 def test_cifar10_is_unpacked_and_its_archive_removed(mirror, tmp_path):
-    members = {f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()}
+    members = {
+        f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()
+    }
     serve_cifar(mirror, members)
     folder = download.download("cifar10", tmp_path, mirror.url)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == BATCHES
@@ -111,25 +117,35 @@ def test_cifar10_is_unpacked_and_its_archive_removed(mirror, tmp_path):
 
 
 def test_nothing_else_leaves_the_archive(mirror, tmp_path):
-    members = {f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()}
+    members = {
+        f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()
+    }
     serve_cifar(mirror, {"../escaped": b"!", "/tmp/escaped": b"!", **members})
     download.download("cifar10", tmp_path / "data", mirror.url)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-batches-py"]
+    assert [path.name for path in (tmp_path / "data").iterdir()] == [
+        "cifar-10-batches-py"
+    ]
 
 
 def test_an_archive_without_a_batch(mirror, tmp_path):
     serve_cifar(mirror, {"cifar-10-batches-py/data_batch_1": BATCHES["data_batch_1"]})
-    with pytest.raises(BenchmarkError, match=r"data_batch_2: expected .*, found \[Errno 2"):
+    with pytest.raises(
+        BenchmarkError, match=r"data_batch_2: expected .*, found \[Errno 2"
+    ):
         download.download("cifar10", tmp_path, mirror.url)
 
 
 def test_a_damaged_archive(mirror, tmp_path):
-    members = {f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()}
+    members = {
+        f"cifar-10-batches-py/{name}": content for name, content in BATCHES.items()
+    }
     whole = archive(members)
     for content in (whole[:-20], whole[:60], b"nothing"):
         mirror.files[download.CIFAR10_ARCHIVE] = content
-        with pytest.raises(BenchmarkError, match=r"(data_batch_1|test_batch): expected"):
+        with pytest.raises(
+            BenchmarkError, match=r"(data_batch_1|test_batch): expected"
+        ):
             download.download("cifar10", tmp_path, mirror.url)
         assert not list(tmp_path.glob("*.tar.gz"))
 

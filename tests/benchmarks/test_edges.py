@@ -42,7 +42,12 @@ class Python2Pickler(pickle._Pickler):
 
 
 DATA = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
-GOOD = {b"batch_label": b"one of 5", b"labels": [3, 0, 9], b"data": DATA, b"filenames": [b"a"] * 3}
+GOOD = {
+    b"batch_label": b"one of 5",
+    b"labels": [3, 0, 9],
+    b"data": DATA,
+    b"filenames": [b"a"] * 3,
+}
 
 
 def load(name, folder):
@@ -150,7 +155,9 @@ def test_a_broken_server(answer, message, server, tmp_path):
 
 @pytest.mark.parametrize("url", ["ftpp://nowhere/", "http://:x/"])
 def test_an_address_that_is_none(url, tmp_path):
-    with pytest.raises(BenchmarkError, match=f"^{url}train-images.* could not be fetched: "):
+    with pytest.raises(
+        BenchmarkError, match=f"^{url}train-images.* could not be fetched: "
+    ):
         download.download("mnist", tmp_path, url)
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
@@ -166,14 +173,20 @@ def test_against_numpy():
     )[0, 0]  # fmt: skip
     a, centre = np.deg2rad(degrees), 3.0
     best = []
-    for sign in (1, -1):  # which way is up is kornia's choice, as the direction is random anyway
+    for sign in (
+        1,
+        -1,
+    ):  # which way is up is kornia's choice, as the direction is random anyway
         expected = np.empty((7, 7))
         for y in range(7):
             for x in range(7):
                 dx, dy = x - centre - 7 * shift[0], y - centre - 7 * shift[1]
                 u = np.cos(a) * dx - sign * np.sin(a) * dy
                 v = sign * np.sin(a) * dx + np.cos(a) * dy
-                u, v = centre - u, centre + v  # the flip comes first, so it is undone last
+                u, v = (
+                    centre - u,
+                    centre + v,
+                )  # the flip comes first, so it is undone last
                 u, v = min(max(u, 0), 6), min(max(v, 0), 6)
                 i, j = min(int(v), 5), min(int(u), 5)
                 p, q = v - i, u - j
@@ -187,11 +200,17 @@ def test_against_numpy():
 
 def test_no_torchvision():
     files = [
-        p for part in ("src", "benchmarks", "tests", "docs") for p in (ROOT / part).rglob("*.py")
+        p
+        for part in ("src", "benchmarks", "tests", "docs")
+        for p in (ROOT / part).rglob("*.py")
     ]
     assert len(files) > 20
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in getattr(node, "names", []) if hasattr(alias, "name")]
+            names = [
+                alias.name
+                for alias in getattr(node, "names", [])
+                if hasattr(alias, "name")
+            ]
             names.append(getattr(node, "module", None) or "")
             assert not any(str(n).split(".")[0] == "torchvision" for n in names), path

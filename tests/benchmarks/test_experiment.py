@@ -7,22 +7,30 @@ import pytest
 import torch
 
 import masktorch
-from benchmarks import BenchmarkError, Place
-from benchmarks.experiment import arms, results
-from benchmarks.experiment.arms import run, start
+from benchmarks import BenchmarkError, Location
+from benchmarks.experiment import results, runner
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.data import images, read_digits
+from benchmarks.experiment.data import load_images, read_digits
 from benchmarks.experiment.networks import build
+from benchmarks.experiment.results import RunFiles
+from benchmarks.experiment.runner import prepare_model, run
 from benchmarks.experiment.training import evaluate
 
-WRN = Configuration("digits", depth=10, width=1, epochs=2, batch_size=32, train_images=96)
+WRN = Configuration(
+    "digits", depth=10, width=1, epochs=2, batch_size=32, train_images=96
+)
 LENET = Configuration(
-    "digits", network="lenet-300-100", epochs=4, batch_size=32, train_images=96, mix_lr=1e-3
+    "digits",
+    network="lenet-300-100",
+    epochs=4,
+    batch_size=32,
+    train_images=96,
+    mix_lr=1e-3,
 )
 
 
 def go(output, options=LENET, arms=("mask", "weights", "mix")):
-    return run(options, arms, Place(output=output, device="cpu"), "made so")
+    return run(options, arms, Location(output=output, device="cpu"), "made so")
 
 
 @pytest.fixture(scope="module")
@@ -51,21 +59,25 @@ def kill_at_call(monkeypatch, owner, name, number):
 @pytest.mark.parametrize("device", ["quantum", "cuda:77", "meta:x"])
 def test_impossible_devices(device, tmp_path):
     with pytest.raises((RuntimeError, AssertionError)):  # torch's own
-        run(LENET, ["mask"], Place(output=tmp_path, device=device), "")
+        run(LENET, ["mask"], Location(output=tmp_path, device=device), "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_held_out_images(tmp_path):
     """The last of the training set are measured on, the test set by no one, and none is in both."""
     whole = read_digits(tmp_path)
-    some = images(replace(LENET, held_out=100), tmp_path)
+    some = load_images(replace(LENET, held_out=100), tmp_path)
     assert len(some.train.labels) == 96
     assert torch.equal(some.train.images, whole.train.images[:96])
     assert torch.equal(some.test.images, whole.train.images[-100:])
     assert torch.equal(some.test.labels, whole.train.labels[-100:])
-    rest = images(replace(LENET, held_out=100, train_images=None), tmp_path)
-    assert torch.equal(torch.cat([rest.train.images, rest.test.images]), whole.train.images)
-    assert torch.equal(torch.cat([rest.train.labels, rest.test.labels]), whole.train.labels)
+    rest = load_images(replace(LENET, held_out=100, train_images=None), tmp_path)
+    assert torch.equal(
+        torch.cat([rest.train.images, rest.test.images]), whole.train.images
+    )
+    assert torch.equal(
+        torch.cat([rest.train.labels, rest.test.labels]), whole.train.labels
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,26 +94,30 @@ def test_held_out_images(tmp_path):
 )
 def test_impossible_splits(held_out, train_images, tmp_path):
     options = replace(LENET, held_out=held_out, train_images=train_images)
-    message = f"at most 1438, the size of digits's training set; found {train_images} and "
+    message = (
+        f"at most 1438, the size of digits's training set; found {train_images} and "
+    )
     with pytest.raises(BenchmarkError, match=f"{message}{held_out}"):
         go(tmp_path, options)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_on_held_out_images(tmp_path):
-    (path,) = go(tmp_path, replace(LENET, held_out=100, init=0.02), ["mask"])
-    result = results.Result.read(path)
+    (result,) = go(tmp_path, replace(LENET, held_out=100, init=0.02), ["mask"])
+    assert results.read_results(tmp_path) == [result]
     assert result.configuration.held_out == 100
     model = build(result.configuration, (1, 8, 8))
-    masktorch.load_masks(model, path.with_suffix(".masks.npz"))
-    held_out = images(result.configuration, tmp_path).test
-    assert evaluate(model, held_out, result.configuration)[1] == result.best.test_accuracy
+    masktorch.load_masks(model, RunFiles(tmp_path, result.configuration).masks)
+    held_out = load_images(result.configuration, tmp_path).test
+    assert (
+        evaluate(model, held_out, result.configuration)[1] == result.best.test_accuracy
+    )
 
 
 def test_init_and_biases():
     configuration = replace(LENET, init=0.25).for_arm("mask")
     model = build(configuration, (1, 8, 8))
-    start(model, configuration, "unused")
+    prepare_model(model, configuration, "unused")
     scores = list(masktorch.mask_parameters(model))
     assert len(scores) == 6
     assert all((score == 0.25).all() for score in scores)
@@ -111,9 +127,11 @@ def test_init_and_biases():
 def test_networks_of_the_literature_train_nothing_but_scores(network):
     configuration = replace(LENET, network=network).for_arm("mask")
     model = build(configuration, (3, 8, 8))
-    start(model, configuration, "unused")
+    prepare_model(model, configuration, "unused")
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {name for name in dict(model.named_parameters()) if name.endswith("scores")}
+    assert trained == {
+        name for name in dict(model.named_parameters()) if name.endswith("scores")
+    }
     convolutions = [m for m in model.modules() if isinstance(m, torch.nn.Conv2d)]
     assert len(convolutions) == int(network[-1] if network.startswith("conv") else 0)
 
@@ -123,7 +141,9 @@ def test_signed_constant_weights_in_every_arm():
         configuration = replace(LENET, weights="signed-constant").for_arm(arm)
         kernel = build(configuration, (1, 8, 8)).hidden2.weight
         assert len(kernel.unique()) == 2
-        plain = build(replace(configuration, weights="glorot"), (1, 8, 8)).hidden2.weight
+        plain = build(
+            replace(configuration, weights="glorot"), (1, 8, 8)
+        ).hidden2.weight
         assert torch.equal(kernel.sign(), plain.sign())
 
 
@@ -134,7 +154,7 @@ def test_rescaled():
     assert replace(LENET, rescale=True).for_arm("weights").rescale is False
     model = build(configuration, (1, 8, 8))
     weight = model.hidden1.weight.clone()
-    start(model, configuration, "unused")
+    prepare_model(model, configuration, "unused")
     kept = masktorch.masks(model)
     kept["hidden1.weight"][::2] = False
     masktorch.set_masks(model, kept)
@@ -145,7 +165,7 @@ def test_rescaled():
 def test_batch_norm_trains_under_the_mask():
     configuration = WRN.for_arm("mask")
     model = build(configuration, (1, 8, 8))
-    start(model, configuration, "unused")
+    prepare_model(model, configuration, "unused")
     parameters = dict(model.named_parameters())
     assert parameters["stem_norm.weight"].requires_grad
     assert parameters["stem.parametrizations.weight.scores"].requires_grad
@@ -164,12 +184,15 @@ def test_utilisation_counts_kernel_and_bias_together():
 
 def test_a_network_from_its_seed_and_masks_alone(tmp_path):
     literature = replace(LENET, weights="signed-constant", rescale=True, init=0.02)
-    (path,) = go(tmp_path, literature, arms=["mask"])
-    masks, settings = path.with_suffix(".masks.npz"), replace(LENET, weights="signed-constant")
-    data = images(settings, tmp_path)
-    model = masktorch.load_masks(build(settings.for_arm("mask"), data.image_shape), masks)
+    (result,) = go(tmp_path, literature, arms=["mask"])
+    masks = RunFiles(tmp_path, result.configuration).masks
+    settings = replace(LENET, weights="signed-constant")
+    data = load_images(settings, tmp_path)
+    model = masktorch.load_masks(
+        build(settings.for_arm("mask"), data.image_shape), masks
+    )
     found = evaluate(model, data.test, settings)[1]
-    assert found == results.Result.read(path).best.test_accuracy
+    assert found == result.best.test_accuracy
     assert masks.stat().st_size < 10_000
     other = build(replace(settings, seed=1).for_arm("mask"), data.image_shape)
     with pytest.raises(ValueError, match="expected fingerprint"):
@@ -177,10 +200,11 @@ def test_a_network_from_its_seed_and_masks_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "emulates"), [("flags : sse avx2", True), ("flags : avx512_bf16", False), ("", False)]
+    ("text", "emulates"),
+    [("flags : sse avx2", True), ("flags : avx512_bf16", False), ("", False)],
 )
 def test_bfloat16_warns_where_it_is_emulated(text, emulates, tmp_path, monkeypatch):
-    monkeypatch.setattr(arms, "cpuinfo", lambda: text)
+    monkeypatch.setattr(runner, "cpuinfo", lambda: text)
     tiny = replace(LENET, precision="bfloat16", epochs=1, train_images=64)
     warned = pytest.warns(UserWarning, match="emulates bfloat16")
     with warned if emulates else contextlib.nullcontext():

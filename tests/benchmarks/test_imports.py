@@ -10,7 +10,10 @@ import benchmarks
 import masktorch
 
 ROOT = Path(benchmarks.__file__).parent
-FILES = {path.relative_to(ROOT).with_suffix("").as_posix(): path for path in ROOT.rglob("*.py")}
+FILES = {
+    path.relative_to(ROOT).with_suffix("").as_posix(): path
+    for path in ROOT.rglob("*.py")
+}
 OUTSIDE = {
     "jinja2", "kornia", "matplotlib", "numpy", "pandas", "ray", "scipy", "sklearn", "tabulate",
     "torch", "tqdm", "tyro",
@@ -21,25 +24,29 @@ OUTSIDE = {
 ROOMS = {
     "": [["__init__"], ["files"]],
     "experiment": [
+        ["arms", "estimators"],
         ["configuration"],
         ["data"],
         ["networks"],
         ["masks", "parallel"],
         ["training"],
         ["results"],
-        ["arms"],
+        ["runner"],
     ],
     "speed": [
         ["timing", "rivals"],
+        ["contestants"],
         ["steps"],
+        ["memory"],
         ["costs"],
     ],
     "studies": [["categorical", "study"], ["catalogue"]],
     "pages": [
-        ["render"],
-        ["comparison"],
+        ["formats", "comparison"],
+        ["render", "verdicts"],
         ["figures"],
-        ["reproduction", "speed"],
+        ["blog_question", "mask_studies", "toy"],
+        ["reproduction", "speed", "summary"],
     ],
     "top": [["__main__"]],
 }
@@ -87,6 +94,8 @@ def test_imports(name):
     }
     assert used <= {*masktorch.__all__, "__version__"}
     packages = {name.partition(".")[0] for name in names}
-    assert packages - OUTSIDE - {"masktorch", "benchmarks"} <= set(sys.stdlib_module_names)
+    assert packages - OUTSIDE - {"masktorch", "benchmarks"} <= set(
+        sys.stdlib_module_names
+    )
     below = {file_of(name) for name in names if name.startswith("benchmarks")}
     assert [other for other in below if LEVEL[other] >= LEVEL[name]] == []

@@ -2,34 +2,35 @@
 
 import json
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 import torch
 
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.experiment import arms as experiment
 from benchmarks.experiment import masks, training
-from benchmarks.experiment.configuration import STARTS_FROM, Configuration, Method
+from benchmarks.experiment import runner as experiment
+from benchmarks.experiment.arms import ARMS
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.estimators import ESTIMATORS
 from benchmarks.experiment.networks import build
-from benchmarks.experiment.results import Result
+from benchmarks.experiment.results import RunFiles
 
 LENET = Configuration("digits", network="lenet-300-100", depth=None, width=None)
 TOPK = replace(LENET, estimator="topk")
 SHAPE = (1, 8, 8)
 
 
-@pytest.mark.parametrize("method", get_args(Method))
-def test_every_estimator_has_a_name_and_trains(method, tiny, go):
-    one = masks.estimator(replace(LENET, estimator=method))
+@pytest.mark.parametrize("method", ESTIMATORS)
+def test_every_estimator_has_a_name_and_trains(method, tiny, go, files_of):
+    one = masks.make_estimator(replace(LENET, estimator=method))
     assert type(one).__name__.lower() == {
         "intermediate": "intermediatesampling", "hard-concrete": "hardconcrete",
     }.get(method, method)  # fmt: skip
-    (path,) = go(tiny(estimator=method, init=None, epochs=1), ["mask"])
-    result = Result.read(path)
+    (result,) = go(tiny(estimator=method, init=None, epochs=1), ["mask"])
     assert result.estimator == repr(one)
-    assert path.name.startswith(f"digits-lenet-300-100-mask-{method}-")
+    name = files_of(result).best_state.name
+    assert name.startswith(f"digits-lenet-300-100-mask-{method}-")
 
 
 def wrapped(configuration):
@@ -39,8 +40,12 @@ def wrapped(configuration):
 
 
 def test_where_scores_start():
-    found = {init: wrapped(replace(LENET, init=init)) for init in (None, 0.25, "normal")}
-    scores = {init: next(masktorch.mask_parameters(model)) for init, model in found.items()}
+    found = {
+        init: wrapped(replace(LENET, init=init)) for init in (None, 0.25, "normal")
+    }
+    scores = {
+        init: next(masktorch.mask_parameters(model)) for init, model in found.items()
+    }
     assert (scores[None] == 1).all()
     assert (scores[0.25] == 0.25).all()
     assert scores["normal"].mean().abs() < 0.05
@@ -54,14 +59,18 @@ def kept(model):
 
 
 def test_densities_of_each_tensor_and_of_all():
-    sizes = {name: mask.numel() for name, mask in masktorch.masks(wrapped(TOPK)).items()}
+    sizes = {
+        name: mask.numel() for name, mask in masktorch.masks(wrapped(TOPK)).items()
+    }
     for budget in ("none", "overall", "erk"):
         configuration = replace(TOPK, density=0.1, budget=budget)
         model = wrapped(configuration)
-        masks.cut(model, configuration, 1)
+        masks.set_epoch_density(model, configuration, 1)
         found = kept(model)
         if budget == "none":
-            assert found == {name: max(1, int(0.1 * n + 0.5)) for name, n in sizes.items()}
+            assert found == {
+                name: max(1, int(0.1 * n + 0.5)) for name, n in sizes.items()
+            }
         else:
             assert sum(found.values()) == int(0.1 * sum(sizes.values()) + 0.5)
     assert found["hidden1.bias"] == 300  # erk: small tensors are dense
@@ -104,7 +113,7 @@ def test_the_masks_of_a_falling_density(budget, tiny, go, monkeypatch):
         estimator="topk", init=None, density=0.2, budget=budget, schedule_density="geometric",
         epochs=4,
     )  # fmt: skip
-    mask, mix = (Result.read(path) for path in go(options, ["mask", "mix"]))
+    mask, mix = go(options, ["mask", "mix"])
     expected = [0.2 ** (t / 3) for t in range(4)] + [0.2] * 4
     assert seen == pytest.approx(expected, abs=1e-4)
     assert mask.best.epoch == 4
@@ -135,47 +144,63 @@ def test_a_falling_density_resumed(tiny, go, outcome, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("budget", ["none", "overall"])
-def test_the_sparse_arms_start_from_w0_under_a_given_mask(budget, tiny, go, monkeypatch):
+def test_the_sparse_arms_start_from_w0_under_a_given_mask(
+    budget, tiny, go, files_of, tmp_path, monkeypatch
+):
     """A ticket keeps the largest trained weights; the controls keep as many of each tensor."""
     seen = {}
     train = experiment.train
 
     def watch(model, data, configuration, *rest):
-        given = masktorch.masks(model) if configuration.arm not in STARTS_FROM.values() else {}
-        start = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+        has_fixed_mask = ARMS[configuration.arm].starts_from is not None
+        given = masktorch.masks(model) if has_fixed_mask else {}
+        start = {
+            name: p.clone() for name, p in model.named_parameters() if p.requires_grad
+        }
         seen[configuration.arm] = given, start
         return train(model, data, configuration, *rest)
 
     monkeypatch.setattr(experiment, "train", watch)
     options = tiny(estimator="topk", init=None, density=0.3, budget=budget)
-    *_, ticket, random_mix, random_ticket = go(options, ["ticket", "random-mix", "random-ticket"])
+    *_, ticket, random_mix, random_ticket = go(
+        options, ["ticket", "random-mix", "random-ticket"]
+    )
     w0 = dict(build(options.for_arm("weights"), SHAPE).named_parameters())
     for arm in ("ticket", "random-mix", "random-ticket"):
         assert all(torch.equal(value, w0[name]) for name, value in seen[arm][1].items())
         assert seen[arm][1].keys() == w0.keys()
 
-    folder = ticket.parent
-    stem = options.for_arm("weights").name
-    trained = torch.load(folder / f"{stem}.best.pt", weights_only=True)
+    def best_state(arm):
+        path = RunFiles(tmp_path / "runs", options.for_arm(arm)).best_state
+        return torch.load(path, weights_only=True)
+
+    trained = best_state("weights")
     kernels = {n: w.abs() for n, w in trained.items() if n.endswith("weight")}
     everything = torch.cat([size.flatten() for size in kernels.values()])
     for name, size in kernels.items():
         among = everything if budget == "overall" else size.flatten()
-        cut = among.sort(descending=True, stable=True).values[int(0.3 * len(among) + 0.5) - 1]
+        cut = among.sort(descending=True, stable=True).values[
+            int(0.3 * len(among) + 0.5) - 1
+        ]
         assert torch.equal(seen["ticket"][0][name], size >= cut)
 
-    counts = {arm: {n: int(m.sum()) for n, m in given.items()} for arm, (given, _) in seen.items()}
+    counts = {
+        arm: {n: int(m.sum()) for n, m in given.items()}
+        for arm, (given, _) in seen.items()
+    }
     assert counts["random-ticket"] == counts["ticket"]
-    ticket_mask, random_mask = (seen[a][0]["hidden1.weight"] for a in ("ticket", "random-ticket"))
+    ticket_mask, random_mask = (
+        seen[a][0]["hidden1.weight"] for a in ("ticket", "random-ticket")
+    )
     assert 0.1 < (ticket_mask & random_mask).sum() / random_mask.sum() < 0.6
-    learned = torch.load(folder / f"{options.for_arm('mask').name}.best.pt", weights_only=True)
+    learned = best_state("mask")
     donor = wrapped(options.for_arm("mask"))
-    masks.load(donor, learned, options.for_arm("mask"))
+    masks.load_state(donor, learned, options.for_arm("mask"))
     assert counts["random-mix"] == kept(donor)
-    for path in (ticket, random_mix, random_ticket):
-        content = json.loads(path.read_text())
+    for result in (ticket, random_mix, random_ticket):
+        content = json.loads(result.to_json())
         assert content["masked_fraction"] == pytest.approx(0.7, abs=0.01)
-        after = torch.load(path.with_suffix(".best.pt"), weights_only=True)
+        after = torch.load(files_of(result).best_state, weights_only=True)
         given = seen[content["configuration"]["arm"]][0]
         for name, mask in given.items():
             assert torch.equal(after[name][~mask], w0[name][~mask])
@@ -184,9 +209,17 @@ def test_the_sparse_arms_start_from_w0_under_a_given_mask(budget, tiny, go, monk
 @pytest.mark.parametrize(
     ("changes", "arm", "message"),
     [
-        ({"density": 0.5}, "mask", "--density is about --estimator topk; found --estimator thresh"),
+        (
+            {"density": 0.5},
+            "mask",
+            "--density is about --estimator topk; found --estimator thresh",
+        ),
         ({"budget": "erk"}, "mask", "--budget is about --estimator topk"),
-        ({"schedule_density": "cubic"}, "mix", "--schedule_density is about --estimator topk"),
+        (
+            {"schedule_density": "cubic"},
+            "mix",
+            "--schedule_density is about --estimator topk",
+        ),
         ({}, "ticket", "The arm ticket expects a --density, found none"),
     ],
 )
@@ -196,17 +229,16 @@ def test_what_no_run_can_be_made_of(changes, arm, message, tiny, go, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_recalibrated(tiny, go, monkeypatch):
+def test_recalibrated(tiny, go, files_of):
     """Plain means over the augmented training images in place of the running averages; the best
     state that is kept has its own."""
     options = tiny(network="wrn", depth=10, width=1, batch_size=32, augmentation=False)
-    (path,) = go(options, ["weights"])
-    result = Result.read(path)
+    (result,) = go(options, ["weights"])
     model = build(result.configuration, SHAPE)
-    state = torch.load(path.with_suffix(".best.pt"), weights_only=True)
+    state = torch.load(files_of(result).best_state, weights_only=True)
     model.load_state_dict(state)
     data = training_data(options)
-    again = training.recalibrated(model, data, options)
+    again = training.recalibrated_accuracy(model, data, options)
     assert again == result.recalibrated["best"]
     assert result.recalibrated.keys() == {"best", "last"}
     after = model.state_dict()
@@ -215,9 +247,11 @@ def test_recalibrated(tiny, go, monkeypatch):
     means = torch.nn.functional.conv2d(
         inputs, state["stem.weight"], state["stem.bias"], padding=1
     ).mean((0, 2, 3))
-    torch.testing.assert_close(after["stem_norm.running_mean"], means, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        after["stem_norm.running_mean"], means, rtol=1e-4, atol=1e-5
+    )
     assert not torch.allclose(state["stem_norm.running_mean"], means, rtol=0.1)
 
 
 def training_data(options):
-    return experiment.images(options, "unused")
+    return experiment.load_images(options, "unused")

@@ -23,13 +23,17 @@ from benchmarks.experiment.networks import (
 )
 from benchmarks.experiment.results import utilisation
 
-REFERENCE = json.loads((Path(benchmarks.__file__).parent / "pages" / "reference.json").read_text())
+REFERENCE = json.loads(
+    (Path(benchmarks.__file__).parent / "pages" / "reference.json").read_text()
+)
 SHAPES = {"cifar10": (3, 32, 32), "mnist": (1, 28, 28)}
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "mnist"])
 def test_the_blogs_layers(dataset):
-    network = masktorch.wrap(wide_resnet(SHAPES[dataset][0], depth=28, width=8), bias=True)
+    network = masktorch.wrap(
+        wide_resnet(SHAPES[dataset][0], depth=28, width=8), bias=True
+    )
     layers = [(layer.layer, layer.parameters) for layer in utilisation(network)]
     published = REFERENCE["datasets"][dataset]["utilization"]
     assert layers == [(layer["layer"], layer["parameters"]) for layer in published]
@@ -59,14 +63,17 @@ def test_shapes_on_the_way():
         "flatten": (512,),
         "classifier": (10,),
     }
-    assert all(m.stride == (1, 1) for m in network.modules() if isinstance(m, nn.Conv2d))
+    assert all(
+        m.stride == (1, 1) for m in network.modules() if isinstance(m, nn.Conv2d)
+    )
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 25
     assert {(m.eps, m.momentum, m.affine) for m in norms} == {(1e-3, 0.01, True)}
 
 
 @pytest.mark.parametrize(
-    "size", [dict(depth=16, width=2), dict(network="lenet-300-100"), dict(network="conv-6")]
+    "size",
+    [dict(depth=16, width=2), dict(network="lenet-300-100"), dict(network="conv-6")],
 )
 def test_start_as_keras(size):
     network = build(Configuration("cifar10", **size), (3, 8, 8))
@@ -88,7 +95,9 @@ def norm(x, layer):
     mean = x.mean((0, 2, 3), keepdim=True)
     variance = ((x - mean) ** 2).mean((0, 2, 3), keepdim=True)
     shape = (1, -1, 1, 1)
-    return (x - mean) / (variance + 1e-3).sqrt() * layer.weight.view(shape) + layer.bias.view(shape)
+    return (x - mean) / (variance + 1e-3).sqrt() * layer.weight.view(
+        shape
+    ) + layer.bias.view(shape)
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(3, 5), (4, 4)])
@@ -119,12 +128,16 @@ def test_running_averages_move_as_keras_moves_them():
     x = torch.randn(4, 2, 3, 3)
     mean = block.conv1(x).mean((0, 2, 3))
     block(x)
-    torch.testing.assert_close(block.norm1.running_mean, 0.01 * mean)  # 0.99 * 0 + 0.01 * mean
+    torch.testing.assert_close(
+        block.norm1.running_mean, 0.01 * mean
+    )  # 0.99 * 0 + 0.01 * mean
 
 
 def test_lenet_300_100():
     network = lenet_300_100((1, 28, 28))
-    sizes = [(m.in_features, m.out_features) for m in network if isinstance(m, nn.Linear)]
+    sizes = [
+        (m.in_features, m.out_features) for m in network if isinstance(m, nn.Linear)
+    ]
     assert sizes == [(784, 300), (300, 100), (100, 10)]
     assert sum(p.numel() for p in network.parameters()) == 266_610
     x = torch.randn(5, 1, 28, 28)
@@ -171,15 +184,15 @@ def test_signed_constant():
             assert torch.equal(p, before[name])
         else:
             assert torch.equal(p.sign(), before[name].sign())
-            deviation = (before[name] - before[name].mean()).square().sum() / (p.numel() - 1)
+            deviation = (before[name] - before[name].mean()).square().sum() / (
+                p.numel() - 1
+            )
             torch.testing.assert_close(p.abs(), deviation.sqrt().expand_as(p))
             assert p.std() > 0
 
 
 @pytest.mark.parametrize("depth", [-2, 4, 9, 11, 27, 29])
 def test_bad_depth(depth):
-    message = (
-        f"The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); found {depth}."
-    )
+    message = f"The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); found {depth}."
     with pytest.raises(BenchmarkError, match=re.escape(message)):
         wide_resnet(3, depth, 1)

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from benchmarks.experiment import training
+from benchmarks.experiment.data import load_images
+from benchmarks.experiment.results import results_file
 
 HERE = Path(__file__)
-spec = importlib.util.spec_from_file_location("launching", HERE.parents[1] / "torch_features" / "test_distributed.py")
+spec = importlib.util.spec_from_file_location(
+    "launching", HERE.parents[1] / "torch_features" / "test_distributed.py"
+)
 launching = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launching)
 pytestmark = launching.pytestmark
@@ -67,25 +71,31 @@ def torchrun(tmp_path):
 
 
 def notes(folder, rank, kind):
-    words = [line.split() for line in (folder / f"notes.{rank}").read_text().splitlines()]
+    words = [
+        line.split() for line in (folder / f"notes.{rank}").read_text().splitlines()
+    ]
     return [what for found, what in words if found == kind]
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["undisturbed", "resumed"])
-def test_numbers_of_one_process(torchrun, tmp_path, tiny, go, monkeypatch, dies):
+def test_numbers_of_one_process(
+    torchrun, tmp_path, tiny, go, files_of, monkeypatch, dies
+):
     if dies:
         with monkeypatch.context() as patch:
             patch.setenv("DIES_AFTER", "1")
             assert torchrun("lenet", "mask,mix")[0] != 0
-        assert list((tmp_path / "runs").glob("*.json")) == []
+        assert not results_file(tmp_path / "runs").exists()
     code, output = torchrun("lenet", "mask,mix")
     assert code == 0, output
     assert output.count("digits-lenet-300-100-mix") == 1  # one of them speaks
     assert not list((tmp_path / "runs").glob("*checkpoint*"))
 
-    paths = go(tiny(train_images=70), ["mask", "mix"], "alone")
-    for path in paths:
-        alone, found = (json.loads(p.read_text()) for p in (path, tmp_path / "runs" / path.name))
+    results = go(tiny(train_images=70), ["mask", "mix"], "alone")
+    lines = results_file(tmp_path / "runs").read_text().splitlines()
+    assert len(lines) == 2  # each result once
+    for result, line in zip(results, lines, strict=True):
+        alone, found = json.loads(result.to_json()), json.loads(line)
         assert found["environment"]["processes"] == 2
         assert found["configuration"] == alone["configuration"]
         assert found["masked_fraction"] == alone["masked_fraction"] > 0
@@ -93,13 +103,15 @@ def test_numbers_of_one_process(torchrun, tmp_path, tiny, go, monkeypatch, dies)
             del one["seconds"], two["seconds"]
             assert two == pytest.approx(one, rel=1e-4)
         states = (
-            torch.load(p.with_suffix(".best.pt")) for p in (path, tmp_path / "runs" / path.name)
+            torch.load(files_of(result, folder).best_state)
+            for folder in ("alone", "runs")
         )
         torch.testing.assert_close(*states, rtol=1e-3, atol=1e-5)
 
     written = notes(tmp_path, 0, "wrote")
-    assert len([name for name in written if name.endswith(".json")]) == 2
-    assert len([name for name in written if "checkpoint" in name]) == 2 * 2  # one an epoch
+    assert (
+        len([name for name in written if "checkpoint" in name]) == 2 * 2
+    )  # one an epoch
     assert notes(tmp_path, 1, "wrote") == []
     if not dies:  # each image once an epoch, half of each batch on either
         shares = [notes(tmp_path, rank, "image") for rank in (0, 1)]
@@ -111,21 +123,21 @@ def test_numbers_of_one_process(torchrun, tmp_path, tiny, go, monkeypatch, dies)
             for epoch in (1, 2):
                 seed = training.epoch_seed(options, epoch)
                 for inputs, _ in training.batches(data, options, seed):
-                    expected += [f"{image.double().sum().item():.4f}" for image in inputs]
+                    expected += [
+                        f"{image.double().sum().item():.4f}" for image in inputs
+                    ]
         assert sorted(shares[0] + shares[1]) == sorted(expected)
 
 
 def training_images(options):
-    from benchmarks.experiment.data import images
-
-    return images(options, Path()).train
+    return load_images(options, Path()).train
 
 
 def test_batch_norm_on_cpus_is_each_ones_own_and_ends_the_same(torchrun, tmp_path):
     code, output = torchrun("wrn", "weights")
     assert code == 0, output
-    (path,) = (tmp_path / "runs").glob("*.json")
-    content = json.loads(path.read_text())
+    (line,) = results_file(tmp_path / "runs").read_text().splitlines()
+    content = json.loads(line)
     assert content["recalibrated"].keys() == {"best", "last"}
     assert len(content["epochs"]) == 2
 
@@ -134,4 +146,7 @@ def test_a_batch_too_small_is_an_error(torchrun, monkeypatch):
     monkeypatch.setitem(OPTIONS, "lenet", OPTIONS["lenet"].replace("70", "65"))
     code, output = torchrun("lenet", "mask")
     assert code != 0
-    assert "Each of 2 processes needs an image of every batch; found a batch of 1." in output
+    assert (
+        "Each of 2 processes needs an image of every batch; found a batch of 1."
+        in output
+    )

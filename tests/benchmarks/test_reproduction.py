@@ -8,33 +8,52 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from benchmarks.experiment.arms import CONTROL
 from benchmarks.experiment.configuration import Configuration
-from benchmarks.experiment.results import RESULTS, Layer, Result
+from benchmarks.experiment.results import Layer, Result, append_result
 from benchmarks.experiment.training import Epoch
 from benchmarks.pages import figures, reproduction
-from benchmarks.pages.comparison import CONTROL, Paired, blog, experiments
+from benchmarks.pages.comparison import (
+    Paired,
+    Verdict,
+    published_numbers,
+    read_experiments,
+)
 from benchmarks.pages.render import DOCS
+from benchmarks.pages.toy import read_toy
 
 MACHINE_PATH = re.compile(r"(?<![\w.])/(work|tmp|home|root|mnt|data)/")
 SMALL = dict(depth=16, width=1, image_size=14, epochs=2)
 
 
 def result(arm, seed, last, best=None, dataset="mnist", **changes):
-    configuration = Configuration(dataset, seed=seed, **{**SMALL, **changes}).for_arm(arm)
+    configuration = Configuration(dataset, seed=seed, **{**SMALL, **changes}).for_arm(
+        arm
+    )
     masked = configuration.estimator or arm.endswith("ticket")
     return Result(
         configuration=configuration,
         estimator=configuration.estimator,
-        epochs=[Epoch(1, 1e-2, 1, 0, 1, best or last, 900), Epoch(2, 1e-2, 1, 0, 1, last, 900)],
-        utilisation=[Layer("stem", 100, 0.5), Layer("classifier", 300, 0.1)] if masked else [],
-        environment={"processor": "Abacus", "torch": "2", "masktorch": "0", "commit": "c0ffee00"},
+        epochs=[
+            Epoch(1, 1e-2, 1, 0, 1, best or last, 900),
+            Epoch(2, 1e-2, 1, 0, 1, last, 900),
+        ],
+        utilisation=[Layer("stem", 100, 0.5), Layer("classifier", 300, 0.1)]
+        if masked
+        else [],
+        environment={
+            "processor": "Abacus",
+            "torch": "2",
+            "masktorch": "0",
+            "commit": "c0ffee00",
+        },
         command=f"make {arm} --seed {seed}",
     )
 
 
 def save(folder, results):
     for r in results:
-        r.write(folder / f"{r.configuration.name}.json")
+        append_result(r, folder)
 
 
 @pytest.fixture
@@ -43,14 +62,17 @@ def one(tmp_path):
 
     def found(results):
         save(tmp_path / "s", results)
-        (experiment,) = experiments(tmp_path / "s")
+        (experiment,) = read_experiments(tmp_path / "s")
         return experiment
 
     return found
 
 
 def seeds(arm, accuracies, **changes):
-    return [result(arm, seed, accuracy, **changes) for seed, accuracy in enumerate(accuracies)]
+    return [
+        result(arm, seed, accuracy, **changes)
+        for seed, accuracy in enumerate(accuracies)
+    ]
 
 
 # mix gains over weights, and at the smaller learning rate over the control.
@@ -76,13 +98,17 @@ def write(tmp_path):
 
 def cells(text, *starts):
     """The rows of tables that begin so, without the spaces."""
-    rows = [re.split(r" *\| *", line.strip("| ")) for line in text.splitlines() if "|" in line]
+    rows = [
+        re.split(r" *\| *", line.strip("| "))
+        for line in text.splitlines()
+        if "|" in line
+    ]
     return [row for row in rows if row[: len(starts)] == list(starts)]
 
 
-def test_the_committed_page_is_up_to_date(tmp_path):
+def test_the_committed_page_is_up_to_date(tmp_path, committed_results):
     """Mend it with `python -m benchmarks reproduction`."""
-    text = reproduction.write(RESULTS, tmp_path).read_text()
+    text = reproduction.write(committed_results, tmp_path).read_text()
     assert (DOCS / "reproduction.md").read_text() == text
     assert not MACHINE_PATH.search(text)
     for figure in (tmp_path / "figures").iterdir():
@@ -101,24 +127,33 @@ def test_every_figure_is_there(write, tmp_path):
 def test_the_answer(write):
     text = write(blog_small=MNIST)
     assert (
-        "A mask alone** reaches 51.0 (50.0 to 52.0) % on MNIST, `blog-small`, and trained weights "
-        "61.3 (60.0 to 63.0) % on MNIST, `blog-small`. Against these it is better in 0, worse in 1 "
-        "(MNIST, -10.33) and not told apart in 0 of 1 comparison."
+        "A mask alone** reaches 51.0 (50.0 to 52.0) % on MNIST, `blog-small`. Trained "
+        "weights reach 61.3 (60.0 to 63.0) % on MNIST, `blog-small`. Compared with these, "
+        "a mask is better in 0, worse in 1 (MNIST, -10.33) and undecided in 0 of 1 "
+        "comparison."
     ) in text  # the same pair under both learning rates counts once
     assert (
-        "a mask, is better in 1 (MNIST at 1e-05, +6.00), worse in 0 and not told apart in 1 "
+        "a mask, is better in 1 (MNIST at 1e-05, +6.00), worse in 0 and undecided in 1 "
         "(MNIST at 0.001, +0.00) of 2 comparisons. So a mask is the better start in some settings, "
         "and the others cannot tell."
     ) in text
 
 
-def test_the_answer_is_of_the_accuracies_with_averages_anew(write):
-    def anew(runs, *accuracies):
+def test_the_answer_is_of_the_recalibrated_accuracies(write):
+    def recalibrated(runs, *accuracies):
         pairs = zip(runs, accuracies, strict=True)
         return [replace(run, recalibrated={"last": x, "best": x}) for run, x in pairs]
 
-    text = write(blog_small=[*anew(MNIST[:3], 0.71, 0.72, 0.75), *anew(MNIST[3:6], 0.7, 0.7, 0.7)])
-    assert "better in 0, worse in 0 and not told apart in 1 (MNIST, +2.67) of 1 comparison." in text
+    text = write(
+        blog_small=[
+            *recalibrated(MNIST[:3], 0.71, 0.72, 0.75),
+            *recalibrated(MNIST[3:6], 0.7, 0.7, 0.7),
+        ]
+    )
+    assert (
+        "better in 0, worse in 0 and undecided in 1 (MNIST, +2.67) of 1 comparison."
+        in text
+    )
     assert cells(text, "MNIST, `blog-small`", "-", "`mask` - `weights`")[0][3] == "3"
 
 
@@ -131,9 +166,18 @@ BETTER, WORSE, NEITHER = (0.60, 0.62, 0.64), (0.80, 0.82, 0.83), (0.70, 0.90, 0.
         ((BETTER, BETTER), "a mask is the better start in all of these runs"),
         ((WORSE, WORSE), "a mask is the worse start in all of these runs"),
         ((NEITHER, NEITHER), "these runs cannot tell a mask from no mask"),
-        ((BETTER, NEITHER), "a mask is the better start in some settings, and the others cannot"),
-        ((WORSE, NEITHER), "a mask is the worse start in some settings, and the others cannot"),
-        ((WORSE, BETTER), "a mask is the better start in some settings and the worse in others"),
+        (
+            (BETTER, NEITHER),
+            "a mask is the better start in some settings, and the others cannot",
+        ),
+        (
+            (WORSE, NEITHER),
+            "a mask is the worse start in some settings, and the others cannot",
+        ),
+        (
+            (WORSE, BETTER),
+            "a mask is the better start in some settings and the worse in others",
+        ),
     ],
 )
 def test_the_verdict_is_where_the_intervals_lie(controls, words, write):
@@ -145,7 +189,9 @@ def test_the_verdict_is_where_the_intervals_lie(controls, words, write):
 
 
 def test_no_verdict_from_one_seed(write):
-    text = write(blog_small=[result(arm, 0, 0.9) for arm in ("mask", "weights", "mix", CONTROL)])
+    text = write(
+        blog_small=[result(arm, 0, 0.9) for arm in ("mask", "weights", "mix", CONTROL)]
+    )
     assert "One seed so far, which has no interval: no answer yet." in text
     assert "**A mask alone**" not in text
     assert cells(text, "MNIST, `blog-small`", "1e-05", "`mix` - `weights`")[0][3:] == [
@@ -160,19 +206,23 @@ def test_the_table(write):
     assert row[2:] == [
         "2 after 2", "3", values, values, "20.0 (20.0 to 20.0)", "-", "99.4", "99.3"
     ]  # fmt: skip
-    assert len(cells(text, "MNIST, `blog-small`", "`mask`")) == 1  # under both learning rates
+    assert (
+        len(cells(text, "MNIST, `blog-small`", "`mask`")) == 1
+    )  # under both learning rates
     (row,) = cells(text, "MNIST, `blog-small`", f"`{CONTROL}`, lr 0.001")
     assert row[6:] == ["-"] * 4
 
 
 def test_what_the_second_phase_adds_and_what_is_batch_norms(write):
-    """Of the seeds that both arms have; nothing is said of runs without averages taken anew."""
-    anew = [
+    """Of the seeds that both arms have; nothing is said of runs without recalibration."""
+    recalibrated = [
         replace(run, recalibrated={"best": x, "last": x + 0.02})
         for run, x in zip(MNIST[:3], (0.60, 0.62, 0.60), strict=True)
     ]
-    later = replace(result("mix", 2, 0.9, mix_lr=1e-4), recalibrated={"best": 0.9, "last": 0.8})
-    text = write(blog_small=[*anew, later, *MNIST[3:12]])
+    later = replace(
+        result("mix", 2, 0.9, mix_lr=1e-4), recalibrated={"best": 0.9, "last": 0.8}
+    )
+    text = write(blog_small=[*recalibrated, later, *MNIST[3:12]])
     (row,) = cells(text, "MNIST, `blog-small`", "`mask`")
     assert row[7] == "62.67 (62.00 to 64.00)"
     rows = cells(text, "MNIST, `blog-small`", "`mix`, lr 1e-05")
@@ -198,30 +248,37 @@ def test_differences_are_of_one_seed_and_learning_rate(write, one):
 
 def test_runs_that_are_no_seeds_of_one(tmp_path):
     save(tmp_path, [result("mask", 0, 0.5), result("mask", 1, 0.5, lr=0.5)])
-    found = experiments(tmp_path)
+    found = read_experiments(tmp_path)
     assert [[of.lr for of in one.groups] for one in found] == [[0.01], [0.5]]
 
 
 @pytest.mark.parametrize("n", range(2, 11))
 def test_interval(n):
     values = tuple(np.random.default_rng(n).normal(0.01, 0.02, n).tolist())
-    expected = stats.t.interval(0.95, n - 1, loc=np.mean(values), scale=stats.sem(values))
+    expected = stats.t.interval(
+        0.95, n - 1, loc=np.mean(values), scale=stats.sem(values)
+    )
     assert Paired(values).interval == pytest.approx(expected)
     low, high = (100 * x for x in expected)
-    assert str(Paired(values)) == f"{100 * np.mean(values):+.2f} ({low:+.2f} to {high:+.2f})"
+    assert (
+        str(Paired(values))
+        == f"{100 * np.mean(values):+.2f} ({low:+.2f} to {high:+.2f})"
+    )
 
 
-def test_signs():
-    assert Paired((0.1, 0.11, 0.12)).sign == 1
-    assert Paired((-0.1, -0.11, -0.12)).sign == -1
-    assert Paired((0.1, 0.11, 0.3)).sign == 0  # all three above 0, and yet
-    assert Paired((0.1,)).sign is None
+def test_verdicts():
+    assert Paired((0.1, 0.11, 0.12)).verdict is Verdict.BETTER
+    assert Paired((-0.1, -0.11, -0.12)).verdict is Verdict.WORSE
+    assert (
+        Paired((0.1, 0.11, 0.3)).verdict is Verdict.UNDECIDED
+    )  # all three above 0, and yet
+    assert Paired((0.1,)).verdict is None
 
 
 def test_earlier_runs_stand_apart_from_those_that_answer(write):
     earlier = [replace(r, command=r.command + " earlier") for r in MNIST]
     text = write(reduced=earlier, blog_small=MNIST)
-    assert "in 0 of 1 comparison." in text
+    assert "undecided in 0 of 1 comparison." in text
     page, _, appendix = text.partition("Superseded")
     for part, study in ((page, "blog-small"), (appendix, "reduced")):
         assert cells(part, f"MNIST, `{study}`", "`mask`")
@@ -240,11 +297,19 @@ def test_deviations(write):
 
 def test_masked_fractions(write):
     text = write(blog_small=MNIST)
-    layers = blog("mnist")["layers"]
-    total = sum(x.parameters * x.masked for x in layers) / sum(x.parameters for x in layers)
+    layers = published_numbers("mnist")["layers"]
+    total = sum(x.parameters * x.masked for x in layers) / sum(
+        x.parameters for x in layers
+    )
     assert cells(text, "MNIST", "the blog")[0][2:4] == [f"{100 * total:.1f}", "5.7"]
     (ours,) = cells(text, "MNIST", "`blog-small`")
-    same = ["20.0 (20.0 to 20.0)", "50.0 (50.0 to 50.0)", "-", "-", "10.0 (10.0 to 10.0)"]
+    same = [
+        "20.0 (20.0 to 20.0)",
+        "50.0 (50.0 to 50.0)",
+        "-",
+        "-",
+        "10.0 (10.0 to 10.0)",
+    ]
     assert ours[2:] == same
 
 
@@ -259,7 +324,13 @@ def test_estimators(write, tmp_path):
     ])  # fmt: skip
     assert "piggyback" not in text
     first, second = (line for line in text.splitlines() if "| glorot" in line)
-    assert cells(second, "topk 0.3")[0][1:6] == ["glorot", "0.01", "normal", "1", "95.00"]
+    assert cells(second, "topk 0.3")[0][1:6] == [
+        "glorot",
+        "0.01",
+        "normal",
+        "1",
+        "95.00",
+    ]
     assert cells(first, "threshold")[0][5:] == [
         "85.00 (80.00 to 90.00)", "85.00 (80.00 to 90.00)", "20.0 (20.0 to 20.0)"
     ]  # fmt: skip
@@ -290,14 +361,16 @@ def test_a_supermask_beside_a_ticket(write):
     ])  # fmt: skip
     answer = text.partition("**The answer**")[2].partition("\n\n")[0]
     assert (
-        "mask as dense, is\nbetter in 0, worse in 0 and not told apart in 1 (MNIST at 50 %, +6.00)"
-        in answer
+        "of its densities, is better in 0, worse in 0 and undecided in 1 "
+        "(MNIST at 50 %, +6.00)" in answer
     )
     assert (
-        "random mask, is better in 0, worse in 0 and not told apart in 1 (MNIST at 50 %, +0.30)"
-        in answer
+        "its own random mask, is\nbetter in 0, worse in 0 and undecided in 1 "
+        "(MNIST at 50 %, +0.30)" in answer
     )
-    assert "the ticket is better in 0, worse in 1 (MNIST at 50 %, -10.05)" in answer
+    assert (
+        "with the ticket is\nbetter in 0, worse in 1 (MNIST at 50 %, -10.05)" in answer
+    )
     assert "the ticket is the better mask" in answer
 
 
@@ -321,15 +394,30 @@ def test_supermasks(write):
     assert rescaled[4:7:2] == ["50.00", "-47.00 (one seed)"]
     (slow,) = cells(text, "lenet-300-100", "the same, but lr 0.01")
     assert slow[4:7:2] == ["60.05 (60.00 to 60.10)", "-37.45 (-43.17 to -31.73)"]
-    assert "and better: none." in text
-    assert "and worse: lr 0.01 (-37.45)." in text
-    published = json.loads((DOCS.parent / "benchmarks" / "pages" / "published.json").read_text())
-    assert list(published["networks"]) == ["lenet-300-100", "conv-2", "conv-4", "conv-6"]
+    assert "Better than the first setting: none." in text
+    assert "Worse: lr 0.01 (-37.45)." in text
+    published = json.loads(
+        (DOCS.parent / "benchmarks" / "pages" / "published.json").read_text()
+    )
+    assert list(published["networks"]) == [
+        "lenet-300-100",
+        "conv-2",
+        "conv-4",
+        "conv-6",
+    ]
 
 
 def test_nothing_is_said_of_what_is_not_there(write):
     text = write()
-    for absent in ("{", "NaN", "None", "figures/", "## The curves", "## Which", "<details"):
+    for absent in (
+        "{",
+        "NaN",
+        "None",
+        "figures/",
+        "## The curves",
+        "## Which",
+        "<details",
+    ):
         assert absent not in text
 
 
@@ -341,7 +429,10 @@ def test_what_the_curves_show(one):
     mix = lines["then weights under that mask (mix)"]
     assert mix.get_xdata().tolist() == [3, 4]
     assert mix.get_ydata() == pytest.approx([100 - 71.67] * 2, abs=0.01)
-    published = [100 * (1 - accuracy) for accuracy in blog("mnist")["accuracy"]["mask"]["val"]]
+    published = [
+        100 * (1 - accuracy)
+        for accuracy in published_numbers("mnist")["accuracy"]["mask"]["val"]
+    ]
     faint = [line for line in axes.lines if line.get_alpha() == figures.FAINT]
     assert faint[0].get_ydata() == pytest.approx(published)
     labels = [t.get_text() for t in axes.get_yticklabels()]
@@ -360,11 +451,15 @@ def test_the_forest(one):
     assert axes.lines[0].get_xdata() == pytest.approx(interval)
 
 
-def test_what_the_page_says_of_the_toy(tmp_path):
+def test_what_the_page_says_of_the_toy(tmp_path, committed_results):
     """Its sentences stand in the template; they hold for the committed result."""
-    toy = reproduction.toy(RESULTS / "categorical" / "categorical.json", tmp_path)
+    toy = read_toy(committed_results / "categorical" / "categorical.json", tmp_path)
     mean = {(m["method"], m["step_size"]): m for m in toy["methods"]}
-    ours, hot, cold = "intermediate sampling", "Gumbel-softmax, T = 10", "Gumbel-softmax, T = 0.1"
+    ours, hot, cold = (
+        "intermediate sampling",
+        "Gumbel-softmax, T = 10",
+        "Gumbel-softmax, T = 0.1",
+    )
 
     def after(method, size, step):
         return float(toy["mean"](method, size, step))
@@ -372,9 +467,13 @@ def test_what_the_page_says_of_the_toy(tmp_path):
     assert len(mean) == 12
     for size in (0.1, 0.01, 0.001):
         assert after(ours, size, 30000) < 1.5 * after(ours, size, "lowest")  # it stays
-    assert after(ours, 0.01, 30000) < after(ours, 0.1, 30000) / 5  # a smaller step leaves less
+    assert (
+        after(ours, 0.01, 30000) < after(ours, 0.1, 30000) / 5
+    )  # a smaller step leaves less
     assert after(ours, 0.1, 100) > 5 * after(ours, 0.1, 30000)  # not at once
-    assert after(ours, 0.1, 1000) < 1.2 * after(ours, 0.1, 30000)  # about a thousand steps
+    assert after(ours, 0.1, 1000) < 1.2 * after(
+        ours, 0.1, 30000
+    )  # about a thousand steps
     assert after(ours, 0.001, 30000) < after(ours, 0.001, 10000) / 2  # still falls
     assert after(hot, 0.1, 30000) > 50 * after(hot, 0.1, "lowest")  # drifts
     assert after(hot, 0.1, 100) > after(ours, 0.1, 100)  # slow
@@ -382,7 +481,9 @@ def test_what_the_page_says_of_the_toy(tmp_path):
     assert after(cold, 0.1, 30000) > 10 * after(ours, 0.1, 30000)  # too much
     for step in (10000, 30000):  # as well
         assert 2 / 3 < after(cold, 0.001, step) / after(ours, 0.01, step) < 3 / 2
-    assert after("Gumbel-softmax, T = 1", 0.001, 30000) > 5 * after(ours, 0.01, 30000)  # a bias
+    assert after("Gumbel-softmax, T = 1", 0.001, 30000) > 5 * after(
+        ours, 0.01, 30000
+    )  # a bias
 
 
 def test_the_commands(tmp_path, call):

@@ -1,8 +1,10 @@
-"""Result files, and the numbers of the blog that stand beside them."""
+"""Results: a line each in one file; and the numbers of the blog they are compared with."""
 
 import json
+import multiprocessing
 import os
 import re
+import subprocess
 from dataclasses import asdict, fields, replace
 
 import pytest
@@ -10,31 +12,40 @@ import torch
 
 import masktorch
 from benchmarks import BenchmarkError
-from benchmarks.experiment.configuration import ARMS, Configuration
+from benchmarks.experiment.arms import ARMS
+from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.results import (
     Layer,
     Result,
-    grouped,
-    masked_share,
+    append_result,
+    find_result,
+    group_by_seed,
+    masked_fraction,
     read_results,
+    results_file,
 )
 from benchmarks.experiment.training import Epoch
-from benchmarks.files import replacing
-from benchmarks.pages.comparison import Experiment, blog
+from benchmarks.files import append_line, environment, read_lines, replacing
+from benchmarks.pages.comparison import Experiment, published_numbers
 
 
 def result(arm="mask", seed=0, test=(0.5, 0.75, 0.625), **changes):
     settings = {"dataset": "mnist", **changes}
-    configuration = replace(Configuration(**settings), seed=seed, epochs=len(test)).for_arm(arm)
+    configuration = replace(
+        Configuration(**settings), seed=seed, epochs=len(test)
+    ).for_arm(arm)
     layers = [Layer("stem", 100, 0.5), Layer("classifier", 300, 0.1 + 0.1 * seed)]
-    published = blog(configuration.dataset)
+    published = published_numbers(configuration.dataset)
     if configuration.network_name == "wrn-28-8":
-        layers = [replace(layer, masked=0.5 * layer.masked) for layer in published["layers"]]
+        layers = [
+            replace(layer, masked=0.5 * layer.masked) for layer in published["layers"]
+        ]
     return Result(
         configuration=configuration,
         estimator="Threshold(tau=0.5)" if configuration.estimator else None,
         epochs=[
-            Epoch(n, 1e-2, 1 / n, 0.9 * a, 1.1 / n, a, 30.0) for n, a in enumerate(test, start=1)
+            Epoch(n, 1e-2, 1 / n, 0.9 * a, 1.1 / n, a, 30.0)
+            for n, a in enumerate(test, start=1)
         ],
         utilisation=layers if configuration.estimator else [],
         environment={"processor": "Abacus", "torch": "2", "masktorch": "0"},
@@ -44,16 +55,20 @@ def result(arm="mask", seed=0, test=(0.5, 0.75, 0.625), **changes):
 
 def save(folder, *results):
     for r in results:
-        r.write(folder / f"{r.configuration.name}.json")
+        append_result(r, folder)
     return folder
 
 
-def test_a_results_schema(tiny, go):
+def test_a_results_schema(tiny, go, files_of, tmp_path):
     mask, weights = go(tiny(seed=3), ["mask", "weights"])
-    changes = "epochs=2-batch_size=16-train_images=64-seed3.json"
-    assert mask.name == f"digits-lenet-300-100-mask-threshold-init=0.02-{changes}"
-    assert weights.name == f"digits-lenet-300-100-weights-{changes}"
-    content = json.loads(mask.read_text())
+    changes = "epochs=2-batch_size=16-train_images=64-seed3.best.pt"
+    name = f"digits-lenet-300-100-mask-threshold-init=0.02-{changes}"
+    assert files_of(mask).best_state.name == name
+    assert (
+        files_of(weights).best_state.name == f"digits-lenet-300-100-weights-{changes}"
+    )
+    lines = (tmp_path / "runs" / "results.jsonl").read_text().splitlines()
+    content, plain = map(json.loads, lines)
     assert content.keys() == {
         "configuration", "estimator", "epochs", "utilisation", "environment", "command",
         "best", "last", "wall_seconds", "masked_fraction", "recalibrated",
@@ -78,12 +93,21 @@ def test_a_results_schema(tiny, go):
     assert content["last"] == content["epochs"][-1]
     assert content["wall_seconds"] == sum(e["seconds"] for e in content["epochs"])
     sizes = {layer["layer"]: layer["parameters"] for layer in content["utilisation"]}
-    assert sizes == {"hidden1": 64 * 300 + 300, "hidden2": 300 * 100 + 100, "classifier": 1010}
-    masked = sum(layer["parameters"] * layer["masked"] for layer in content["utilisation"])
+    assert sizes == {
+        "hidden1": 64 * 300 + 300,
+        "hidden2": 300 * 100 + 100,
+        "classifier": 1010,
+    }
+    masked = sum(
+        layer["parameters"] * layer["masked"] for layer in content["utilisation"]
+    )
     assert content["masked_fraction"] == pytest.approx(masked / sum(sizes.values()))
     assert 0 < content["masked_fraction"] < 1
     origin = content["environment"]
-    assert (origin["masktorch"], origin["torch"]) == (masktorch.__version__, torch.__version__)
+    assert (origin["masktorch"], origin["torch"]) == (
+        masktorch.__version__,
+        torch.__version__,
+    )
     assert origin["device"] == "cpu"
     assert origin["threads"] == torch.get_num_threads()
     assert origin["processor"]
@@ -92,7 +116,6 @@ def test_a_results_schema(tiny, go):
     assert content["command"] == "made so"
     assert content["recalibrated"] is None  # no batch norm
 
-    plain = json.loads(weights.read_text())
     assert plain["utilisation"] == []
     assert plain["masked_fraction"] is None
     assert plain["estimator"] is None
@@ -102,16 +125,16 @@ def test_a_results_schema(tiny, go):
 
 def test_without_git(tiny, go, monkeypatch):
     monkeypatch.setenv("PATH", "")
-    origin = Result.read(go(tiny(), ["weights"])[0]).environment
+    origin = go(tiny(), ["weights"])[0].environment
     assert (origin["commit"], origin["dirty"]) == (None, None)
 
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_read_what_was_written(arm, tmp_path):
     written = result(arm)
-    written.write(tmp_path / "a" / "r.json")
-    assert Result.read(tmp_path / "a" / "r.json") == written
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["r.json"]
+    append_result(written, tmp_path / "a")
+    assert read_results(tmp_path / "a") == [written]
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["results.jsonl"]
 
 
 def test_best_last_and_masked():
@@ -146,37 +169,149 @@ def test_a_failure_while_writing_leaves_the_old(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        result().write(path)
+    with pytest.raises(OSError, match="No space left"), replacing(path) as partial:
+        partial.write_text("newer")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "new"
 
 
-def test_results_and_checkpoints_are_written_whole(tiny, go, monkeypatch):
-    """Nothing appears under its own name but by a replace."""
+def test_a_failure_while_appending_leaves_the_old(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    append_line("first", path)
+
+    def full(descriptor):  # after the line is written
+        assert path.read_text() == "first\nsecond\n"
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            append_line("second", path)
+    assert path.read_text() == "first\n"
+    append_line("third", path)
+    assert read_lines(path) == ["first", "third"]
+
+
+def test_what_a_killed_writer_left_is_no_line(tmp_path):
+    path = tmp_path / "lines"
+    append_line("first", path)
+    with path.open("a") as file:
+        file.write('{"half": ')
+    assert read_lines(path) == ["first"]
+    append_line("second", path)
+    assert path.read_text() == "first\nsecond\n"
+
+
+def append_many(path, name):
+    for number in range(40):
+        append_line(f"{name} {number} " + "x" * 20_000, path)
+
+
+def test_processes_append_to_one_file(tmp_path):
+    """Each line whole, and each writer's lines in its order."""
+    context, path = multiprocessing.get_context("spawn"), tmp_path / "lines"
+    writers = [context.Process(target=append_many, args=(path, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+        assert writer.exitcode == 0
+    lines = [line.split(" ") for line in read_lines(path)]
+    assert {len(filling) for _, _, filling in lines} == {20_000}
+    for name in "ab":
+        assert [int(n) for writer, n, _ in lines if writer == name] == list(range(40))
+
+
+def test_appending_waits_for_the_lock(tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    path = tmp_path / "lines"
+    with path.open("a") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        context = multiprocessing.get_context("spawn")
+        writer = context.Process(target=append_line, args=("late", path))
+        writer.start()
+        writer.join(3)
+        assert writer.is_alive()
+        assert path.read_text() == ""
+    writer.join()
+    assert read_lines(path) == ["late"]
+
+
+def test_a_run_that_was_made_twice_counts_once(tmp_path):
+    """Two machines can make it, and a merge keeps the lines of both."""
+    first, again = result(test=(0.5, 0.6)), result(test=(0.5, 0.7))
+    save(tmp_path, first, result(seed=1), again)
+    assert read_results(tmp_path) == [first, result(seed=1)]
+    assert find_result(tmp_path, again.configuration) == first
+    assert find_result(tmp_path, result(seed=2).configuration) is None
+
+
+def test_results_do_not_make_a_checkout_dirty(tmp_path, monkeypatch):
+    """A run appends to a file in git; only other changes say that the code has changed."""
+
+    def git(*arguments):
+        subprocess.run(
+            ["git", "-C", tmp_path, *arguments], check=True, capture_output=True
+        )
+
+    results, code = (
+        tmp_path / "benchmarks/results/s/results.jsonl",
+        tmp_path / "code.py",
+    )
+    results.parent.mkdir(parents=True)
+    results.touch()
+    code.touch()
+    git("init")
+    git("add", ".")
+    identity = "-c", "user.name=a", "-c", "user.email=a@b"
+    git(*identity, "commit", "-m", "all")
+    monkeypatch.setattr(
+        "benchmarks.files.__file__", str(tmp_path / "benchmarks/files.py")
+    )
+    results.write_text("a line")
+    assert environment(torch.device("cpu"))["dirty"] is False
+    code.write_text("changed")
+    assert environment(torch.device("cpu"))["dirty"] is True
+
+
+def test_states_are_written_whole_and_before_the_result(
+    tiny, go, tmp_path, monkeypatch
+):
+    """No state appears under its own name but by a replace."""
     moved, replace_file = [], os.replace
 
     def watch(source, target):
         moved.append(os.path.basename(target))
         assert os.path.dirname(source) == os.path.dirname(target)
         assert not os.path.exists(target) or target.name.endswith(".checkpoint.pt")
+        assert read_results(tmp_path / "runs") == []
         replace_file(source, target)
 
     monkeypatch.setattr(os, "replace", watch)
     go(tiny(), ["weights"])
     name = tiny().for_arm("weights").name
-    assert moved == [f"{name}.checkpoint.pt"] * 2 + [f"{name}.best.pt", f"{name}.json"]
+    assert moved == [f"{name}.checkpoint.pt"] * 2 + [f"{name}.best.pt"]
+    assert len(read_results(tmp_path / "runs")) == 1
 
 
 def test_a_finished_arm_is_skipped(tiny, go, tmp_path, capsys, monkeypatch):
-    paths = go(tiny(), ["mask", "weights"])
-    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "runs").iterdir()}
+    results = go(tiny(), ["mask", "weights"])
+    before = {
+        p.name: (p.stat().st_mtime_ns, p.read_bytes())
+        for p in (tmp_path / "runs").iterdir()
+    }
     capsys.readouterr()
-    assert go(tiny(), ["mask", "weights"]) == paths
-    assert f"weights: skipped, {paths[1]} is there already" in capsys.readouterr().out
-    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in (tmp_path / "runs").iterdir()}
+    assert go(tiny(), ["mask", "weights"]) == results
+    path = tmp_path / "runs" / "results.jsonl"
+    assert f"weights: skipped, its result is in {path}" in capsys.readouterr().out
+    after = {
+        p.name: (p.stat().st_mtime_ns, p.read_bytes())
+        for p in (tmp_path / "runs").iterdir()
+    }
     assert after == before
-    assert go(tiny(mix_lr=0.5), ["mask", "weights", "mix"])[:2] == paths  # no field of theirs
+    assert (
+        go(tiny(mix_lr=0.5), ["mask", "weights", "mix"])[:2] == results
+    )  # no field of theirs
 
 
 OTHERS = [
@@ -186,39 +321,31 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("field", "value"), OTHERS)
-def test_another_configuration_has_another_file(field, value, tiny, go):
-    (path,) = go(tiny(), ["mask"])
-    content = path.read_bytes()
+def test_another_configuration_has_another_result(field, value, tiny, go, files_of):
+    """Its own line and its own states; those that are there stay as they are."""
+    (result,) = go(tiny(), ["mask"])
+    files = files_of(result)
+    line, state = results_file(files.folder).read_text(), files.best_state.read_bytes()
     (other,) = go(tiny(**{field: value}), ["mask"])
-    assert other != path
-    assert path.read_bytes() == content
-    assert getattr(Result.read(other).configuration, field) == value
+    assert getattr(other.configuration, field) == value
+    assert files_of(other).best_state != files.best_state
+    assert files_of(other).checkpoint != files.checkpoint
+    assert results_file(files.folder).read_text().startswith(line)
+    assert read_results(files.folder) == [result, other]
+    assert files.best_state.read_bytes() == state
 
 
-def test_a_file_of_another_configuration(tiny, go):
-    path = go(tiny(), ["mask"])[0]
-    other = path.rename(path.with_name(path.name.replace("batch_size=16", "batch_size=8")))
-    content = other.read_bytes()
-    expected = (
-        f"{other} comes from a run with another batch_size. Give this run another --output folder, "
-        f"or delete that file."
-    )
-    with pytest.raises(BenchmarkError, match=f"^{re.escape(expected)}$"):
-        go(tiny(batch_size=8), ["mask"])
-    assert other.read_bytes() == content
-
-
-def test_old_files_load(tmp_path):
+def test_old_results_load(tmp_path):
     """Without the fields that are younger than they are, and `rescale` None where nothing is."""
     for arm in ("mask", "weights"):
-        (written := result(arm)).write(tmp_path / "r.json")
-        content = json.loads((tmp_path / "r.json").read_text())
+        written = result(arm)
+        content = json.loads(written.to_json())
         for name in ("image_size", "density", "budget", "schedule_density"):
             del content["configuration"][name]
         del content["recalibrated"]
         content["configuration"]["rescale"] = False if arm == "mask" else None
-        (tmp_path / "r.json").write_text(json.dumps(content))
-        assert Result.read(tmp_path / "r.json") == written
+        append_line(json.dumps(content), results_file(tmp_path))
+        assert find_result(tmp_path, written.configuration) == written
 
 
 def test_every_field_is_compared():
@@ -228,11 +355,13 @@ def test_every_field_is_compared():
     assert one.changes(replace(one)) == {}
 
 
-def test_the_state_an_arm_starts_from_is_missing(tiny, go, tmp_path):
-    path = go(tiny(), ["mask"])[0]
-    best = path.with_name(f"{path.stem}.best.pt")
+def test_the_state_an_arm_starts_from_is_missing(tiny, go, files_of):
+    best = files_of(go(tiny(), ["mask"])[0]).best_state
     best.unlink()
-    message = f"{best} is missing: the arm mix starts from it. Delete {path.name} beside it and run"
+    message = (
+        f"{best} is missing: the arm mix starts from it. Copy it there, or run with another "
+        f"--output folder, which trains the arm mask again."
+    )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         go(tiny(), ["mix"])
 
@@ -246,19 +375,20 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
-def test_a_foreign_json(content, tmp_path):
-    path = save(tmp_path, result()) / "zz.json"
-    path.write_text(content)
-    message = f"{path}: expected a result of `python -m benchmarks run`, found another file ("
+def test_a_foreign_line(content, tmp_path):
+    path = results_file(save(tmp_path, result()))
+    append_line(content, path)
+    message = f"{path}, line 2: expected a result of `python -m benchmarks run`, found something else ("
     with pytest.raises(BenchmarkError, match=re.escape(message)) as raised:
         read_results(tmp_path)
-    assert str(raised.value).endswith("). Move it out of the results' folder.")
+    assert str(raised.value).endswith("). Remove that line.")
 
 
 def test_no_results(tmp_path, call):
     assert read_results(tmp_path) == read_results(tmp_path / "nowhere") == []
     message = (
-        f"error: {tmp_path} holds no result (*.json). Make some with `python -m benchmarks run"
+        f"error: {tmp_path} holds no result (results.jsonl). Make some with "
+        "`python -m benchmarks run"
     )
     assert call("show", tmp_path)[0].startswith(message)
 
@@ -272,15 +402,19 @@ def test_no_results(tmp_path, call):
     ],
 )
 def test_comparable(changes, comparable):
-    assert bool(Experiment("s", grouped([result(**changes)])).blog) is comparable
+    assert (
+        bool(Experiment("s", group_by_seed([result(**changes)])).published)
+        is comparable
+    )
 
 
 def test_the_blogs_numbers():
-    assert blog("digits") == {}
+    assert published_numbers("digits") == {}
     found = {
-        (dataset, arm): (blog(dataset)["best_val"][arm], blog(dataset)["final_val"][arm])
+        (dataset, arm): (numbers["best_val"][arm], numbers["final_val"][arm])
         for dataset in ("mnist", "cifar10")
-        for arm in blog(dataset)["accuracy"]
+        for numbers in [published_numbers(dataset)]
+        for arm in numbers["accuracy"]
     }
     protocol = {
         ("mnist", "mask"): (0.991, 0.991), ("mnist", "weights"): (0.991, 0.991),
@@ -291,9 +425,9 @@ def test_the_blogs_numbers():
     for key, (best, last) in protocol.items():
         assert found[key] == pytest.approx((best, last), abs=0.006), key
     for dataset in ("mnist", "cifar10"):
-        curves = blog(dataset)["accuracy"].values()
+        curves = published_numbers(dataset)["accuracy"].values()
         assert all(len(c["train"]) == len(c["val"]) == 30 for c in curves)
 
 
-def test_masked_share():
-    assert masked_share([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25
+def test_masked_fraction():
+    assert masked_fraction([Layer("a", 1, 1.0), Layer("b", 3, 0.0)]) == 0.25

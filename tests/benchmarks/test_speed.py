@@ -14,10 +14,9 @@ from torch.nn.functional import cross_entropy
 
 import masktorch
 from benchmarks.experiment.networks import kernels
-from benchmarks.experiment.results import RESULTS
 from benchmarks.pages import speed as speed_page
 from benchmarks.pages.render import DOCS
-from benchmarks.speed import costs, rivals, steps, timing
+from benchmarks.speed import contestants, costs, memory, rivals, steps, timing
 from benchmarks.speed.timing import alone, ratios, side_by_side
 
 CPU = torch.device("cpu")
@@ -65,8 +64,12 @@ class TestRivals:
         mask, gradient, (s, w, upstream) = self.loss(rivals.bernoulli)
         assert set(mask.round(12)) == {0.0, 1.0}
         np.testing.assert_allclose(gradient, upstream * w * sigma(s) * (1 - sigma(s)))
-        draws = torch.stack([rivals.bernoulli(torch.tensor([-2.0, 0.0, 1.0])) for _ in range(4000)])
-        np.testing.assert_allclose(draws.mean(0), sigma(np.array([-2.0, 0.0, 1.0])), atol=0.04)
+        draws = torch.stack(
+            [rivals.bernoulli(torch.tensor([-2.0, 0.0, 1.0])) for _ in range(4000)]
+        )
+        np.testing.assert_allclose(
+            draws.mean(0), sigma(np.array([-2.0, 0.0, 1.0])), atol=0.04
+        )
 
     def test_edge_popup(self):
         mask, gradient, (s, w, upstream) = self.loss(rivals.edge_popup)
@@ -82,36 +85,50 @@ class TestRivals:
         assert torch.equal(layer.weight[~masked], before[~masked])
 
     def test_the_same_weights_as_wrap(self):
-        model = steps.NETWORKS["Transformer 6x256"][0]()
+        model = contestants.NETWORKS["Transformer 6x256"].make()
         sizes = [weight.shape for weight in kernels(model)]
         assert sizes == [
             scores.shape for scores in masktorch.mask_parameters(masktorch.wrap(model))
         ]
 
 
-@pytest.mark.parametrize("name", steps.CONTESTANTS)
+@pytest.mark.parametrize("name", contestants.CONTESTANTS)
 def test_what_trains(name):
-    model = steps.CONTESTANTS[name](nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)))
+    model = contestants.CONTESTANTS[name](
+        nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
+    )
     cross_entropy(model(torch.randn(4, 8)), torch.tensor([0, 1, 2, 0])).backward()
-    trained = {n.rpartition(".")[2] for n, p in model.named_parameters() if p.grad is not None}
+    trained = {
+        n.rpartition(".")[2] for n, p in model.named_parameters() if p.grad is not None
+    }
     weights = {"prune": "weight_orig"}
-    weights |= dict.fromkeys(("plain", "unwrapped", "frozen mask", "frozen top-k"), "weight")
+    weights |= dict.fromkeys(
+        ("plain", "unwrapped", "frozen mask", "frozen top-k"), "weight"
+    )
     assert trained == {"bias", weights.get(name, "scores")}
-    assert trained == {n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad}
+    assert trained == {
+        n.rpartition(".")[2] for n, p in model.named_parameters() if p.requires_grad
+    }
 
 
-@pytest.mark.parametrize("name", [name for name in steps.CONTESTANTS if name != "plain"])
+@pytest.mark.parametrize(
+    "name", [name for name in contestants.CONTESTANTS if name != "plain"]
+)
 def test_about_half_is_masked(name):
-    layer = steps.CONTESTANTS[name](nn.Linear(100, 100)).eval()
+    layer = contestants.CONTESTANTS[name](nn.Linear(100, 100)).eval()
     assert 0.4 < (layer.weight == 0).float().mean() < 0.6
 
 
-@pytest.mark.parametrize("name", [name for name in steps.CONTESTANTS if name != "plain"])
+@pytest.mark.parametrize(
+    "name", [name for name in contestants.CONTESTANTS if name != "plain"]
+)
 def test_a_step_trains(name, monkeypatch):
     """The parameters of a step change by about Adam's learning rate, and no others do."""
     models = []
-    keep = steps.CONTESTANTS[name]
-    monkeypatch.setitem(steps.CONTESTANTS, name, lambda model: models.append(keep(model)) or model)
+    keep = contestants.CONTESTANTS[name]
+    monkeypatch.setitem(
+        contestants.CONTESTANTS, name, lambda model: models.append(keep(model)) or model
+    )
     step = steps.training_step(LENET, name, CPU)
     before = {n: p.detach().clone() for n, p in models[0].named_parameters()}
     step()
@@ -124,7 +141,9 @@ def test_a_step_trains(name, monkeypatch):
 def test_contestants_start_from_one_network_and_batch(monkeypatch):
     seen = []
     for name in ("plain", "threshold", "textbook"):
-        monkeypatch.setitem(steps.CONTESTANTS, name, lambda m: seen.append(m) or m)
+        monkeypatch.setitem(
+            contestants.CONTESTANTS, name, lambda m: seen.append(m) or m
+        )
         steps.training_step(LENET, name, CPU)
     first, *others = [model.state_dict() for model in seen]
     for other in others:
@@ -145,12 +164,14 @@ def compilations(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("mode", steps.ENTERED)
+@pytest.mark.parametrize("mode", steps.CONTESTANTS_BY_MODE)
 def test_a_case_is_measured(mode, compilations):
     case = replace(LENET, mode=mode)
     row = steps.measure(case, CPU)
-    assert len(compilations) == (len(steps.ENTERED[mode]) if mode == "compiled" else 0)
-    contestants = set(steps.ENTERED[mode])
+    assert len(compilations) == (
+        len(steps.CONTESTANTS_BY_MODE[mode]) if mode == "compiled" else 0
+    )
+    contestants = set(steps.CONTESTANTS_BY_MODE[mode])
     assert set(row["ratio"]) == set(row["seconds"]) == set(row["rounds"]) == contestants
     assert row["ratio"]["plain"] == [1, 1, 1]
     assert {"network": "LeNet-300-100", "batch": 2, "mode": mode}.items() <= row.items()
@@ -173,23 +194,30 @@ def test_precision(precision, monkeypatch):
     dtypes = []
 
     def watched(model):
-        model.classifier.register_forward_hook(lambda _, __, out: dtypes.append(out.dtype))
+        model.classifier.register_forward_hook(
+            lambda _, __, out: dtypes.append(out.dtype)
+        )
         return model
 
-    monkeypatch.setitem(steps.CONTESTANTS, "plain", watched)
+    monkeypatch.setitem(contestants.CONTESTANTS, "plain", watched)
     steps.training_step(replace(LENET, precision=precision), "plain", CPU)()
     assert dtypes == [getattr(torch, precision)]
 
 
 def test_inference_is_a_forward(monkeypatch):
     """In eval mode with nothing that trains; unwrapped, a frozen mask computes the same."""
-    models, make = {}, dict(steps.CONTESTANTS)
-    for name in steps.ENTERED["inference"]:
+    models, make = {}, dict(contestants.CONTESTANTS)
+    for name in steps.CONTESTANTS_BY_MODE["inference"]:
         monkeypatch.setitem(
-            steps.CONTESTANTS, name, lambda m, n=name: models.setdefault(n, make[n](m))
+            contestants.CONTESTANTS,
+            name,
+            lambda m, n=name: models.setdefault(n, make[n](m)),
         )
     case = replace(LENET, mode="inference")
-    found = {name: steps.training_step(case, name, CPU)() for name in steps.ENTERED["inference"]}
+    found = {
+        name: steps.training_step(case, name, CPU)()
+        for name in steps.CONTESTANTS_BY_MODE["inference"]
+    }
     for model in models.values():
         assert not model.training
         assert not any(p.requires_grad for p in model.parameters())
@@ -200,7 +228,7 @@ def test_inference_is_a_forward(monkeypatch):
 
 def test_prune_alone_can_not_train_an_attention():
     case = steps.Case("Transformer 6x256", 1)
-    assert set(steps.ENTERED["eager"]) - set(case.contestants) == {"prune"}
+    assert set(steps.CONTESTANTS_BY_MODE["eager"]) - set(case.contestants) == {"prune"}
     for name in ("threshold", "textbook"):
         step = steps.training_step(case, name, CPU)
         step()
@@ -213,8 +241,8 @@ def test_prune_alone_can_not_train_an_attention():
 
 def test_cases_name_networks():
     for device in (CPU, torch.device("cuda")):
-        for case in (*steps.CASES[device.type], *steps.MEMORY_CASES):
-            assert case.network in steps.NETWORKS
+        for case in (*steps.CASES[device.type], *memory.CASES):
+            assert case.network in contestants.NETWORKS
 
 
 class TestTiming:
@@ -235,7 +263,9 @@ class TestTiming:
 
         monkeypatch.setattr(timing, "turn", turn)
         took = {"quick": 0.001, "same": 0.0041, "slow": 0.009, "slowest": 1.0}
-        calls = {name: lambda seconds=seconds: seconds for name, seconds in took.items()}
+        calls = {
+            name: lambda seconds=seconds: seconds for name, seconds in took.items()
+        }
         times = side_by_side(calls, seconds=0, at_least=11, device=CPU)
         rounds = {name: times.index[times[name].notna()].tolist() for name in calls}
         assert rounds == {
@@ -243,8 +273,15 @@ class TestTiming:
             "slowest": [0, 5, 10],
         }  # fmt: skip
         measured = turns[2 * len(calls) :]
-        assert dict(measured) == {0.001: 20, 0.0041: 5, 0.009: 3, 1.0: 1}  # repeats: 20 ms a turn
-        assert [seconds for seconds, _ in measured[:4]] != list(took.values())  # random order
+        assert dict(measured) == {
+            0.001: 20,
+            0.0041: 5,
+            0.009: 3,
+            1.0: 1,
+        }  # repeats: 20 ms a turn
+        assert [seconds for seconds, _ in measured[:4]] != list(
+            took.values()
+        )  # random order
 
     def test_seconds_are_filled(self):
         times = side_by_side({"a": lambda: None}, seconds=0.2, at_least=1, device=CPU)
@@ -265,7 +302,12 @@ class TestFloor:
     @pytest.mark.parametrize("name", costs.PRODUCTS)
     def test_products_mask_the_weight(self, name):
         scores, weight = float64(2, 50)
-        scores = 40 * (scores + scores.sign()) * (torch.arange(50) % 2 * 2 - 1) * scores.sign()
+        scores = (
+            40
+            * (scores + scores.sign())
+            * (torch.arange(50) % 2 * 2 - 1)
+            * scores.sign()
+        )
         product = costs.PRODUCTS[name](scores.requires_grad_(), weight).detach()
         larger = scores.abs() >= scores.abs().sort().values[25]
         kept = larger if name == "topk" else scores > 0
@@ -280,8 +322,8 @@ class TestFloor:
 
 class TestMemory:
     def test_a_process_of_its_own_measures_the_peak(self, monkeypatch):
-        monkeypatch.setattr(steps, "CONTESTED", ("plain",))
-        row = steps.measure_memory(LENET, CPU)
+        monkeypatch.setattr(memory, "CONTESTANTS", ("plain",))
+        row = memory.measure(LENET, CPU)
         assert row["masked"] == 784 * 300 + 300 * 100 + 100 * 10
         assert row["largest_layer"] == 784 * 300
         assert row["bytes_per_entry"]["plain"] > 12  # weights and moments at the least
@@ -330,8 +372,8 @@ def small_parts(monkeypatch):
         "files": (0.5,),
     }  # fmt: skip
     for name, of_part in rows.items():
-        _, how = costs.PARTS[name]
-        monkeypatch.setitem(costs.PARTS, name, (lambda device, rows=of_part: rows, how))
+        part = costs.PARTS[name]._replace(cases=lambda device, rows=of_part: rows)
+        monkeypatch.setitem(costs.PARTS, name, part)
 
 
 class TestCommand:
@@ -342,7 +384,14 @@ class TestCommand:
             assert f"{title} | " in text
         assert "| LeNet-300-100 at 2, float32, eager |" in text
         content = json.loads((tmp_path / "speed.json").read_text())
-        assert set(content) == {"command", "environment", "steps", "floor", "costs", "files"}
+        assert set(content) == {
+            "command",
+            "environment",
+            "steps",
+            "floor",
+            "costs",
+            "files",
+        }
         assert {"torch", "masktorch", "commit", "processor", "threads"} <= set(
             content["environment"]
         )
@@ -410,14 +459,26 @@ class TestPage:
         steps = cells(found["steps"])[2:]
         assert steps == [
             ["MLP 4x2048 at 128, float32, eager", "100 ms", "1.25"],
-            ["MLP 4x2048 at 128, float32, eager, malloc keeps memory", "100 ms", "1.35"],
+            [
+                "MLP 4x2048 at 128, float32, eager, malloc keeps memory",
+                "100 ms",
+                "1.35",
+            ],
             ["MLP 4x2048 at 128, bfloat16, eager", "100 ms", "1.50"],
             ["MLP 4x2048 at 128, float32, compiled", "100 ms", "1.20 (> 1.18)"],
         ]
         assert cells(found["floor"])[2:] == [
             ["eager", "10,000", "9.5 GB/s", "1.50", "4.00", "0.80", "3.00"],
             ["eager", "1,000,000", "9.5 GB/s", "1.50", "4.00 (> 2)", "0.80", "3.00"],
-            ["compiled", "1,000,000", "9.5 GB/s", "1.50 (> 1.1)", "4.00 (> 1.1)", "0.80", "3.00"],
+            [
+                "compiled",
+                "1,000,000",
+                "9.5 GB/s",
+                "1.50 (> 1.1)",
+                "4.00 (> 1.1)",
+                "0.80",
+                "3.00",
+            ],
         ]
         # plain's and 8 and two temporaries of a quarter: 16.5 + 8 + 2
         assert cells(found["memory"])[2][2:] == [
@@ -443,7 +504,10 @@ class TestPage:
         assert text.count("## On Some CPU, 2 threads") == 2
         assert "figures/speed.png" in text
         assert "figures/speed-h100.png" in text
-        assert "backward (a threshold's step of the MLP below: 120 ms, 125 without)." in text
+        assert (
+            "backward (a threshold's step of the MLP below: 120 ms, 125 without)."
+            in text
+        )
         assert "## Targets that are not met" in text
         case = "steps, MLP 4x2048 at 128, float32, compiled, 100 ms"
         assert f"\n- {case}: threshold 1.20 (1.18)\n" in text
@@ -460,17 +524,21 @@ class TestPage:
             folder.mkdir()
             (folder / "speed.json").write_text(json.dumps(content))
         path = speed_page.write(tmp_path / "results", tmp_path / "docs")
-        assert path.read_text() == speed_page.page({"speed": content, "speed-h100": content})
+        assert path.read_text() == speed_page.page(
+            {"speed": content, "speed-h100": content}
+        )
         names = {path.name for path in (tmp_path / "docs" / "figures").iterdir()}
         assert names == {"speed.png", "speed-h100.png"}
 
     def test_the_figure(self, content):
-        (axes,) = speed_page.drawn(content).axes
-        assert [t.get_text() for t in axes.get_yticklabels()][1].endswith("malloc keeps memory")
+        (axes,) = speed_page.steps_figure(content).axes
+        assert [t.get_text() for t in axes.get_yticklabels()][1].endswith(
+            "malloc keeps memory"
+        )
         assert not any("^" in t.get_text() for t in axes.get_xticklabels())
 
-    def test_the_committed_page_is_up_to_date(self):
-        contents = speed_page.read(RESULTS / "speed")
+    def test_the_committed_page_is_up_to_date(self, committed_results):
+        contents = speed_page.read(committed_results / "speed")
         assert (DOCS / "speed.md").read_text() == speed_page.page(contents), (
             "expected docs/speed.md to be made from benchmarks/results/speed: "
             "run python -m benchmarks speed-page"

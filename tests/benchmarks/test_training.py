@@ -15,11 +15,12 @@ from torch import nn
 
 import benchmarks
 import masktorch
-from benchmarks.experiment import arms as experiment
+from benchmarks.experiment import runner as experiment
 from benchmarks.experiment import training
-from benchmarks.experiment.configuration import ARMS, Configuration
+from benchmarks.experiment.arms import ARMS
+from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import Split, read_digits
-from benchmarks.experiment.results import Result, utilisation
+from benchmarks.experiment.results import RunFiles, read_results, utilisation
 from benchmarks.experiment.training import (
     Epoch,
     best_epoch,
@@ -30,10 +31,13 @@ from benchmarks.experiment.training import (
 from benchmarks.files import command_line
 
 ROOT = Path(benchmarks.__file__).parents[1]
+BLOG_ARMS = list(ARMS)[:4]
 
 
 def epochs(*test_accuracies):
-    return [Epoch(n, 0.1, 0, 0, 0, a, 0) for n, a in enumerate(test_accuracies, start=1)]
+    return [
+        Epoch(n, 0.1, 0, 0, 0, a, 0) for n, a in enumerate(test_accuracies, start=1)
+    ]
 
 
 # (training accuracies, how often the learning rate has been divided by 10 after them)
@@ -48,7 +52,10 @@ PLATEAUS = [
     ([0.5, 0.4, 0.45], 1),  # better than the last, not than the best
     ([0.5, 0.5001, 0.5001], 1),  # 1e-4 more is not more than 1e-4 more
     ([0.5, 0.5002, 0.5001], 0),
-    ([0.5, 0.50006, 0.50012], 0),  # compared with the best, which only a better one moves
+    (
+        [0.5, 0.50006, 0.50012],
+        0,
+    ),  # compared with the best, which only a better one moves
     ([0.5, 0.5, 0.5, 0.5], 1),  # counted anew after each drop
     ([0.5, 0.5, 0.5, 0.5, 0.5], 2),
     ([0.5, 0.5, 0.5, 0.4, 0.5002], 1),
@@ -90,7 +97,9 @@ def test_plateau_as_keras():
 
 
 def cosine(lr, epoch, epochs):
-    return scheduled(lr, Configuration("digits", schedule="cosine", epochs=epochs), [0.5] * epoch)
+    return scheduled(
+        lr, Configuration("digits", schedule="cosine", epochs=epochs), [0.5] * epoch
+    )
 
 
 def test_cosine():
@@ -101,25 +110,31 @@ def test_cosine():
     ours = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=0.3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(ours, T_max=7)
     for epoch in range(7):
-        assert cosine(0.3, epoch, 7) == pytest.approx(ours.param_groups[0]["lr"], rel=1e-12)
+        assert cosine(0.3, epoch, 7) == pytest.approx(
+            ours.param_groups[0]["lr"], rel=1e-12
+        )
         ours.step()
         schedule.step()
 
 
 def test_the_cosine_is_followed(tiny, go, rates):
-    options = tiny(network="wrn", depth=10, width=1, epochs=3, lr=0.3, score_lr=0.6, mix_lr=0.1)
-    paths = go(replace(options, schedule="cosine"), ["mask", "mix"])
-    for path, first in zip(paths, (0.3, 0.1), strict=True):
+    options = tiny(
+        network="wrn", depth=10, width=1, epochs=3, lr=0.3, score_lr=0.6, mix_lr=0.1
+    )
+    results = go(replace(options, schedule="cosine"), ["mask", "mix"])
+    for result, first in zip(results, (0.3, 0.1), strict=True):
         expected = [cosine(first, epoch, 3) for epoch in range(3)]
-        assert [epoch.lr for epoch in Result.read(path).epochs] == expected
+        assert [epoch.lr for epoch in result.epochs] == expected
     scores = [list(groups)[1] for groups in rates["mask"]]
     assert scores == [cosine(0.6, epoch, 3) for epoch in range(3)]
 
 
 def test_the_schedule_is_followed(tiny, go):
-    paths = go(tiny(epochs=8, lr=0.3, mix_lr=0.2), ["weights", "weights-then-weights"])
-    for path, first in zip(paths, (0.3, 0.2), strict=True):
-        history = Result.read(path).epochs
+    results = go(
+        tiny(epochs=8, lr=0.3, mix_lr=0.2), ["weights", "weights-then-weights"]
+    )
+    for result, first in zip(results, (0.3, 0.2), strict=True):
+        history = result.epochs
         accuracies = [epoch.train_accuracy for epoch in history]
         rates = [plateau(first, accuracies[:n]) for n in range(8)]
         assert [epoch.lr for epoch in history] == rates
@@ -134,7 +149,9 @@ def rates(monkeypatch):
 
     def watch(model, optimiser, split, configuration, *rest):
         names = {p: name for name, p in model.named_parameters()}
-        groups = {g["lr"]: {names[p] for p in g["params"]} for g in optimiser.param_groups}
+        groups = {
+            g["lr"]: {names[p] for p in g["params"]} for g in optimiser.param_groups
+        }
         seen.setdefault(configuration.arm, []).append(groups)
         return original(model, optimiser, split, configuration, *rest)
 
@@ -144,11 +161,12 @@ def rates(monkeypatch):
 
 def test_scores_have_a_learning_rate_of_their_own(tiny, go, rates, monkeypatch):
     """It falls when the other one does; the arms without learning scores know nothing of it."""
-    monkeypatch.setattr(training, "plateau", lambda lr, accuracies: lr * 0.5 ** len(accuracies))
+    monkeypatch.setattr(
+        training, "plateau", lambda lr, accuracies: lr * 0.5 ** len(accuracies)
+    )
     small = dict(network="wrn", depth=10, width=1, epochs=3)
     options = tiny(**small, lr=0.5, score_lr=0.75, mix_lr=0.25, init=1.0)
-    paths = go(options, ["mask", "weights", "mix"])
-    mask = Result.read(paths[0])
+    mask, *others = go(options, ["mask", "weights", "mix"])
     assert mask.configuration.score_lr == 0.75
     factors = [epoch.lr / 0.5 for epoch in mask.epochs]
     assert factors == [1, 0.5, 0.25]
@@ -159,8 +177,7 @@ def test_scores_have_a_learning_rate_of_their_own(tiny, go, rates, monkeypatch):
         assert all("norm" in name for name in norms)
         assert len(scores) == 20
         assert all(name.endswith(".scores") for name in scores)
-    for path, first in zip(paths[1:], (0.5, 0.25), strict=True):
-        result = Result.read(path)
+    for result, first in zip(others, (0.5, 0.25), strict=True):
         groups = rates[result.configuration.arm]
         assert list(groups[0]) == [first]
         assert len(groups[0][first]) == 34
@@ -180,7 +197,8 @@ def test_scores_without_a_learning_rate_of_their_own(tiny, go, outcome, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("accuracies", "best"), [([0.3], 1), ([0.1, 0.3, 0.2], 2), ([0.1, 0.3, 0.3], 2), ([0.0, 0], 1)]
+    ("accuracies", "best"),
+    [([0.3], 1), ([0.1, 0.3, 0.2], 2), ([0.1, 0.3, 0.3], 2), ([0.0, 0], 1)],
 )
 def test_best_epoch(accuracies, best):
     assert best_epoch(epochs(*accuracies), Configuration("digits")).epoch == best
@@ -188,7 +206,9 @@ def test_best_epoch(accuracies, best):
 
 def test_the_best_epoch_has_the_last_density():
     """While it falls the latest epoch is kept: here it has fallen after three of four."""
-    falling = Configuration("digits", estimator="topk", schedule_density="cubic", epochs=4)
+    falling = Configuration(
+        "digits", estimator="topk", schedule_density="cubic", epochs=4
+    )
     accuracies = (0.9, 0.8, 0.7, 0.5)
     kept = [best_epoch(epochs(*accuracies[:n]), falling).epoch for n in (1, 2, 3, 4)]
     assert kept == [1, 2, 3, 4]
@@ -203,7 +223,9 @@ def digits(tmp_path):
 
 def test_evaluation_of_any_batch_size(digits, tiny, monkeypatch):
     model = experiment.build(tiny(network="wrn", depth=10, width=1), digits.image_shape)
-    model(torch.rand(32, 1, 8, 8))  # running averages that are not those of a test batch
+    model(
+        torch.rand(32, 1, 8, 8)
+    )  # running averages that are not those of a test batch
     options = tiny()
     assert len(digits.test.labels) == 359
     found = {}
@@ -215,12 +237,19 @@ def test_evaluation_of_any_batch_size(digits, tiny, monkeypatch):
     logits = model(digits.test.images.float() / 127.5 - 1)
     losses = -logits.log_softmax(1)[range(359), digits.test.labels]
     hits = logits.argmax(1) == digits.test.labels
-    assert found[1000] == pytest.approx((losses.mean().item(), hits.float().mean().item()))
+    assert found[1000] == pytest.approx(
+        (losses.mean().item(), hits.float().mean().item())
+    )
 
 
 def test_evaluation_changes_nothing(digits, tiny):
-    model = masktorch.wrap(experiment.build(tiny(), (1, 8, 8)), masktorch.Bernoulli(), init=0.1)
-    before, stream = [p.clone() for p in model.state_dict().values()], torch.get_rng_state()
+    model = masktorch.wrap(
+        experiment.build(tiny(), (1, 8, 8)), masktorch.Bernoulli(), init=0.1
+    )
+    before, stream = (
+        [p.clone() for p in model.state_dict().values()],
+        torch.get_rng_state(),
+    )
     first = evaluate(model, digits.test, tiny())
     assert evaluate(model, digits.test, tiny()) == first
     assert torch.equal(torch.get_rng_state(), stream)
@@ -229,7 +258,9 @@ def test_evaluation_changes_nothing(digits, tiny):
 
 
 def weights(state):
-    return {name: value for name, value in state.items() if not name.endswith(".scores")}
+    return {
+        name: value for name, value in state.items() if not name.endswith(".scores")
+    }
 
 
 def equal(a, b):
@@ -238,7 +269,11 @@ def equal(a, b):
 
 def states(found):
     """All but what a checkpoint says of itself."""
-    return ((name, value) for name, value in found.items() if not name.endswith("_extra_state"))
+    return (
+        (name, value)
+        for name, value in found.items()
+        if not name.endswith("_extra_state")
+    )
 
 
 @pytest.fixture
@@ -252,7 +287,12 @@ def watched(monkeypatch):
         trained = {name for name, p in model.named_parameters() if p.requires_grad}
         history, best = training.train(model, data, configuration, *rest)
         after = {name: value.clone() for name, value in states(model.state_dict())}
-        seen[configuration.seed, configuration.arm] = (before, after, dict(states(best)), trained)
+        seen[configuration.seed, configuration.arm] = (
+            before,
+            after,
+            dict(states(best)),
+            trained,
+        )
         return history, best
 
     monkeypatch.setattr(experiment, "train", train)
@@ -261,10 +301,12 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("estimator", ["threshold", "bernoulli", "intermediate"])
 @pytest.mark.parametrize("network", ["wrn", "lenet-300-100"])
-def test_every_arm_trains_what_it_should(network, estimator, tiny, go, watched, tmp_path):
+def test_every_arm_trains_what_it_should(
+    network, estimator, tiny, go, files_of, watched
+):
     size = dict(depth=10, width=1) if network == "wrn" else {}
     options = tiny(network=network, estimator=estimator, lr=0.02, epochs=3, **size)
-    paths = go(options, ARMS[:4])
+    results = go(options, BLOG_ARMS)
     w0 = experiment.build(options, (1, 8, 8)).state_dict()
     kernels = {n for n in w0 if "norm" not in n}
     norms = {n for n in w0 if "norm" in n and n.endswith(("weight", "bias"))}
@@ -276,7 +318,9 @@ def test_every_arm_trains_what_it_should(network, estimator, tiny, go, watched, 
     assert trained == scores | norms
     assert all(equal(w0, before).values())
     assert all(same == (n in kernels) for n, same in equal(w0, after).items())
-    kernel_scores = {n: before[n] for n in scores if ".bias." not in n}  # biases are 0: no gradient
+    kernel_scores = {
+        n: before[n] for n in scores if ".bias." not in n
+    }  # biases are 0: no gradient
     assert not any(equal(kernel_scores, after).values())
     assert all((before[n] == 0.02).all() for n in scores)
 
@@ -300,8 +344,10 @@ def test_every_arm_trains_what_it_should(network, estimator, tiny, go, watched, 
             assert not torch.equal(after[name][mask], w0[name][mask])
         dropped += (~mask).sum().item()
     assert dropped > 100
-    utilisation = Result.read(paths[2]).utilisation
-    assert sum(round(layer.parameters * layer.masked) for layer in utilisation) == dropped
+    utilisation = results[2].utilisation
+    assert (
+        sum(round(layer.parameters * layer.masked) for layer in utilisation) == dropped
+    )
 
     before, after, _, trained = watched[0, "weights-then-weights"]
     assert trained == kernels | norms
@@ -309,15 +355,17 @@ def test_every_arm_trains_what_it_should(network, estimator, tiny, go, watched, 
     assert not any(equal(before, after).values())
 
     # What a result reports as best is what its file holds.
-    for path, arm in zip(paths, ARMS[:4], strict=True):
-        kept = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
+    for result, arm in zip(results, BLOG_ARMS, strict=True):
+        kept = torch.load(files_of(result).best_state, weights_only=True)
         kept = dict(states(kept))
         assert kept.keys() == watched[0, arm][2].keys()
         assert all(equal(kept, watched[0, arm][2]).values())
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_the_best_state_is_the_best_epochs(arm, tiny, go, digits, monkeypatch):
+def test_the_best_state_is_the_best_epochs(
+    arm, tiny, go, files_of, digits, monkeypatch
+):
     """Where later epochs are worse or as good, the file has the best one's weights."""
     accuracies = itertools.cycle([0.1, 0.5, 0.3, 0.5])
 
@@ -327,16 +375,18 @@ def test_the_best_state_is_the_best_epochs(arm, tiny, go, digits, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(training, "evaluate", staged)
         density = {"density": 0.5, "estimator": "topk"} if "ticket" in arm else {}
-        path = go(tiny(epochs=4, lr=0.1, mix_lr=0.05, **density), [arm])[-1]
-    result = Result.read(path)
+        result = go(tiny(epochs=4, lr=0.1, mix_lr=0.05, **density), [arm])[-1]
     assert result.best.epoch == 2
     model = experiment.build(result.configuration, (1, 8, 8))
-    experiment.start(model, result.configuration, path.parent)
-    model.load_state_dict(torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True))
+    files = files_of(result)
+    experiment.prepare_model(model, result.configuration, files.folder)
+    model.load_state_dict(torch.load(files.best_state, weights_only=True))
     loss, _ = evaluate(model, digits.test, result.configuration)
     assert loss == pytest.approx(result.best.test_loss, rel=1e-6)
     assert len({epoch.test_loss for epoch in result.epochs}) == 4
-    if result.configuration.estimator:  # the mask that is reported is the best epoch's as well
+    if (
+        result.configuration.estimator
+    ):  # the mask that is reported is the best epoch's as well
         assert result.utilisation == utilisation(model)
 
 
@@ -350,8 +400,12 @@ def test_seeds(tiny, go, watched, outcome, tmp_path):
     found = outcome(tmp_path / "both")
     assert len(found) == 4
     for arm in ("mask", "weights"):
-        zero, one = (found[tiny(seed=seed).for_arm(arm).name][0]["epochs"] for seed in (0, 1))
-        assert all(a["train_loss"] != b["train_loss"] for a, b in zip(zero, one, strict=True))
+        zero, one = (
+            found[tiny(seed=seed).for_arm(arm).name][0]["epochs"] for seed in (0, 1)
+        )
+        assert all(
+            a["train_loss"] != b["train_loss"] for a, b in zip(zero, one, strict=True)
+        )
 
 
 def test_arms_see_the_same_images(tiny, go, monkeypatch):
@@ -365,7 +419,7 @@ def test_arms_see_the_same_images(tiny, go, monkeypatch):
         return scale(images, *rest)
 
     monkeypatch.setattr(training, "scale", watch)
-    go(tiny(estimator="bernoulli"), ARMS[:4])
+    go(tiny(estimator="bernoulli"), BLOG_ARMS)
     assert len(seen) == 4 * 2 * 4
     per_epoch = [seen[i : i + 4] for i in range(0, 32, 4)]
     mask, weight, mix, more = (per_epoch[i : i + 2] for i in range(0, 8, 2))
@@ -379,8 +433,8 @@ STOPS = {
     "middle of epoch 2": ("scale", 7),
     "evaluation of epoch 2": ("scale", 10),
     "last arm, epoch 2": ("scale", 27),
-    "between arms": ("start", 2),
-    "before the last arm": ("start", 3),
+    "between arms": ("prepare_model", 2),
+    "before the last arm": ("prepare_model", 3),
     "trained, nothing written": ("utilisation", 1),
     "mix trained, nothing written": ("utilisation", 2),
 }
@@ -407,17 +461,20 @@ def test_resumed(stop, estimator, tiny, go, outcome, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             go(options, arms, "stopped")
     assert next(calls) == last + 1
-    assert len(list((tmp_path / "stopped").glob("*.json"))) < 3
+    assert len(read_results(tmp_path / "stopped")) < 3
     torch.manual_seed(1234)  # whatever the process that resumes has drawn before
     go(options, arms, "stopped")
     expected = outcome(tmp_path / "whole")
     assert len(expected) == 3
     assert outcome(tmp_path / "stopped") == expected
-    ends = {p.name.partition("-seed0.")[2] for p in (tmp_path / "stopped").iterdir()}
-    assert ends == {"json", "best.pt", "masks.npz"}
+    names = {p.name for p in (tmp_path / "stopped").iterdir()}
+    ends = {name.partition("-seed0.")[2] for name in names - {"results.jsonl"}}
+    assert ends == {"best.pt", "masks.npz"}
 
 
-def test_resumed_with_two_learning_rates(tiny, go, outcome, rates, tmp_path, monkeypatch):
+def test_resumed_with_two_learning_rates(
+    tiny, go, outcome, rates, tmp_path, monkeypatch
+):
     options = tiny(network="wrn", depth=10, width=1, epochs=3, score_lr=0.1)
     go(options, ["mask"], "whole")
     original, calls = training.evaluate, itertools.count(1)
@@ -464,9 +521,12 @@ def test_killed(tiny, go, outcome, tmp_path):
         "100", "--batch-size", "16", "--train-images", "64", "--output", tmp_path / "killed",
     ]  # fmt: skip
     threads = str(torch.get_num_threads())  # sums depend on their number
-    checkpoint = tmp_path / "killed" / f"{options.for_arm('mask').name}.checkpoint.pt"
+    checkpoint = RunFiles(tmp_path / "killed", options.for_arm("mask")).checkpoint
     with subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads}, stderr=subprocess.PIPE
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": threads},
+        stderr=subprocess.PIPE,
     ) as process:
         try:
             deadline = time.monotonic() + 60
@@ -479,7 +539,7 @@ def test_killed(tiny, go, outcome, tmp_path):
     assert process.returncode == -signal.SIGKILL
     done = torch.load(checkpoint, weights_only=True)["history"]
     assert 1 <= len(done) < 100
-    assert not list((tmp_path / "killed").glob("*.json"))
+    assert read_results(tmp_path / "killed") == []
     go(options, ["mask"], "killed")
     go(options, ["mask"], "whole")
     assert len(outcome(tmp_path / "whole")) == 1
@@ -497,16 +557,16 @@ def test_without_augmentation(tiny, go, monkeypatch):
     def forbidden(*arguments):
         raise AssertionError("augmented")
 
-    with_it = Result.read(go(tiny(), ["weights"], "with")[0])
+    (with_it,) = go(tiny(), ["weights"], "with")
     monkeypatch.setattr(training, "augment", forbidden)
-    without = Result.read(go(tiny(augmentation=False), ["weights"], "without")[0])
+    (without,) = go(tiny(augmentation=False), ["weights"], "without")
     assert without.configuration.augmentation is False
     assert without.last.train_loss < with_it.last.train_loss  # plain digits are easier
     with pytest.raises(AssertionError, match="augmented"):
         go(tiny(), ["weights"], "patched")
 
 
-def test_bfloat16(tiny, go, monkeypatch):
+def test_bfloat16(tiny, go, files_of, monkeypatch):
     """The network computes in it; parameters, loss and what is reported stay float32."""
     found, cross_entropy = set(), training.cross_entropy
 
@@ -524,21 +584,24 @@ def test_bfloat16(tiny, go, monkeypatch):
 
     monkeypatch.setattr(experiment, "build", hooked)
     small = dict(network="wrn", depth=10, width=1)
-    exact = Result.read(go(tiny(**small), ["mask"], "float32")[0])
+    (exact,) = go(tiny(**small), ["mask"], "float32")
     assert found == {("logits", torch.float32), ("out", torch.float32)}
     found.clear()
-    path = go(tiny(precision="bfloat16", **small), ["mask"], "bfloat16")[0]
+    (rough,) = go(tiny(precision="bfloat16", **small), ["mask"], "bfloat16")
     assert found == {("logits", torch.float32), ("out", torch.bfloat16)}
-    rough = Result.read(path)
     assert rough.epochs[0].train_loss != exact.epochs[0].train_loss
-    assert rough.epochs[0].train_loss == pytest.approx(exact.epochs[0].train_loss, rel=0.02)
-    state = torch.load(path.with_name(f"{path.stem}.best.pt"), weights_only=True)
+    assert rough.epochs[0].train_loss == pytest.approx(
+        exact.epochs[0].train_loss, rel=0.02
+    )
+    state = torch.load(files_of(rough, "bfloat16").best_state, weights_only=True)
     assert {v.dtype for _, v in states(state)} == {torch.float32, torch.int64}
 
 
 def test_it_learns(tiny, go):
-    options = tiny(epochs=6, train_images=None, augmentation=False, lr=1e-2, batch_size=64)
-    mask, weight = (Result.read(path) for path in go(options, ["mask", "weights"]))
+    options = tiny(
+        epochs=6, train_images=None, augmentation=False, lr=1e-2, batch_size=64
+    )
+    mask, weight = go(options, ["mask", "weights"])
     assert weight.best.test_accuracy > 0.9
     assert mask.best.test_accuracy > 0.8
     assert mask.masked_fraction > 0.05
@@ -555,7 +618,9 @@ def test_adam_as_kerass(tiny, go, monkeypatch):
     monkeypatch.setattr(torch.optim, "Adam", watch)
     go(tiny(), ["mix"])
     assert [(s["lr"], s["eps"]) for s in made] == [(1e-2, 1e-7), (1e-3, 1e-7)]
-    assert all(s.keys() <= {"lr", "eps", "fused"} for s in made)  # betas and decay: the defaults
+    assert all(
+        s.keys() <= {"lr", "eps", "fused"} for s in made
+    )  # betas and decay: the defaults
 
 
 def test_the_loss_of_uneven_batches(tiny, digits, monkeypatch):
@@ -565,13 +630,17 @@ def test_the_loss_of_uneven_batches(tiny, digits, monkeypatch):
     data = Split(*(part[:40] for part in digits.train))
     optimiser = torch.optim.Adam(model.parameters(), lr=0.0)
     monkeypatch.setattr(
-        training, "cross_entropy", lambda logits, labels: (logits[:, 0] + model[0].anchor).mean()
+        training,
+        "cross_entropy",
+        lambda logits, labels: (logits[:, 0] + model[0].anchor).mean(),
     )
     options = tiny(augmentation=False, batch_size=18)
     loss, accuracy = training.train_epoch(model, optimiser, data, options, 1)
     logits = model(data.images.float() / 127.5 - 1)
     assert loss == pytest.approx(logits[:, 0].mean().item(), rel=1e-4)
-    assert accuracy == pytest.approx((logits.argmax(1) == data.labels).float().mean().item())
+    assert accuracy == pytest.approx(
+        (logits.argmax(1) == data.labels).float().mean().item()
+    )
 
 
 def test_the_command_of_a_result(monkeypatch):

@@ -1,0 +1,198 @@
+"""The blog's question: is a learned mask a better start for the weights than none?"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+from typing import NamedTuple
+
+from benchmarks.experiment.arms import CONTROL
+from benchmarks.experiment.configuration import Configuration
+from benchmarks.experiment.results import Layer, Result, masked_fraction
+from benchmarks.pages.comparison import (
+    Difference,
+    Experiment,
+    final_accuracy,
+    published_numbers,
+)
+from benchmarks.pages.formats import (
+    DATASET_NAMES,
+    NOTHING,
+    dataset_name,
+    outcomes,
+    points,
+    spread,
+)
+from benchmarks.pages.verdicts import MASK_AS_START, Tally, tally
+
+LAYER_KINDS = {  # by a part of a layer's name
+    "all layers": "",
+    "stem": "stem",
+    "3x3 in blocks": ".conv",
+    "1x1 shortcuts": ".shortcut",
+    "dense": "class",
+}
+
+
+def experiment_name(experiment: Experiment) -> str:
+    return f"{dataset_name(experiment.configuration)}, `{experiment.study}`"
+
+
+@dataclass(frozen=True)
+class Answer:
+    reached_by_mask: str
+    reached_by_weights: str
+    mask_alone: Tally  # against trained weights
+    mix_once: Tally  # against weights in half the epochs
+    mix_control: Tally  # against weights in the same number of epochs
+    conclusion: str
+
+
+def answer(
+    main: Sequence[Experiment], differences: Sequence[Difference]
+) -> Answer | None:
+    """Return the answer, or None if no comparison has several seeds."""
+    mask_alone = tally(differences, ("mask", "weights"))
+    if not mask_alone:
+        return None
+    mix_control = tally(differences, ("mix", CONTROL))
+    return Answer(
+        reached_by_mask=_reached("mask", main),
+        reached_by_weights=_reached("weights", main),
+        mask_alone=mask_alone,
+        mix_once=tally(differences, ("mix", "weights")),
+        mix_control=mix_control,
+        conclusion=MASK_AS_START[mix_control.conclusion],
+    )
+
+
+def _reached(arm: str, main: Sequence[Experiment]) -> str:
+    """Return the accuracies of an arm: 51.0 (50.0 to 52.0) % on MNIST, `blog-small`."""
+    found = []
+    for experiment in main:
+        for configuration, runs in experiment.groups.items():
+            if configuration.arm == arm:
+                accuracies = spread(map(final_accuracy, runs), digits=1, times=100)
+                found.append(f"{accuracies} % on {experiment_name(experiment)}")
+    return ", ".join(found)
+
+
+class TableRow(NamedTuple):
+    experiment: str
+    arm: str
+    epochs: str
+    outcomes: str  # several cells
+    recalibrated: str
+    blogs_best: str
+    blogs_last: str
+
+
+def table_rows(experiments: Iterable[Experiment]) -> Iterator[TableRow]:
+    """Yield a row per arm and learning rate, with the blog's numbers if comparable."""
+    for experiment in experiments:
+        published = experiment.published
+        for configuration, runs in experiment.groups.items():
+            blogs_lr = configuration.mix_lr in (None, configuration.as_published.mix_lr)
+            compares = blogs_lr and configuration.arm in published.get("accuracy", {})
+            recalibrated = [
+                run.recalibrated["last"] for run in runs if run.recalibrated
+            ]
+            blogs_best = blogs_last = NOTHING
+            if compares:
+                blogs_best = f"{100 * published['best_val'][configuration.arm]:.1f}"
+                blogs_last = f"{100 * published['final_val'][configuration.arm]:.1f}"
+            yield TableRow(
+                experiment_name(experiment),
+                arm_and_lr(configuration),
+                _epochs(configuration),
+                outcomes(runs),
+                spread(recalibrated, times=100),
+                blogs_best,
+                blogs_last,
+            )
+
+
+def arm_and_lr(configuration: Configuration) -> str:
+    if configuration.mix_lr is None:
+        return f"`{configuration.arm}`"
+    return f"`{configuration.arm}`, lr {configuration.mix_lr:g}"
+
+
+def _epochs(configuration: Configuration) -> str:
+    if configuration.start is None:
+        return str(configuration.epochs)
+    return f"{configuration.epochs} after {configuration.start.epochs}"
+
+
+class SecondPhase(NamedTuple):
+    experiment: str
+    arm: str
+    as_measured: str
+    recalibrated: str
+
+
+def second_phases(main: Iterable[Experiment]) -> Iterator[SecondPhase]:
+    """Yield what each second phase adds to the best epoch it starts from, in points.
+
+    Only where every seed's start has recalibrated accuracies.
+    """
+    for experiment in main:
+        for configuration, runs in experiment.groups.items():
+            first = configuration.start
+            if first is None or first not in experiment.groups:
+                continue
+            before = _recalibrated_starts(experiment.groups[first], runs)
+            if len(before) < len(runs):
+                continue
+            measured_after = mean(run.last.test_accuracy for run in runs)
+            measured_before = mean(run.best.test_accuracy for run, _ in before)
+            after = mean(run.final_accuracy for run in runs)
+            best = mean(accuracy for _, accuracy in before)
+            yield SecondPhase(
+                experiment_name(experiment),
+                arm_and_lr(configuration),
+                points(measured_after - measured_before),
+                points(after - best),
+            )
+
+
+def _recalibrated_starts(
+    starts: Iterable[Result], runs: Iterable[Result]
+) -> list[tuple[Result, float]]:
+    """Return the starts of these runs, each with its recalibrated best accuracy."""
+    seeds = {run.configuration.seed for run in runs}
+    found = []
+    for start in starts:
+        accuracy = (start.recalibrated or {}).get("best")
+        if accuracy is not None and start.configuration.seed in seeds:
+            found.append((start, accuracy))
+    return found
+
+
+def masked_by_kind(main: Sequence[Experiment]) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield (data set, whose masks, masked fraction of each kind of layer)."""
+    for dataset in sorted({one.configuration.dataset for one in main}):
+        name = DATASET_NAMES[dataset]
+        published = published_numbers(dataset)
+        if published:
+            yield name, "the blog", _shares_by_kind([published["layers"]])
+        for experiment in main:
+            if experiment.configuration.dataset != dataset:
+                continue
+            for configuration, runs in experiment.groups.items():
+                if configuration.arm == "mask":
+                    shares = _shares_by_kind([run.utilisation for run in runs])
+                    yield name, f"`{experiment.study}`", shares
+
+
+def _shares_by_kind(runs: Sequence[Sequence[Layer]]) -> list[str]:
+    return [
+        spread(
+            [
+                masked_fraction([x for x in layers if part in x.layer])
+                for layers in runs
+            ],
+            digits=1,
+            times=100,
+        )
+        for part in LAYER_KINDS.values()
+    ]
