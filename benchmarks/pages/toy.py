@@ -34,6 +34,7 @@ def read_toy(path: Path, folder: Path) -> dict[str, Any] | None:
 
     return {
         **content,
+        "distributions": len(methods[0]["divergence"]),
         "mean": mean_text,
         "shown_steps": SHOWN_STEPS,
         "rows": [_toy_row(method, steps) for method in methods],

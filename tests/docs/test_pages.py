@@ -19,6 +19,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```$", re.DOTALL | re.MULTILINE)
 
 
+def read_lines(path):
+    """The results of a study, a line of JSON each."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -101,11 +106,9 @@ def test_every_figure_has_an_alternative_text_and_its_command():
             assert re.search(made, text), f"{page.name} does not say what draws {path}"
 
 
-def test_the_numbers_of_the_home_page_are_those_measured():
-    results = ROOT / "benchmarks" / "results"
-    runs = [
-        json.loads(path.read_text()) for path in (results / "supermasks").glob("*.json")
-    ]
+def test_the_numbers_of_the_home_page_are_those_measured(committed_results):
+    results = committed_results
+    runs = read_lines(results / "supermasks" / "results.jsonl")
     accuracy = mean(
         run["epochs"][-1]["test_accuracy"]
         for run in runs
@@ -113,7 +116,7 @@ def test_the_numbers_of_the_home_page_are_those_measured():
         and (run["configuration"]["density"], run["configuration"]["epochs"])
         == (0.1, 100)
     )
-    tasks = json.loads((results / "pretrained" / "results.json").read_text())
+    tasks = read_lines(results / "pretrained" / "results.jsonl")
     tasks = [row for row in tasks if row.get("density") is None]
     masks, tuned = (
         [row for row in tasks if row["way"] == way] for way in ("mask", "full")
@@ -179,7 +182,7 @@ def test_equal_scores_keep_the_first_entries():
     assert masktorch.masks(model)["weight"].tolist() == [[True] * 4, [False] * 4]
 
 
-def test_the_starts_of_the_estimators_page_are_those_of_the_result_files():
+def test_the_starts_of_the_estimators_page_are_those_of_the_results(committed_results):
     text = (ROOT / "docs" / "estimators.md").read_text()
     names = {
         "threshold": "Threshold",
@@ -187,8 +190,7 @@ def test_the_starts_of_the_estimators_page_are_those_of_the_result_files():
         "intermediate": "IntermediateSampling",
     }
     found = {}
-    for path in sorted((ROOT / "benchmarks" / "results" / "starts").glob("*.json")):
-        run = json.loads(path.read_text())
+    for run in read_lines(committed_results / "starts" / "results.jsonl"):
         c = run["configuration"]
         key = names[c["estimator"]], c["init"], c["lr"]
         found.setdefault(key, []).append(100 * run["last"]["test_accuracy"])
