@@ -104,7 +104,7 @@ def masks_with_density(model: nn.Module, caller: str) -> Masked:
             f"{expected}: nothing is masked in {type(model).__name__}. Call "
             "masktorch.wrap(model, masktorch.TopK(density)) first."
         )
-    learnable = [mask for mask, _ in masked if mask.learns]
+    learnable = [mask for mask, _ in masked if mask.has_scores]
     if not learnable:
         raise ValueError(
             f"{expected}, found fixed masks only. Call masktorch.unwrap(model, "
@@ -131,7 +131,7 @@ def _check_replacements(
 ) -> None:
     """Raise unless every estimator can be used on the scores of its tensor."""
     for mask, (place, *_) in found:
-        if not mask.learns:
+        if not mask.has_scores:
             raise ValueError(
                 f"{caller}() found a fixed mask on {place.name!r}, which has no "
                 "scores. Call masktorch.unwrap(model, bake=False), then masktorch.wrap."

@@ -26,7 +26,7 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
     """
     check_flag("freeze_mask", "frozen", frozen)
     found = masked_tensors(model, "freeze_mask")
-    given = [place.name for mask, (place, *_) in found if not mask.learns]
+    given = [place.name for mask, (place, *_) in found if not mask.has_scores]
     if given and not frozen:
         raise ValueError(
             f"freeze_mask() can't let {given[0]!r} learn: a given mask has no scores."

@@ -93,7 +93,7 @@ def _rows(found: Masked) -> list[Report.Row]:
             )
         repeats = weight.numel() // max(mode.numel(), 1)  # where the mask is broadcast
         counts = _counts(weight.numel(), total(mode) * repeats)
-        trains = mask.learning and mask.scores.requires_grad
+        trains = mask.is_learning and mask.scores.requires_grad
         weights_train = any(place.parameter.requires_grad for place in places)
         shape = tuple(weight.shape)
         rows.append(Report.Row(name, shape, *counts, trains, weights_train))

@@ -81,7 +81,16 @@ def wrap(
             name, weight, getattr(own, "init", 1.0) if init is None else init
         )
         masked.append(
-            (Mask(own, scores, rescale=rescale, trained=weight.requires_grad), places)
+            (
+                Mask(
+                    own,
+                    scores,
+                    rescale=rescale,
+                    shape=weight.shape,
+                    was_trainable=weight.requires_grad,
+                ),
+                places,
+            )
         )
     _attach(masked)
     for weight, _ in planned:
@@ -118,7 +127,7 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         (mask, place) for mask, places in found for place in places if bake
     ]:
         outside = {
-            h.tensors[name]
+            h._parameters_of_module[name]
             for h, name in mask.places()
             if mask.rescale and h not in inside
         }
@@ -135,7 +144,7 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
             if bake:
                 with torch.no_grad():
                     parameter.copy_(mask(parameter, training=False))
-            set_trains(parameter, mask.trained)
+            set_trains(parameter, mask.was_trainable)
     for module in {place.module for _, places in found for place in places}:
         detach(module)
     return model
@@ -161,7 +170,16 @@ def give_masks(
         with torch.inference_mode(False):
             own = wanted[name].to(weight.device, copy=True)
         masked.append(
-            (Mask(Fixed(), own, rescale=rescaled[name], trained=trained), places)
+            (
+                Mask(
+                    Fixed(),
+                    own,
+                    rescale=rescaled[name],
+                    shape=weight.shape,
+                    was_trainable=trained,
+                ),
+                places,
+            )
         )
     _attach(masked)
     for mask, (place, *_) in masked:

@@ -88,7 +88,7 @@ def check_estimator(
             f"__call__(scores) and mode(scores). Found {estimator!r}."
         )
     try:
-        deterministic(estimator, scores)
+        deterministic(estimator, scores, scores.shape)
     except ValueError as error:
         raise ValueError(f"{caller}() can't mask {name!r}: {error}") from error
 

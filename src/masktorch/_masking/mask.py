@@ -1,15 +1,18 @@
-"""The mask on a tensor: what is computed with it, where it lives, what a checkpoint knows of it."""
+"""The mask of one tensor: what is computed with it, where it lives, what a checkpoint knows."""
 
 import json
 import re
 import warnings
 import weakref
-from typing import Any, ClassVar, cast
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from masktorch._kernels.selecting import select
+from masktorch._masking.overrides import InThread, override_of
 from masktorch._masking.targets import plain_name
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered, is_sharded
@@ -23,113 +26,196 @@ _CALLS = {  # what a checkpoint knows of a mask, and the calls that make a model
 
 
 class Mask(nn.Module):
-    """The mask of one tensor, shared by every place that holds the tensor. Its scores are a
-    parameter; those of a given mask are the mask itself, a bool buffer, frozen for good."""
+    """The mask of one tensor, shared by every place that holds the tensor.
+
+    A learnable mask has scores: a parameter, at least float32, of the shape that its
+    estimator decides. A fixed mask has none: `scores` is the mask itself, a bool buffer.
+
+    What a layer uses, by state (an override is a mask in use within `masktorch.using`):
+
+        override?   frozen or fixed?   module training?   mask
+        yes         any                any                the override
+        no          yes                any                `estimator.mode(scores)`
+        no          no                 no (eval)          `estimator.mode(scores)`
+        no          no                 yes                `estimator(scores)`
+    """
 
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
-    # transformers' save_pretrained puts it after this mask's name: the other names of tied scores
+    # transformers' save_pretrained appends it to this mask's name: the other names of tied scores
     _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
+    scores: Tensor
+
     def __init__(
-        self, estimator: Estimator, scores: Tensor, *, rescale: bool, trained: bool
+        self,
+        estimator: Estimator,
+        scores: Tensor,
+        *,
+        shape: torch.Size,
+        rescale: bool,
+        was_trainable: bool,
     ):
         super().__init__()
-        self.frozen = scores.dtype is torch.bool
-        self.scores: Tensor = nn.Buffer(scores) if self.frozen else nn.Parameter(scores)
+        is_fixed = scores.dtype is torch.bool
+        self.scores = nn.Buffer(scores) if is_fixed else nn.Parameter(scores)
         self.estimator = estimator
-        self.rescale = bool(rescale)
-        self.trained = trained  # requires_grad of the tensor when it was wrapped
-        self.homes: Any = ()  # weak keys, once it has some
-        self.used: Tensor | None = (
-            None  # within masktorch.using, the mask in place of its own
+        self.shape = shape  # of the tensor under the mask
+        self.rescale = rescale
+        self.frozen = is_fixed
+        self.was_trainable = (
+            was_trainable  # requires_grad of the tensor before it was wrapped
         )
+        self.containers: Any = ()  # a weak dict, once a container holds this mask
+        self.in_thread = InThread()
 
     @property
-    def learning(self) -> bool:
-        """Whether training sees the estimator's own forward: not frozen, nothing used instead."""
-        return not self.frozen and self.used is None
-
-    @property
-    def learns(self) -> bool:
-        """Whether there are scores to train: not where the mask was given."""
+    def has_scores(self) -> bool:
+        """Whether the mask is learnable; a fixed mask is not."""
         return isinstance(self.scores, nn.Parameter)
 
-    def draws(self, training: bool) -> bool:
+    @property
+    def is_learning(self) -> bool:
+        """Whether training sees the estimator's own forward."""
+        return not self.frozen and override_of(self) is None
+
+    def is_stochastic(self, training: bool) -> bool:
         """Whether two reads of the tensor may see two masks."""
-        return training and self.learning and getattr(self.estimator, "draws", True)
+        return (
+            training
+            and not self.frozen
+            and getattr(self.estimator, "draws", True)
+            and override_of(self) is None
+        )
 
     def mode(self) -> Tensor:
-        """The deterministic mask, bool."""
-        return (
-            deterministic(self.estimator, self.scores)
-            if self.used is None
-            else self.used
-        )
+        """Return the deterministic mask: bool, of the tensor's shape, not to be written into."""
+        in_use = override_of(self)
+        return self.own_mode() if in_use is None else in_use
+
+    def own_mode(self) -> Tensor:
+        """Return the deterministic mask that follows from the scores."""
+        return self._expanded(deterministic(self.estimator, self.scores, self.shape))
 
     def expected(self) -> Tensor:
-        """The probability that each entry is kept, differentiable while the mask learns."""
-        if not self.learning:
+        """Return the probability that each entry is kept, differentiable while it learns."""
+        if not self.is_learning:
             return self.mode().to(torch.float32)
         expected = getattr(self.estimator, "expected", self.estimator)
-        wide = torch.promote_types(
-            self.scores.dtype, torch.float32
-        )  # in half, 1 - p would be 0
-        return cast(Tensor, expected(self.scores.to(wide)))
+        return self._expanded(expected(self.scores))
 
     def sample(self) -> Tensor:
-        """A mask as training would draw it, bool."""
-        if not self.draws(training=True):
+        """Return a bool mask as training would draw it."""
+        if not self.is_stochastic(training=True):
             return self.mode().clone()
-        sample = getattr(
-            self.estimator, "sample", lambda scores: self.estimator(scores) > 0
-        )
-        return cast(Tensor, sample(self.scores))
-
-    def forward(self, weight: Tensor, training: bool) -> Tensor:
-        """`weight * m`, and `* numel / sum(m)` if rescaled; `training` is the module's mode."""
-        learning = training and self.learning
-        if not self.rescale and self.used is None:
-            product = getattr(
-                self.estimator, "product" if learning else "mode_product", None
-            )
-            if product is not None:
-                return cast(Tensor, product(self.scores, weight))
-        if learning:
-            mask = self.estimator(self.scores)
-            learns = torch.is_grad_enabled() and self.scores.requires_grad
-            if mask.shape != self.scores.shape or (learns and not mask.requires_grad):
-                raise TypeError(
-                    f"{self.estimator!r} expected to return a floating-point mask that depends on "
-                    f"the scores differentiably, of shape {tuple(self.scores.shape)}, found "
-                    f"{mask.dtype} of {tuple(mask.shape)}, requires_grad={mask.requires_grad}."
-                )
-            masked = weight * mask
+        sample = getattr(self.estimator, "sample", None)
+        if sample is None:
+            drawn = self.estimator(self.scores) > 0
         else:
-            mask = self.mode()
-            masked = select(mask, weight)
-        if self.rescale:
-            kept = mask.sum(dtype=torch.promote_types(weight.dtype, torch.float32))
-            # may be too large for half precision; where nothing is kept, nothing is scaled
-            factor = mask.numel() / torch.where(kept > 0, kept, 1.0)
-            masked = (masked.to(factor.dtype) * factor).to(weight.dtype)
-        return masked
+            drawn = sample(self.scores)
+        return self._expanded(drawn)
+
+    @override
+    def forward(self, weight: Tensor, training: bool) -> Tensor:
+        """Return `weight * m`, or with `rescale` that times `numel / sum(m)`.
+
+        Args:
+            weight: the tensor under the mask.
+            training: the mode of the module that holds it.
+        """
+        in_use = override_of(self)
+        learning = training and not self.frozen and in_use is None
+        if in_use is None and not self.rescale:
+            product = self._own_product(learning)
+            if product is not None:
+                return product(self.scores, weight)
+        mask = self._learning_mask(weight) if learning else self.mode()
+        masked = (weight * mask).to(weight.dtype) if learning else select(mask, weight)
+        return self._rescaled(masked, mask) if self.rescale else masked
+
+    def _own_product(self, learning: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """The estimator's own way to multiply, if it has one."""
+        return getattr(self.estimator, "product" if learning else "mode_product", None)
+
+    def _learning_mask(self, weight: Tensor) -> Tensor:
+        """The estimator's mask of training, if it is one."""
+        mask = self.estimator(self.scores)
+        must_learn = (
+            torch.is_grad_enabled()
+            and self.scores.requires_grad
+            and not torch.is_inference_mode_enabled()
+        )
+        if not _broadcasts(mask, weight.shape) or (
+            must_learn and not mask.requires_grad
+        ):
+            raise TypeError(
+                f"{self.estimator!r} expected to return a floating-point mask that depends on "
+                f"the scores differentiably and broadcasts to shape {tuple(weight.shape)}, "
+                f"found {mask.dtype} of shape {tuple(mask.shape)}, "
+                f"requires_grad={mask.requires_grad}."
+            )
+        return mask
+
+    def _rescaled(self, masked: Tensor, mask: Tensor) -> Tensor:
+        """`masked * numel / sum(m)`; unchanged where nothing is kept."""
+        wide = torch.promote_types(
+            masked.dtype, torch.float32
+        )  # the factor may overflow half
+        kept = mask.expand_as(masked).sum(dtype=wide)
+        factor = masked.numel() / torch.where(kept > 0, kept, 1.0)
+        return (masked.to(wide) * factor).to(masked.dtype)
+
+    def _expanded(self, mask: Tensor) -> Tensor:
+        return mask if mask.shape == self.shape else mask.expand(self.shape)
 
     def places(self) -> "list[tuple[Masks, str]]":
-        """Where the mask is: the masks of a module, the name of the parameter."""
+        """Where the mask is: the masks of a module, and the name of the parameter."""
         return [
-            (h, name)
-            for h in self.homes
-            for name, mask in h.own().items()
+            (container, name)
+            for container in self.containers
+            for name, mask in masks_in(container).items()
             if mask is self
         ]
 
     @property
     def original(self) -> Tensor:
         """The tensor under the mask; torch's remove_parametrizations asks for it, too."""
-        (tensor,) = {
-            h.tensors[name] for h, name in self.places()
-        }  # several: come untied
-        return cast(Tensor, tensor)
+        tensors = {
+            container._parameters_of_module[name] for container, name in self.places()
+        }
+        if len(tensors) != 1:
+            raise RuntimeError(
+                f"expected one tensor under this mask, found {len(tensors)}: its tied weights "
+                "have been untied (by load_state_dict(assign=True), for instance). Tie them "
+                "again, or read each from the `_parameters` of its module."
+            )
+        return cast(Tensor, tensors.pop())
+
+    @override
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Move the scores as `.to()` asks, but never narrow them.
+
+        A bfloat16 score of 1.0 cannot move by 1e-3, so no mask of a bfloat16 model would
+        learn, and rounding the scores would change a frozen mask.
+        """
+
+        def without_narrowing(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if is_narrower(moved.dtype, tensor.dtype):
+                return tensor.to(moved.device)
+            return moved
+
+        return super()._apply(without_narrowing, recurse)  # type: ignore[no-untyped-call]
+
+    @override
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Load scores, widened to the dtype of the present ones."""
+        key = f"{prefix}scores"
+        loaded = state_dict.get(key)
+        if isinstance(loaded, Tensor) and is_narrower(loaded.dtype, self.scores.dtype):
+            state_dict[key] = loaded.to(self.scores.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def get_extra_state(self) -> Tensor:
         """What a checkpoint knows of it, as JSON in bytes: of one size, to be loaded in place."""
@@ -137,7 +223,8 @@ class Mask(nn.Module):
             "rescale": self.rescale,
             "mask_frozen": self.frozen,
             "weights_frozen": not any(
-                h.tensors[name].requires_grad for h, name in self.places()
+                container._parameters_of_module[name].requires_grad
+                for container, name in self.places()
             ),
             "estimator": described(self.estimator),
         }
@@ -168,12 +255,33 @@ class Mask(nn.Module):
                 stacklevel=2,
             )
 
+    @override
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has places of its own, and what masktorch.using put in place of it ends there."""
-        return {**self.__dict__, "used": None, "homes": ()}
+        """A copy has containers of its own, and no override."""
+        state = {**self.__dict__, "containers": ()}
+        del state["in_thread"]
+        return state
 
+    @override
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.in_thread = InThread()
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(_NOT_A_LIST)
+
+    def __getitem__(self, index: object) -> NoReturn:
+        raise TypeError(_NOT_A_LIST)
+
+    def append(self, module: nn.Module) -> NoReturn:
+        raise TypeError(_NOT_A_LIST)
+
+    @override
     def extra_repr(self) -> str:
-        state = "frozen" if self.frozen else "learning"
+        if not self.has_scores:
+            state = "fixed"
+        else:
+            state = "frozen" if self.frozen else "learning"
         return f"{self.estimator!r}, {state}" + (
             ", rescale=True" if self.rescale else ""
         )
@@ -182,45 +290,42 @@ class Mask(nn.Module):
 class Masks(nn.ModuleDict):
     """The masks of one module by the names of its parameters: its `parametrizations`."""
 
-    def __init__(self, modules: dict[str, Any], tensors: dict[str, Any]):
+    def __init__(self, modules: dict[str, Any], parameters: dict[str, Any]):
         super().__init__(modules)
-        self.__setstate__({"tensors": tensors})
+        self.__setstate__({"_parameters_of_module": parameters})
 
+    @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.tensors: dict[str, Any] = state["tensors"]  # the parameters of the module
-        for mask in self.own().values():
-            mask.homes = mask.homes or weakref.WeakKeyDictionary()
-            mask.homes[self] = None
+        self._parameters_of_module: dict[str, Any] = state["_parameters_of_module"]
+        for mask in masks_in(self).values():
+            mask.containers = mask.containers or weakref.WeakKeyDictionary()
+            mask.containers[self] = None
 
-    def own(self) -> dict[str, Mask]:
-        """The masks among what computes the parameters of the module."""
-        return {name: mask for name, mask in self.items() if isinstance(mask, Mask)}
-
+    @override
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *arguments: Any
     ) -> None:
-        """Compares what a checkpoint knows of each mask, once where weights are tied."""
+        """Compare what a checkpoint knows of each mask, once where weights are tied."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-        for name, mask in self.own().items():
+        for name, mask in masks_in(self).items():
             key = f"{prefix}{name}.scores"
             scores = state_dict.get(key)
-            known = state_dict.setdefault(
-                f"{prefix}{name}._extra_state"
-            )  # 0.1.0 knew nothing
-            first = mask.places()[0] == (self, name)
-            if (
-                isinstance(scores, Tensor)
-                and (scores.dtype is torch.bool) == mask.learns
-            ):
-                what = "scores, found a mask" if mask.learns else "a mask, found scores"
+            # a checkpoint of plain torch.nn.utils.parametrize has no extra state
+            known = state_dict.setdefault(f"{prefix}{name}._extra_state")
+            is_first = mask.places()[0] == (self, name)
+            is_mask = isinstance(scores, Tensor) and scores.dtype is torch.bool
+            if isinstance(scores, Tensor) and is_mask == mask.has_scores:
+                what = "a mask, found scores"
+                if mask.has_scores:
+                    what = "scores, found a mask"
                 arguments[-1].append(
-                    f"{key!r}: expected {what} ({scores.dtype}). Leave the 'scores' keys out, and "
-                    "move masks with masktorch.set_masks."
+                    f"{key!r}: expected {what} ({scores.dtype}). Leave the 'scores' keys out, "
+                    "and move masks with masktorch.set_masks."
                 )
                 state_dict[key] = mask.scores  # they stay
             elif (
-                first
+                is_first
                 and key in state_dict
                 and isinstance(known, Tensor)
                 and not known.is_meta
@@ -230,20 +335,55 @@ class Masks(nn.ModuleDict):
                 )
 
 
+def masks_in(container: Masks) -> dict[str, Mask]:
+    """The masks among what computes the parameters of a module."""
+    return {name: mask for name, mask in container.items() if isinstance(mask, Mask)}
+
+
 def described(estimator: Estimator) -> str:
     """An estimator's repr in ASCII, cut, without the address that stands in some."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", ascii(estimator))[:200]
 
 
-def deterministic(estimator: Estimator, scores: Tensor) -> Tensor:
-    """An estimator's mask of these scores, if it is one."""
+def deterministic(estimator: Estimator, scores: Tensor, shape: torch.Size) -> Tensor:
+    """Return an estimator's deterministic mask of these scores, if it is one.
+
+    Args:
+        estimator: any estimator.
+        scores: its scores, of any shape.
+        shape: that of the tensor under the mask, to which the mask must broadcast.
+    """
     mask = estimator.mode(scores)
-    if mask.dtype is not torch.bool or mask.shape != scores.shape:
+    if mask.dtype is not torch.bool or not _broadcasts(mask, shape):
         raise TypeError(
-            f"{estimator!r}.mode() expected to return a bool tensor of shape "
-            f"{tuple(scores.shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
+            f"{estimator!r}.mode() expected to return a bool tensor that broadcasts to shape "
+            f"{tuple(shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
         )
     return mask
+
+
+def _broadcasts(mask: Tensor, shape: torch.Size) -> bool:
+    """Whether the mask can be expanded to a shape."""
+    if mask.shape == shape:
+        return True
+    missing = len(shape) - mask.dim()
+    return missing >= 0 and all(
+        size in (1, wanted)
+        for size, wanted in zip(mask.shape, shape[missing:], strict=True)
+    )
+
+
+def is_narrower(dtype: torch.dtype, than: torch.dtype) -> bool:
+    """Whether floating-point values of another dtype would be rounded."""
+    both_floating = dtype.is_floating_point and than.is_floating_point
+    return both_floating and torch.promote_types(dtype, than) is not dtype
+
+
+_NOT_A_LIST = (
+    "a mask is not a list of parametrizations: nothing can be added to a masked tensor or "
+    "moved from it to another module. Do that before masktorch.wrap or set_masks, or after "
+    "masktorch.unwrap."
+)
 
 
 def total(mask: Tensor) -> int:

@@ -1,9 +1,13 @@
 """The class that makes a module use its masks.
 
-The invariant: a masked parameter stays where it was, under its own name, the same object, for
-optimisers, `state_dict` and hooks. Only *reading* `module.weight` changes: the class of the module
-is swapped for a subclass with a property that returns the parameter under its mask. That mask is
-`module.parametrizations.weight`, where torch's `is_parametrized` and its kin find it.
+The invariant: a masked parameter stays where it was, under its own name, the same object,
+for optimisers, `state_dict` and hooks. Only *reading* `module.weight` changes: the class of
+the module is swapped for a subclass with a property that returns the parameter under its
+mask. That mask is `module.parametrizations.weight`, where torch's `is_parametrized` and its
+kin find it.
+
+All modules of one class share one subclass, so that compiled blocks are compiled once. The
+subclass therefore keeps no state; `forward_state` keeps what belongs to a forward.
 """
 
 import functools
@@ -15,36 +19,42 @@ from torch.nn.utils import parametrize
 from torch.utils.weak import WeakIdKeyDictionary
 
 from masktorch._kernels.chunked import is_plain
-from masktorch._masking.mask import Mask, Masks
+from masktorch._masking.forward_state import (
+    Read,
+    reading_parameters,
+    run_forward,
+    thread,
+)
+from masktorch._masking.mask import Mask, Masks, masks_in
+from masktorch._masking.overrides import override_of
 from masktorch._sharding import is_sharded
 
 
 def attached(module: nn.Module) -> dict[str, Mask]:
     """The masks on the parameters of `module` itself, by parameter name."""
-    home = module._modules.get("parametrizations")
-    return home.own() if isinstance(home, Masks) else {}
+    container = module._modules.get("parametrizations")
+    return masks_in(container) if isinstance(container, Masks) else {}
 
 
 def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
-    """Puts masks on parameters of `module`, by their names."""
-    home: Any = module._modules.get("parametrizations") or {}
-    module._modules["parametrizations"] = Masks({**home, **masks}, module._parameters)
+    """Put masks on parameters of `module`, by their names."""
+    before: Any = module._modules.get("parametrizations") or {}
+    container = Masks({**before, **masks}, module._parameters)
+    module._modules["parametrizations"] = container
     made = masked_class(original_class(module), frozenset(attached(module)))
     object.__setattr__(
         module, "__class__", made
     )  # past a __setattr__ of the module's own
-    object.__setattr__(module, "_held", None)
 
 
 def detach(module: nn.Module) -> None:
-    """Takes the masks off a module and gives its original class back."""
-    home: Any = module._modules.pop("parametrizations")
+    """Take the masks off a module and give its original class back."""
+    container: Any = module._modules.pop("parametrizations")
     others = {
-        name: other for name, other in home.items() if not isinstance(other, Mask)
+        name: other for name, other in container.items() if not isinstance(other, Mask)
     }
     if others:
         module._modules["parametrizations"] = nn.ModuleDict(others)
-    module.__dict__.pop("_held", None)
     object.__setattr__(module, "__class__", original_class(module))
 
 
@@ -53,91 +63,8 @@ def original_class(module: nn.Module) -> Any:
     return type(module).__dict__.get("_original_class", type(module))
 
 
-def _masked_tensor(name: str) -> property:
-    def read(module: Any) -> Any:
-        masks = module._modules.get("parametrizations")
-        mask = None if masks is None else masks._modules.get(name)
-        if (
-            mask is None
-        ):  # a new module of this class, or torch's remove_parametrizations was here
-            return nn.Module.__getattr__(module, name)
-        weight, training, held = module._parameters[name], module.training, module._held
-        if held is None and is_sharded(weight):
-            return weight  # FSDP2 asks for the parameter itself; a forward sees it gathered
-        if held and name in held:
-            return held[name]
-        key: Any = name
-        if (
-            parametrize._cache_enabled
-        ):  # the user holds what is read for longer than a forward
-            held = parametrize._cache
-            key = (
-                mask,
-                weight,
-                mask.scores,
-                mask.used,
-                mask.frozen,
-                mask.estimator.mode,
-                training,
-            )
-            if key in held:
-                return held[key]
-        elif held is None or not mask.draws(training):
-            return _apply(mask, weight, training)
-        with (
-            torch.enable_grad()
-        ):  # a later read may want the gradient that the first does not
-            held[key] = _apply(mask, weight, training)
-        return held[key]
-
-    return property(read)
-
-
-_computed: Any = (
-    WeakIdKeyDictionary()
-)  # what was read, while kept: its mask, tensor and version
-
-
-def _apply(mask: Mask, weight: Tensor, training: bool) -> Tensor:
-    try:
-        computed = cast(Tensor, mask(weight, training))
-    except (
-        AttributeError
-    ) as error:  # of a property: nn.Module would go on to find the parameter
-        raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
-    if is_plain(computed) and not computed.is_inference():
-        _computed[computed] = mask, weight, computed._version
-    return computed
-
-
-def _assign(module: Any, name: str, value: Any) -> None:
-    """`layer.weight = value` under a mask: what was read from it stands for the parameter."""
-    mask, parameter = attached(module)[name], module._parameters[name]
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        raise ValueError(
-            f"{name!r} has a mask: expected a tensor of shape {tuple(parameter.shape)}, found "
-            f"{getattr(value, 'shape', value)}. masktorch.unwrap(model) first to set anything else."
-        )
-    computed_by, tensor, version = _computed.get(value, (mask, value, None))
-    if version is None or value._version == version:  # else it has been written into
-        value = tensor
-    if computed_by is not mask or (
-        value.requires_grad and not isinstance(value, nn.Parameter)
-    ):
-        raise ValueError(
-            f"{name!r} expected values or an nn.Parameter, found one with a gradient or another "
-            "mask. Assign tensor.detach(), or tie the two before masktorch.wrap."
-        )
-    (module._held or {}).pop(name, None)
-    if isinstance(value, nn.Parameter):
-        module._parameters[name] = value
-    else:
-        with torch.no_grad():
-            parameter.copy_(value)
-
-
 def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
-    """The subclass of `original` that reads `names` under masks: one for all, compiled once."""
+    """The subclass of `original` that reads `names` under masks: one for all modules."""
     for made in type.__subclasses__(original):
         if (
             made.__dict__.get("_original_class") is original
@@ -147,7 +74,8 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
     class Shared(type(original)):  # type: ignore[misc]
         def __delattr__(cls, name: str) -> None:
-            """torch's remove_parametrizations deletes the property, which other modules need."""
+            """Keep the property, which torch's remove_parametrizations deletes: other
+            modules of this class need it."""
 
     class Masked(original, metaclass=Shared):  # type: ignore[misc]
         _original_class, _masked_names, __module__ = (
@@ -155,18 +83,15 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             names,
             original.__module__,
         )
-        _held: dict[str, Tensor] | None = None  # what was read in the forward under way
 
         @functools.wraps(original.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            """One draw, however often it reads its weight; plain where kept beyond unwrap."""
-            if not isinstance(self, Masked) or self._held is not None:
+            """Draw each stochastic mask once, however often the forward reads its weight."""
+            if not isinstance(
+                self, Masked
+            ):  # a bound forward that was kept beyond unwrap
                 return original.forward(self, *args, **kwargs)
-            object.__setattr__(self, "_held", {})
-            try:
-                return original.forward(self, *args, **kwargs)
-            finally:
-                object.__setattr__(self, "_held", None)
+            return run_forward(self, original.forward, *args, **kwargs)
 
         def __setattr__(self, name: str, value: Any) -> None:
             """`layer.weight = tensor` assigns the tensor under the mask."""
@@ -176,30 +101,270 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                 original.__setattr__(self, name, value)
 
         def __delattr__(self, name: str) -> None:
-            """torch's register_parametrization begins so, and would go on to change this class."""
-            if name in self._parameters:
+            """Refuse what torch's register_parametrization begins with: it would go on to
+            change this class, which other modules share."""
+            if name in self._parameters or name in self._buffers:
                 raise TypeError(
-                    f"can't take {name!r} from a layer with masks: unwrap it first."
+                    f"cannot take {name!r} from a {original.__name__} with masks. Do that "
+                    "(register_parametrization, weight_norm, ...) before masktorch.wrap, or "
+                    "after masktorch.unwrap."
                 )
             original.__delattr__(self, name)
 
         def __reduce_ex__(self, protocol: Any) -> Any:
-            """The class is made at run time, so a copy or a pickle names how to make it."""
-            before = self._held
-            object.__setattr__(
-                self, "_held", self._parameters
-            )  # an RNN reads them into its state
-            try:
-                state = getattr(self, "__getstate__", lambda: self.__dict__)()
-            finally:
-                object.__setattr__(self, "_held", before)
-            return _empty, (original, names), {**state, "_held": None}
+            """Say how to make the class again, which a copy or a pickle cannot name."""
+            with reading_parameters(self):  # an RNN reads its weights into its state
+                return _reduced(self, original, names, protocol)
 
     for name in names:
-        type.__setattr__(Masked, name, _masked_tensor(name))
+        type.__setattr__(Masked, name, _masked_property(name))
+    for method in ("reset_parameters", "_reset_parameters"):
+        if hasattr(original, method):
+            type.__setattr__(Masked, method, _under_the_masks(original, method))
+    for method, replacement in _container_methods(original).items():
+        type.__setattr__(Masked, method, replacement)
     Masked.__name__ = Masked.__qualname__ = f"Masked{original.__name__}"
     return Masked
 
 
+# -- reading -------------------------------------------------------------------------------
+
+
+def _masked_property(name: str) -> property:
+    def read(module: Any) -> Any:
+        container = module._modules.get("parametrizations")
+        mask = None if container is None else container._modules.get(name)
+        if (
+            mask is None
+        ):  # a new module of this class, or one that remove_parametrizations left
+            return nn.Module.__getattr__(module, name)
+        weight = module._parameters[name]
+        in_forward = module in thread.forwards
+        if module in thread.reading_parameters:
+            return weight
+        if not in_forward and (is_sharded(weight) or weight.is_meta):
+            # FSDP2 and offloading ask for the parameter itself; a forward sees it in place
+            return weight
+        return _read(module, name, mask, weight)
+
+    return property(read)
+
+
+def _read(module: nn.Module, name: str, mask: Mask, weight: Tensor) -> Tensor:
+    """The weight under its mask, or what an earlier read has found where that must hold."""
+    _refuse_symbolic_tracing(module, name)
+    training = module.training
+    if (
+        parametrize._cache_enabled
+    ):  # within parametrize.cached(), reads hold beyond a forward
+        reads: Any = parametrize._cache
+        key: Any = mask
+        must_hold = True
+    else:
+        reads, key = thread.forwards.get(module), name
+        must_hold = reads is not None and mask.is_stochastic(training)
+    if not must_hold:
+        computed = _computed(mask, weight, training)
+        if reads is None:
+            _remember(computed, mask, weight)
+        else:
+            reads[key] = Read(computed, computed._version, ())
+        return computed
+    decided_by = (
+        weight,
+        mask.scores,
+        mask.estimator,
+        mask.frozen,
+        training,
+        override_of(mask),
+    )
+    read = reads.get(key)
+    if read is None or not _same(read.decided_by, decided_by):
+        # A later read may want the gradient that the first does not.
+        with torch.set_grad_enabled(not torch.is_inference_mode_enabled()):
+            computed = _computed(mask, weight, training)
+        read = reads[key] = Read(computed, computed._version, decided_by)
+        _remember(computed, mask, weight)
+    return cast(Read, read).tensor
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return len(one) == len(other) and all(
+        a is b for a, b in zip(one, other, strict=True)
+    )
+
+
+def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
+    try:
+        return cast(Tensor, mask(weight, training))
+    except AttributeError as error:
+        # From a property, nn.Module would take it for "no such attribute" and go on to look
+        # in its parameters, where it finds the weight without its mask.
+        raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
+
+
+def _refuse_symbolic_tracing(module: nn.Module, name: str) -> None:
+    """`torch.fx.symbolic_trace` would store this moment's mask as a constant."""
+    if torch.compiler.is_compiling() or not torch.fx._symbolic_trace.is_fx_tracing():
+        return
+    if torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None:
+        return  # make_fx and torch.export see what the mask computes
+    raise RuntimeError(
+        f"torch.fx.symbolic_trace cannot trace how {type(module).__name__} computes "
+        f"{name!r} under its mask: the mask would become a constant. Call masktorch.unwrap "
+        "first, trace with torch.export or torch.compile, or make the layer a leaf module "
+        "of a torch.fx.Tracer."
+    )
+
+
+# -- assigning -----------------------------------------------------------------------------
+
+# What was read outside a forward, while somebody keeps it: its mask, tensor and version.
+_remembered: Any = WeakIdKeyDictionary()
+
+
+def _remember(computed: Tensor, mask: Mask, weight: Tensor) -> None:
+    if is_plain(computed) and not computed.is_inference():
+        _remembered[computed] = mask, weight, computed._version
+
+
+def _assign(module: Any, name: str, value: Any) -> None:
+    """Assign the tensor under a mask; what was read from the mask stands for that tensor."""
+    mask, parameter = attached(module)[name], module._parameters[name]
+    if not isinstance(value, Tensor) or value.shape != parameter.shape:
+        found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"{name!r} has a mask: expected a tensor of shape {tuple(parameter.shape)}, "
+            f"found {found}. masktorch.unwrap(model) first to set anything else."
+        )
+    value = _tensor_behind(module, name, value)
+    if value is None:
+        raise ValueError(
+            f"{name!r} has a mask of its own, and the tensor assigned has been computed under "
+            "another one. To tie the two, tie them before masktorch.wrap."
+        )
+    if value.requires_grad and not isinstance(value, nn.Parameter):
+        raise ValueError(
+            f"{name!r} expected values or an nn.Parameter, found a tensor with a gradient, "
+            "which would be cut off. Assign tensor.detach()."
+        )
+    _refuse_masked_values(mask, name, parameter, value)
+    reads = thread.forwards.get(module)
+    if reads is not None:
+        reads.pop(name, None)
+    if isinstance(value, nn.Parameter):
+        module._parameters[name] = value
+    else:
+        with torch.no_grad():
+            parameter.copy_(value)
+
+
+def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
+    """The tensor that an assigned value stands for, or None if it belongs to another mask.
+
+    A value that was read from this mask and not written into since stands for the parameter;
+    any other value for itself.
+    """
+    mask, parameter = attached(module)[name], module._parameters[name]
+    read = thread.forwards.get(module, {}).get(name)
+    if read is not None and read.tensor is value and read.version == value._version:
+        return parameter
+    remembered = _remembered.get(value)
+    if remembered is None:
+        return value
+    read_from, tensor, version = remembered
+    if read_from is not mask:
+        return None
+    return cast(Tensor, tensor) if value._version == version else value
+
+
+def _refuse_masked_values(
+    mask: Mask, name: str, parameter: Tensor, value: Tensor
+) -> None:
+    """Raise where a rescaled weight would be rescaled again, as fusing batch norm does."""
+    tensors = mask.scores, parameter, value
+    if not mask.rescale or any(t.is_meta or is_sharded(t) for t in tensors):
+        return
+    masked = ~mask.mode()
+    before, after = (t.detach().to(masked.device)[masked] for t in (parameter, value))
+    if before.any() and not after.any():
+        raise ValueError(
+            f"{name!r} expected the tensor under its mask, found one that is 0 wherever the "
+            "mask masks: what the layer computes, which rescale=True would scale once more. "
+            "Call masktorch.unwrap(model) first (to fuse batch norm, for instance)."
+        )
+
+
+# -- re-initialising, copying, containers --------------------------------------------------
+
+
+def _under_the_masks(original: Any, method: str) -> Any:
+    """A method such as `reset_parameters`, on the module as it is without masks."""
+
+    @functools.wraps(getattr(original, method))
+    def without_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        modules = self._modules
+        # without the scores, too: an LSTM re-initialises all its parameters
+        self.__dict__["_modules"] = {
+            name: child for name, child in modules.items() if name != "parametrizations"
+        }
+        try:
+            return getattr(original, method)(self, *args, **kwargs)
+        finally:
+            self.__dict__["_modules"] = modules
+
+    return without_masks
+
+
+def _reduced(module: Any, original: Any, names: frozenset[str], protocol: Any) -> Any:
+    """How to copy or pickle a masked module, as its own class would be."""
+    has_own_way = (
+        original.__reduce_ex__ is not object.__reduce_ex__
+        or original.__reduce__ is not object.__reduce__
+    )
+    if not has_own_way:
+        return _empty, (original, names), module.__getstate__()
+    made_by, arguments, *rest = original.__reduce_ex__(module, protocol)
+    plain = tuple(
+        original if argument is type(module) else argument for argument in arguments
+    )
+    made_by = original if made_by is type(module) else made_by
+    return _remade, (made_by, plain, attached(module)), *rest
+
+
 def _empty(original: Any, names: frozenset[str]) -> nn.Module:
+    """An instance of a masked class, before its state is set. Pickles name this function."""
     return nn.Module.__new__(masked_class(original, names))
+
+
+def _remade(made_by: Any, arguments: tuple[Any, ...], masks: dict[str, Mask]) -> Any:
+    """A module made as its class says, with its masks. Pickles name this function."""
+    module = made_by(*arguments)
+    attach(module, masks)
+    return module
+
+
+def _container_methods(original: Any) -> dict[str, Any]:
+    """Methods of torch's parameter containers that make a new container of what they read.
+
+    A container holds parameters, so it would cut the gradient of a weight under a mask:
+    these return a plain list or dict.
+    """
+    if issubclass(original, nn.ParameterList):
+
+        def item_or_list(self: Any, index: Any) -> Any:
+            if isinstance(index, slice):
+                return [self[i] for i in range(len(self))[index]]
+            return original.__getitem__(self, index)
+
+        return {"__getitem__": item_or_list}
+    if issubclass(original, nn.ParameterDict):
+        return {
+            "copy": lambda self: dict(self.items()),
+            "__or__": lambda self, other: {**dict(self.items()), **dict(other.items())},
+            "__ror__": lambda self, other: {
+                **dict(other.items()),
+                **dict(self.items()),
+            },
+        }
+    return {}
