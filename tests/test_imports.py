@@ -40,6 +40,8 @@ FLOORS = [
     ],
     [
         "_masking/targets",
+        "_masking/overrides",
+        "_masking/forward_state",
         "_masking/mask",
         "_masking/module_class",
         "_masking/lookup",

@@ -127,7 +127,7 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         (mask, place) for mask, places in found for place in places if bake
     ]:
         outside = {
-            h._parameters_of_module[name]
+            h.parameter(name)
             for h, name in mask.places()
             if mask.rescale and h not in inside
         }
@@ -202,7 +202,9 @@ def _attach(masked: Masked) -> None:
 def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
     """The scores to start from; also within torch.inference_mode, whose tensors never learn."""
     if isinstance(init, numbers.Real) and init == init:
-        return torch.full_like(weight, float(init), requires_grad=False)
+        return torch.full_like(
+            weight, float(init), dtype=_score_dtype(weight), requires_grad=False
+        )
     scores = (
         init(weight.detach().clone()) if callable(init) else init
     )  # nn.init's write into it
@@ -215,4 +217,10 @@ def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
         raise ValueError(
             f"{expected} of shape {tuple(weight.shape)}, found {tuple(scores.shape)}."
         )
-    return torch.empty_like(weight, requires_grad=False).copy_(scores.detach())
+    return torch.empty_like(
+        weight, dtype=_score_dtype(weight), requires_grad=False
+    ).copy_(scores.detach())
+
+
+def _score_dtype(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)

@@ -353,7 +353,7 @@ def test_a_mask_the_estimator_cannot_express():
     assert torch.equal(
         masktorch.masks(masktorch.set_masks(layer, {"weight": half}))["weight"], half
     )
-    message = "can't give 'weight' this mask: HalfKept() does not express it, or"
+    message = "cannot give 'weight' this mask: HalfKept() cannot express it"
     with pytest.raises(ValueError, match=re.escape(message)):
         masktorch.set_masks(layer, {"weight": YES})
     assert torch.equal(masktorch.masks(layer)["weight"], half)

@@ -27,7 +27,6 @@ from collections.abc import (
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, coroutine
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 
@@ -51,27 +50,6 @@ class _Thread(threading.local):
 thread = _Thread()
 
 
-def run_forward(
-    module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any
-) -> Any:
-    """Call a forward of a masked module, and keep its draws until it ends."""
-    forwards = thread.forwards
-    if module in forwards:  # the module calls itself: still the same forward
-        return forward(module, *args, **kwargs)
-    reads: Reads = {}
-    try:
-        try:
-            forwards[module] = reads
-            result = forward(module, *args, **kwargs)
-        finally:
-            forwards.pop(module, None)
-    finally:  # again, in case Ctrl-C interrupted the line above
-        forwards.pop(module, None)
-    if torch.compiler.is_compiling():
-        return result
-    return _resumable(module, reads, result)
-
-
 @contextlib.contextmanager
 def reading_parameters(module: nn.Module) -> Iterator[None]:
     """Let this thread read the parameters of a module without their masks."""
@@ -85,7 +63,7 @@ def reading_parameters(module: nn.Module) -> Iterator[None]:
         thread.reading_parameters.discard(module)
 
 
-def _resumable(module: nn.Module, reads: Reads, result: Any) -> Any:
+def resumable(module: nn.Module, reads: Reads, result: Any) -> Any:
     """Reopen the forward whenever the generator or coroutine that it returned runs."""
     if isinstance(result, GeneratorType | CoroutineType):
         return _resume(module, reads, result)

@@ -60,7 +60,7 @@ class Mask(nn.Module):
         self.scores = nn.Buffer(scores) if is_fixed else nn.Parameter(scores)
         self.estimator = estimator
         self.shape = shape  # of the tensor under the mask
-        self.rescale = rescale
+        self.rescale = bool(rescale)
         self.frozen = is_fixed
         self.was_trainable = (
             was_trainable  # requires_grad of the tensor before it was wrapped
@@ -139,11 +139,7 @@ class Mask(nn.Module):
     def _learning_mask(self, weight: Tensor) -> Tensor:
         """The estimator's mask of training, if it is one."""
         mask = self.estimator(self.scores)
-        must_learn = (
-            torch.is_grad_enabled()
-            and self.scores.requires_grad
-            and not torch.is_inference_mode_enabled()
-        )
+        must_learn = torch.is_grad_enabled() and self.scores.requires_grad
         if not _broadcasts(mask, weight.shape) or (
             must_learn and not mask.requires_grad
         ):
@@ -173,17 +169,15 @@ class Mask(nn.Module):
             (container, name)
             for container in self.containers
             for name, mask in masks_in(container).items()
-            if mask is self
+            if mask is self and container.parameter(name) is not None
         ]
 
     @property
     def original(self) -> Tensor:
         """The tensor under the mask; torch's remove_parametrizations asks for it, too."""
-        tensors = {
-            container._parameters_of_module[name] for container, name in self.places()
-        }
+        tensors = {container.parameter(name) for container, name in self.places()}
         if len(tensors) != 1:
-            raise RuntimeError(
+            raise ValueError(
                 f"expected one tensor under this mask, found {len(tensors)}: its tied weights "
                 "have been untied (by load_state_dict(assign=True), for instance). Tie them "
                 "again, or read each from the `_parameters` of its module."
@@ -223,7 +217,7 @@ class Mask(nn.Module):
             "rescale": self.rescale,
             "mask_frozen": self.frozen,
             "weights_frozen": not any(
-                container._parameters_of_module[name].requires_grad
+                container.parameter(name).requires_grad
                 for container, name in self.places()
             ),
             "estimator": described(self.estimator),
@@ -290,17 +284,31 @@ class Mask(nn.Module):
 class Masks(nn.ModuleDict):
     """The masks of one module by the names of its parameters: its `parametrizations`."""
 
-    def __init__(self, modules: dict[str, Any], parameters: dict[str, Any]):
+    def __init__(self, modules: dict[str, Any], module: nn.Module):
         super().__init__(modules)
-        self.__setstate__({"_parameters_of_module": parameters})
+        self._belong_to(module)
+
+    def _belong_to(self, module: nn.Module) -> None:
+        # A weak reference: a cycle would keep a large model alive until the next garbage
+        # collection. Not its `_parameters`: torch.export replaces that dict for a while.
+        self._module = weakref.ref(module)
+        for mask in masks_in(self).values():
+            mask.containers = mask.containers or weakref.WeakKeyDictionary()
+            mask.containers[self] = None
+
+    def parameter(self, name: str) -> Any:
+        """The parameter under the mask `name`, or None if its module is gone."""
+        module = self._module()
+        return None if module is None else module._parameters.get(name)
+
+    @override
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_module": self._module()}
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._parameters_of_module: dict[str, Any] = state["_parameters_of_module"]
-        for mask in masks_in(self).values():
-            mask.containers = mask.containers or weakref.WeakKeyDictionary()
-            mask.containers[self] = None
+        self._belong_to(state["_module"])
 
     @override
     def _load_from_state_dict(

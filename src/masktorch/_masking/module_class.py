@@ -10,6 +10,7 @@ All modules of one class share one subclass, so that compiled blocks are compile
 subclass therefore keeps no state; `forward_state` keeps what belongs to a forward.
 """
 
+import contextlib
 import functools
 from typing import Any, cast
 
@@ -21,8 +22,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from masktorch._kernels.chunked import is_plain
 from masktorch._masking.forward_state import (
     Read,
+    Reads,
     reading_parameters,
-    run_forward,
+    resumable,
     thread,
 )
 from masktorch._masking.mask import Mask, Masks, masks_in
@@ -39,7 +41,7 @@ def attached(module: nn.Module) -> dict[str, Mask]:
 def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
     """Put masks on parameters of `module`, by their names."""
     before: Any = module._modules.get("parametrizations") or {}
-    container = Masks({**before, **masks}, module._parameters)
+    container = Masks({**before, **masks}, module)
     module._modules["parametrizations"] = container
     made = masked_class(original_class(module), frozenset(attached(module)))
     object.__setattr__(
@@ -87,11 +89,22 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
         @functools.wraps(original.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             """Draw each stochastic mask once, however often the forward reads its weight."""
-            if not isinstance(
-                self, Masked
-            ):  # a bound forward that was kept beyond unwrap
+            forwards = thread.forwards
+            if not isinstance(self, Masked) or self in forwards:
+                # kept by somebody beyond unwrap, or called by itself: the same forward
                 return original.forward(self, *args, **kwargs)
-            return run_forward(self, original.forward, *args, **kwargs)
+            reads: Reads = {}
+            try:
+                try:
+                    forwards[self] = reads
+                    result = original.forward(self, *args, **kwargs)
+                finally:
+                    forwards.pop(self, None)
+            finally:  # again, in case Ctrl-C interrupted the line above
+                forwards.pop(self, None)
+            if torch.compiler.is_compiling():
+                return result
+            return resumable(self, reads, result)
 
         def __setattr__(self, name: str, value: Any) -> None:
             """`layer.weight = tensor` assigns the tensor under the mask."""
@@ -153,45 +166,52 @@ def _masked_property(name: str) -> property:
 def _read(module: nn.Module, name: str, mask: Mask, weight: Tensor) -> Tensor:
     """The weight under its mask, or what an earlier read has found where that must hold."""
     _refuse_symbolic_tracing(module, name)
-    training = module.training
-    if (
-        parametrize._cache_enabled
-    ):  # within parametrize.cached(), reads hold beyond a forward
-        reads: Any = parametrize._cache
-        key: Any = mask
-        must_hold = True
-    else:
-        reads, key = thread.forwards.get(module), name
-        must_hold = reads is not None and mask.is_stochastic(training)
-    if not must_hold:
-        computed = _computed(mask, weight, training)
-        if reads is None:
-            _remember(computed, mask, weight)
-        else:
-            reads[key] = Read(computed, computed._version, ())
+    if parametrize._cache_enabled:
+        return _read_cached(mask, weight, module.training)
+    reads = thread.forwards.get(module)
+    if reads is None:
+        computed = _computed(mask, weight, module.training)
+        _remember(computed, mask, weight)
         return computed
-    decided_by = (
+    if mask.is_stochastic(module.training):
+        return _read_drawn_once(reads, name, mask, weight)
+    computed = _computed(mask, weight, module.training)
+    reads[name] = Read(computed, _version(computed), ())
+    return computed
+
+
+def _read_drawn_once(reads: Reads, name: str, mask: Mask, weight: Tensor) -> Tensor:
+    """A stochastic mask in a forward: one draw, unless what it follows from has changed."""
+    decided_by = weight, mask.scores, mask.estimator
+    read = reads.get(name)
+    if read is None or not _same(read.decided_by, decided_by):
+        with _grad_for_later_reads():
+            computed = _computed(mask, weight, training=True)
+        read = reads[name] = Read(computed, _version(computed), decided_by)
+    return read.tensor
+
+
+def _read_cached(mask: Mask, weight: Tensor, training: bool) -> Tensor:
+    """Within torch's `parametrize.cached()` a read holds beyond its forward."""
+    cache: Any = parametrize._cache
+    key = (
+        mask,
         weight,
         mask.scores,
-        mask.estimator,
-        mask.frozen,
-        training,
         override_of(mask),
+        mask.frozen,
+        mask.estimator.mode,  # hashes by the identity of the estimator, and keeps it alive
+        training,
     )
-    read = reads.get(key)
-    if read is None or not _same(read.decided_by, decided_by):
-        # A later read may want the gradient that the first does not.
-        with torch.set_grad_enabled(not torch.is_inference_mode_enabled()):
-            computed = _computed(mask, weight, training)
-        read = reads[key] = Read(computed, computed._version, decided_by)
-        _remember(computed, mask, weight)
-    return cast(Read, read).tensor
+    if key not in cache:
+        with _grad_for_later_reads():
+            cache[key] = _computed(mask, weight, training)
+        _remember(cache[key], mask, weight)
+    return cast(Tensor, cache[key])
 
 
 def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return len(one) == len(other) and all(
-        a is b for a, b in zip(one, other, strict=True)
-    )
+    return all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
@@ -205,7 +225,10 @@ def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
 
 def _refuse_symbolic_tracing(module: nn.Module, name: str) -> None:
     """`torch.fx.symbolic_trace` would store this moment's mask as a constant."""
-    if torch.compiler.is_compiling() or not torch.fx._symbolic_trace.is_fx_tracing():
+    if (
+        torch.compiler.is_compiling()
+        or not torch.fx._symbolic_trace._is_fx_tracing_flag
+    ):
         return
     if torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None:
         return  # make_fx and torch.export see what the mask computes
@@ -215,6 +238,20 @@ def _refuse_symbolic_tracing(module: nn.Module, name: str) -> None:
         "first, trace with torch.export or torch.compile, or make the layer a leaf module "
         "of a torch.fx.Tracer."
     )
+
+
+def _version(tensor: Tensor) -> int:
+    """How often the tensor has been written into, where PyTorch counts and tells it."""
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return 0
+    return tensor._version
+
+
+def _grad_for_later_reads() -> Any:
+    """A later read of a draw may want the gradient that the first does not."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        return contextlib.nullcontext()
+    return torch.enable_grad()
 
 
 # -- assigning -----------------------------------------------------------------------------
@@ -267,7 +304,7 @@ def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None
     """
     mask, parameter = attached(module)[name], module._parameters[name]
     read = thread.forwards.get(module, {}).get(name)
-    if read is not None and read.tensor is value and read.version == value._version:
+    if read is not None and read.tensor is value and read.version == _version(value):
         return parameter
     remembered = _remembered.get(value)
     if remembered is None:
