@@ -98,7 +98,7 @@ WRAP = [
     (dict(estimator="threshold", targets=["fine.weight"]), TypeError, "Found 'threshold'"),
     (dict(estimator=NoMode(), targets=["fine.weight"]), TypeError, "expected an estimator"),
     (dict(estimator=FloatMode(), targets=["fine.weight"]), TypeError, "FloatMode().mode() expected "
-     "to return a bool tensor of shape (2, 2), found torch.float32 of shape (2, 2)"),
+     "to return a bool tensor that broadcasts to shape (2, 2), found torch.float32 of shape (2, 2)"),
     (dict(init="ones", targets=["fine.weight"]), TypeError, "expected init to be a number, or a "
      "function that gives 'fine.weight' scores, found 'ones'"),
     (dict(init=torch.ones(2, 1), targets=["fine.weight"]), ValueError, "found (2, 1)"),

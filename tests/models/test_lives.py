@@ -1006,7 +1006,6 @@ def test_two_threads_run_one_model_in_eval():
     assert in_threads(run) == [True, True]
 
 
-@pytest.mark.xfail(strict=True, reason="what is held is held for all threads")
 def test_forwards_of_two_threads_that_overlap_leave_nothing_held():
     """Thread 1 starts, thread 2 starts, thread 1 ends, thread 2 ends."""
     first_in, second_in, first_out = (

@@ -1,16 +1,19 @@
-"""What each thread knows of the forwards under way in it.
+"""What each thread knows of the forward of a masked module under way in it.
 
 A stochastic mask is drawn once per forward of its layer, however often the forward reads
 the weight. The draws of a forward therefore live as long as the forward, and belong to the
 thread that runs it:
 
     outside a forward                 every read computes the weight
-        | enter: `forwards[module]` is an empty dict
+        | enter: `reads` is an empty dict
         v
     inside a forward                  the first read is recorded by name; a later read of a
-        | leave: the entry goes       stochastic mask returns the record if nothing that
+        | leave: `reads` is None      stochastic mask returns the record if nothing that
         v                             decides the mask has changed since
     outside a forward
+
+Every masked module has a ForwardState of its own, because Dynamo allows a checkpointed
+region to change only what it met inside that region.
 
 A forward that is a generator or coroutine is inside only while its own code runs: what
 calls it in between must not see its draws.
@@ -27,7 +30,7 @@ from collections.abc import (
 from types import AsyncGeneratorType, CoroutineType, GeneratorType, coroutine
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Read(NamedTuple):
@@ -41,45 +44,44 @@ class Read(NamedTuple):
 Reads = dict[str, Read]  # by the name of the parameter
 
 
-class _Thread(threading.local):
+class ForwardState(threading.local):
+    """The state of one masked module; every thread has its own."""
+
     def __init__(self) -> None:
-        self.forwards: dict[nn.Module, Reads] = {}
-        self.reading_parameters: set[nn.Module] = set()
-
-
-thread = _Thread()
+        self.reads: Reads | None = None  # None outside a forward
+        self.reads_parameters = (
+            False  # whether the weights are read without their masks
+        )
 
 
 @contextlib.contextmanager
-def reading_parameters(module: nn.Module) -> Iterator[None]:
+def reading_parameters(state: ForwardState) -> Iterator[None]:
     """Let this thread read the parameters of a module without their masks."""
-    if module in thread.reading_parameters:
-        yield
-        return
+    before = state.reads_parameters
     try:
-        thread.reading_parameters.add(module)
+        state.reads_parameters = True
         yield
     finally:
-        thread.reading_parameters.discard(module)
+        state.reads_parameters = before
 
 
-def resumable(module: nn.Module, reads: Reads, result: Any) -> Any:
+def resumable(state: ForwardState, reads: Reads, result: Any) -> Any:
     """Reopen the forward whenever the generator or coroutine that it returned runs."""
     if isinstance(result, GeneratorType | CoroutineType):
-        return _resume(module, reads, result)
+        return _resume(state, reads, result)
     if isinstance(result, AsyncGeneratorType):
-        return _resume_async(module, reads, result)
+        return _resume_async(state, reads, result)
     return result
 
 
 @coroutine  # so that what it returns can be awaited as well as iterated
-def _resume(module: nn.Module, reads: Reads, body: Any) -> Generator[Any, Any, Any]:
+def _resume(state: ForwardState, reads: Reads, body: Any) -> Generator[Any, Any, Any]:
     """`yield from body`, with the forward open only while `body` runs."""
     step = _sending(body, None)
     try:
         while True:
             try:
-                with _reopened(module, reads):
+                with _reopened(state, reads):
                     yielded = step()
             except StopIteration as stop:
                 return stop.value
@@ -92,7 +94,7 @@ def _resume(module: nn.Module, reads: Reads, body: Any) -> Generator[Any, Any, A
             else:
                 step = _sending(body, sent)
     finally:
-        with _reopened(module, reads):
+        with _reopened(state, reads):
             body.close()
 
 
@@ -105,14 +107,14 @@ def _throwing(body: Any, error: BaseException) -> Callable[[], Any]:
 
 
 async def _resume_async(
-    module: nn.Module, reads: Reads, body: AsyncGenerator[Any, Any]
+    state: ForwardState, reads: Reads, body: AsyncGenerator[Any, Any]
 ) -> AsyncGenerator[Any, Any]:
     """The same for an asynchronous generator, each step of which is awaited."""
     step: Any = body.asend(None)
     try:
         while True:
             try:
-                yielded = await _awaiting(module, reads, step)
+                yielded = await _awaiting(state, reads, step)
             except StopAsyncIteration:
                 return
             try:
@@ -124,26 +126,22 @@ async def _resume_async(
             else:
                 step = body.asend(sent)
     finally:
-        await _awaiting(module, reads, body.aclose())
+        await _awaiting(state, reads, body.aclose())
 
 
-async def _awaiting(module: nn.Module, reads: Reads, step: Any) -> Any:
+async def _awaiting(state: ForwardState, reads: Reads, step: Any) -> Any:
     async def run() -> Any:
         return await step
 
-    return await _resume(module, reads, run())
+    return await _resume(state, reads, run())
 
 
 @contextlib.contextmanager
-def _reopened(module: nn.Module, reads: Reads) -> Iterator[None]:
-    """Continue a forward; another forward of the module may be under way around it."""
-    forwards = thread.forwards
-    around = forwards.get(module)
+def _reopened(state: ForwardState, reads: Reads) -> Iterator[None]:
+    """Continue a forward that has been left; another one may be under way around it."""
+    around = state.reads
     try:
-        forwards[module] = reads
+        state.reads = reads
         yield
     finally:
-        if around is None:
-            forwards.pop(module, None)
-        else:
-            forwards[module] = around
+        state.reads = around

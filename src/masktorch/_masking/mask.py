@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from masktorch._kernels.selecting import select
+from masktorch._masking.forward_state import ForwardState
 from masktorch._masking.overrides import InThread, override_of
 from masktorch._masking.targets import plain_name
 from masktorch._methods.protocol import Estimator
@@ -292,6 +293,7 @@ class Masks(nn.ModuleDict):
         # A weak reference: a cycle would keep a large model alive until the next garbage
         # collection. Not its `_parameters`: torch.export replaces that dict for a while.
         self._module = weakref.ref(module)
+        self.forward_state = ForwardState()
         for mask in masks_in(self).values():
             mask.containers = mask.containers or weakref.WeakKeyDictionary()
             mask.containers[self] = None
@@ -303,7 +305,9 @@ class Masks(nn.ModuleDict):
 
     @override
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_module": self._module()}
+        state = {**self.__dict__, "_module": self._module()}
+        del state["forward_state"]
+        return state
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -21,11 +21,11 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from masktorch._kernels.chunked import is_plain
 from masktorch._masking.forward_state import (
+    ForwardState,
     Read,
     Reads,
     reading_parameters,
     resumable,
-    thread,
 )
 from masktorch._masking.mask import Mask, Masks, masks_in
 from masktorch._masking.overrides import override_of
@@ -89,22 +89,22 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
         @functools.wraps(original.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             """Draw each stochastic mask once, however often the forward reads its weight."""
-            forwards = thread.forwards
-            if not isinstance(self, Masked) or self in forwards:
+            state = _forward_state(self)
+            if state is None or state.reads is not None:
                 # kept by somebody beyond unwrap, or called by itself: the same forward
                 return original.forward(self, *args, **kwargs)
             reads: Reads = {}
             try:
                 try:
-                    forwards[self] = reads
+                    state.reads = reads
                     result = original.forward(self, *args, **kwargs)
                 finally:
-                    forwards.pop(self, None)
+                    state.reads = None
             finally:  # again, in case Ctrl-C interrupted the line above
-                forwards.pop(self, None)
+                state.reads = None
             if torch.compiler.is_compiling():
                 return result
-            return resumable(self, reads, result)
+            return resumable(state, reads, result)
 
         def __setattr__(self, name: str, value: Any) -> None:
             """`layer.weight = tensor` assigns the tensor under the mask."""
@@ -126,7 +126,10 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             """Say how to make the class again, which a copy or a pickle cannot name."""
-            with reading_parameters(self):  # an RNN reads its weights into its state
+            state = _forward_state(self)
+            if state is None:
+                return _reduced(self, original, names, protocol)
+            with reading_parameters(state):  # an RNN reads its weights into its state
                 return _reduced(self, original, names, protocol)
 
     for name in names:
@@ -138,6 +141,12 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
         type.__setattr__(Masked, method, replacement)
     Masked.__name__ = Masked.__qualname__ = f"Masked{original.__name__}"
     return Masked
+
+
+def _forward_state(module: nn.Module) -> ForwardState | None:
+    """The state of a module with masks; None after they have been taken off."""
+    container = module._modules.get("parametrizations")
+    return container.forward_state if isinstance(container, Masks) else None
 
 
 # -- reading -------------------------------------------------------------------------------
@@ -152,23 +161,25 @@ def _masked_property(name: str) -> property:
         ):  # a new module of this class, or one that remove_parametrizations left
             return nn.Module.__getattr__(module, name)
         weight = module._parameters[name]
-        in_forward = module in thread.forwards
-        if module in thread.reading_parameters:
+        state = container.forward_state
+        if state.reads_parameters:
             return weight
-        if not in_forward and (is_sharded(weight) or weight.is_meta):
+        reads = state.reads
+        if reads is None and (is_sharded(weight) or weight.is_meta):
             # FSDP2 and offloading ask for the parameter itself; a forward sees it in place
             return weight
-        return _read(module, name, mask, weight)
+        return _read(module, name, mask, weight, reads)
 
     return property(read)
 
 
-def _read(module: nn.Module, name: str, mask: Mask, weight: Tensor) -> Tensor:
+def _read(
+    module: nn.Module, name: str, mask: Mask, weight: Tensor, reads: Reads | None
+) -> Tensor:
     """The weight under its mask, or what an earlier read has found where that must hold."""
     _refuse_symbolic_tracing(module, name)
     if parametrize._cache_enabled:
         return _read_cached(mask, weight, module.training)
-    reads = thread.forwards.get(module)
     if reads is None:
         computed = _computed(mask, weight, module.training)
         _remember(computed, mask, weight)
@@ -176,7 +187,8 @@ def _read(module: nn.Module, name: str, mask: Mask, weight: Tensor) -> Tensor:
     if mask.is_stochastic(module.training):
         return _read_drawn_once(reads, name, mask, weight)
     computed = _computed(mask, weight, module.training)
-    reads[name] = Read(computed, _version(computed), ())
+    if not torch.compiler.is_compiling():
+        reads[name] = Read(computed, _version(computed), ())
     return computed
 
 
@@ -286,9 +298,9 @@ def _assign(module: Any, name: str, value: Any) -> None:
             "which would be cut off. Assign tensor.detach()."
         )
     _refuse_masked_values(mask, name, parameter, value)
-    reads = thread.forwards.get(module)
-    if reads is not None:
-        reads.pop(name, None)
+    state = _forward_state(module)
+    if state is not None and state.reads is not None:
+        state.reads.pop(name, None)
     if isinstance(value, nn.Parameter):
         module._parameters[name] = value
     else:
@@ -303,7 +315,9 @@ def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None
     any other value for itself.
     """
     mask, parameter = attached(module)[name], module._parameters[name]
-    read = thread.forwards.get(module, {}).get(name)
+    state = _forward_state(module)
+    reads = state.reads if state is not None and state.reads is not None else {}
+    read = reads.get(name)
     if read is not None and read.tensor is value and read.version == _version(value):
         return parameter
     remembered = _remembered.get(value)
