@@ -105,8 +105,12 @@ def assert_learns(model):
 
 
 def what_is_held(model):
-    """The modules that hold a computed tensor outside a forward."""
-    return [name for name, m in model.named_modules() if m.__dict__.get("_held")]
+    """The masks of modules that hold a computed tensor outside a forward."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if getattr(getattr(module, "forward_state", None), "reads", None) is not None
+    ]
 
 
 # Copies
