@@ -786,7 +786,7 @@ def test_a_mask_that_the_estimator_cannot_express(path):
     model = masktorch.wrap(plain(layer), AllOrNone())
     before = snapshot(model)
     with pytest.raises(
-        ValueError, match=r"can't load '.*some masks': .* can't give 'weight'"
+        ValueError, match=r"can't load '.*some masks': .* cannot give 'weight'"
     ):
         load_masks(model, path)
     assert unchanged(model, before)
