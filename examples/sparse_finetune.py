@@ -1,4 +1,4 @@
-"""Keep exactly 10 % of a trained network, fine-tune what is left, and get plain layers back.
+"""Keep exactly 10 % of a trained network, fine-tune it, and get plain layers back.
 
 Run it from a clone: python examples/sparse_finetune.py
 """
