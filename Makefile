@@ -13,10 +13,10 @@ demo: .venv/benchmarks
 test: .venv/installed
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20 --cov --cov-report=term
 
-# The developer's loop: the library without its slow tests, integrations and benchmarks.
+# The developer's loop, one process a core: no slow test, no compiler, no other library.
 quick: .venv/installed
-	$(BIN)/python -m pytest -q -m "not slow" --numprocesses 2 --dist worksteal --durations 5 \
-		tests --ignore tests/integrations --ignore tests/benchmarks
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -k "not compile" --durations 5 \
+		--numprocesses 2 --dist worksteal tests --ignore tests/benchmarks --ignore tests/integrations
 
 lint: .venv/installed
 	$(BIN)/ruff check
