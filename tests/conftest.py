@@ -2,27 +2,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+
+from masktorch._kernels import chunked
+from tools.models import Small
 
 
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
-    torch.set_flush_denormal(
-        False
-    )  # which the benchmarks, or code that was compiled, have set
-
-
-class Small(nn.Module):
-    """Convolution, batch norm and linear layers, enough for every invariant."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
-        self.head = nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.head(self.features(x).mean((2, 3)))
+    # The benchmarks flush denormals, and so does some code that was compiled.
+    torch.set_flush_denormal(False)
 
 
 @pytest.fixture
@@ -32,6 +21,7 @@ def small():
 
 @pytest.fixture
 def batch():
+    """Images and labels for `small`."""
     return torch.randn(8, 3, 6, 6), torch.randint(0, 2, (8,))
 
 
@@ -42,3 +32,18 @@ def committed_results():
     if (root / "PKG-INFO").exists():
         pytest.skip("a source distribution has no results")
     return root / "benchmarks" / "results"
+
+
+@pytest.fixture
+def dynamo():
+    """Nothing compiled before or after."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture(params=["whole", "chunks"])
+def size(request, monkeypatch):
+    """Kernels compute a tensor in one go, or a few entries at a time."""
+    if request.param == "chunks":
+        monkeypatch.setattr(chunked, "CHUNK", 6)

@@ -66,7 +66,7 @@ def test_every_test_that_works_with_names_is_there():
         assert name in files or any(
             f"def {name}(" in source for source in files.values()
         ), name
-    for file, kind in re.findall(r"`(test_kinds.py)`, kinds? `([^`]+)`", text):
+    for file, kind in re.findall(r"`(test_module_kinds.py)`, kinds? `([^`]+)`", text):
         assert f'"{kind}"' in files[file], kind
 
 

@@ -1,4 +1,4 @@
-"""How dense: one cut for many tensors, allocations, schedules."""
+"""budget: how densities are shared out among tensors, and schedules."""
 
 import math
 import re
@@ -12,6 +12,8 @@ from torch import nn
 
 import masktorch
 from masktorch import NOfM, Threshold, TopK, budget, keep_largest
+from tools.by_hand import first_of, kept_count, together
+from tools.models import kept_counts
 
 
 def lenet():
@@ -36,130 +38,6 @@ def small(estimator=None, sizes=((4, 3), (3, 2), (2, 5)), **options):
     return masktorch.wrap(model, estimator or TopK(), **options)
 
 
-def kept_count(density, n):
-    return max(1, math.floor(density * n + 0.5))
-
-
-def first_of(values, k):
-    mask = np.zeros(values.size, dtype=bool)
-    mask[np.argsort(-values, kind="stable")[:k]] = True
-    return mask
-
-
-def together(tensors):
-    return np.concatenate(
-        [tensor.detach().double().numpy().ravel() for tensor in tensors]
-    )
-
-
-def kept_of_each(model):
-    return {name: int(mask.sum()) for name, mask in masktorch.masks(model).items()}
-
-
-# keep_largest
-
-
-@pytest.mark.parametrize("density", [1e-9, 0.1, 0.5, 1.0])
-@pytest.mark.parametrize(
-    "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-)
-def test_one_cut_for_all_tensors(density, dtype):
-    rng = np.random.default_rng(0)
-    scores = {
-        name: torch.tensor(np.round(rng.normal(size=shape), 1)).to(dtype)
-        for name, shape in (("a", (3, 4)), ("b", (7,)), ("c", (2, 3, 2, 2)))
-    }
-    scores["c"] = scores["c"].to(memory_format=torch.channels_last)
-    before = {name: tensor.clone() for name, tensor in scores.items()}
-    masks = keep_largest(scores, density)
-    assert list(masks) == ["a", "b", "c"]
-    expected = first_of(together(scores.values()), kept_count(density, 12 + 7 + 24))
-    np.testing.assert_array_equal(together(masks.values()), expected)
-    for name, mask in masks.items():
-        assert mask.dtype is torch.bool
-        assert mask.shape == scores[name].shape
-        assert torch.equal(scores[name], before[name])
-
-
-def test_among_equals_the_earlier_tensor_stays_then_the_lower_index():
-    scores = {"late": torch.ones(2), "early": torch.ones(2, 2).t()}
-    assert [m.flatten().tolist() for m in keep_largest(scores, 0.5).values()] == [
-        [True, True], [True, False, False, False]
-    ]  # fmt: skip
-
-
-def test_each_tensor_its_own_density():
-    scores = {"a": torch.arange(10.0), "b": torch.arange(4.0)}
-    masks = keep_largest(scores, {"b": 0.25, "a": 0.2})
-    assert list(masks) == ["a", "b"]
-    assert masks["a"].nonzero().flatten().tolist() == [8, 9]
-    assert masks["b"].nonzero().flatten().tolist() == [3]
-
-
-def test_nothing_to_keep_and_parameters_and_what_is_not_a_number():
-    assert keep_largest({}, 0.5) == {}
-    assert keep_largest({}, {}) == {}
-    layer = nn.Linear(2, 2)
-    mask = keep_largest({"weight": layer.weight}, 0.5)["weight"]
-    assert not mask.requires_grad
-    scores = {
-        "a": torch.tensor([1.0, math.inf]),
-        "b": torch.tensor([-math.nan, math.inf]),
-    }
-    assert [m.tolist() for m in keep_largest(scores, 0.5).values()] == [
-        [False, True],
-        [True, False],
-    ]
-
-
-@pytest.mark.parametrize(
-    ("scores", "density", "exception", "message"),
-    [
-        (
-            [torch.ones(2)],
-            0.5,
-            TypeError,
-            "a dict by tensor names, found <class 'list'>",
-        ),
-        ({"a": [1.0]}, 0.5, TypeError, "floating-point scores for 'a'"),
-        (
-            {"a": torch.ones(2, dtype=torch.int64)},
-            0.5,
-            TypeError,
-            "floating-point scores for 'a'",
-        ),
-        ({"a": torch.ones(2)}, 0, ValueError, "expected a density in (0, 1], found 0."),
-        ({"a": torch.ones(2)}, math.nan, ValueError, "found nan"),
-        (
-            {"a": torch.ones(2)},
-            True,
-            TypeError,
-            "expected a density in (0, 1], found True",
-        ),
-        ({"a": torch.ones(2)}, "0.5", TypeError, "found '0.5'"),
-        (
-            {"a": torch.ones(2)},
-            {"a": 2},
-            ValueError,
-            "expected a density in (0, 1], found 2",
-        ),
-        (
-            {"a": torch.ones(2)},
-            {},
-            ValueError,
-            "expected scores and a density for each of ['a']",
-        ),
-        ({"a": torch.ones(2)}, {"a": 1, "b": 1}, ValueError, "for each of ['b']"),
-    ],
-)
-def test_what_keep_largest_refuses(scores, density, exception, message):
-    with pytest.raises(exception, match=re.escape(message)):
-        keep_largest(scores, density)
-
-
-# budget.overall
-
-
 @settings(deadline=None, max_examples=40)
 @given(st.floats(0, 1, exclude_min=True), st.integers(0, 2**32 - 1), st.booleans())
 def test_overall_counts_add_up_and_no_tensor_is_empty(density, seed, absolute):
@@ -178,7 +56,7 @@ def test_overall_counts_add_up_and_no_tensor_is_empty(density, seed, absolute):
         return
     densities = budget.overall(model, density)
     masktorch.set_density(model, densities)
-    counts = kept_of_each(model)
+    counts = kept_counts(model)
     assert sum(counts.values()) == total
     assert min(counts.values()) >= 1
     values = [
@@ -224,7 +102,7 @@ def test_overall_leaves_a_tensor_its_largest():
     densities = budget.overall(model, 0.5)
     assert densities["1.weight"] == 1 / 6
     masktorch.set_density(model, densities)
-    assert sum(kept_of_each(model).values()) == 14
+    assert sum(kept_counts(model).values()) == 14
 
 
 def test_overall_speaks_of_the_masks_that_have_a_density():
@@ -239,15 +117,12 @@ def test_overall_speaks_of_the_masks_that_have_a_density():
     densities = budget.overall(model, 0.1)
     assert list(densities) == ["0.weight", "4.weight"]
     masktorch.set_density(model, densities)
-    counts = kept_of_each(model)
+    counts = kept_counts(model)
     assert counts["0.weight"] + counts["4.weight"] == kept_count(0.1, 784 * 300 + 1000)
     first, last = (model[i].parametrizations.weight.scores.detach() for i in (0, 4))
     masks = keep_largest({"0.weight": first.abs(), "4.weight": last}, 0.1)
     found = masktorch.masks(model)
     assert all(torch.equal(found[name], mask) for name, mask in masks.items())
-
-
-# budget.erk
 
 
 @pytest.mark.parametrize(
@@ -284,7 +159,7 @@ def test_erk_counts_add_up_and_no_tensor_is_empty_or_over_full(density, sizes):
     densities = budget.erk(model, density)
     assert all(0 < d <= 1 for d in densities.values())
     masktorch.set_density(model, densities)
-    assert sum(kept_of_each(model).values()) == total
+    assert sum(kept_counts(model).values()) == total
 
 
 def test_erk_leaves_no_tensor_empty_where_its_share_is_less_than_one():
@@ -332,9 +207,6 @@ def test_what_they_refuse(allocate):
     ):
         with pytest.raises(exception, match=re.escape(message)):
             allocate(model, density)
-
-
-# Schedules
 
 
 def test_schedules_by_their_formulas():

@@ -9,10 +9,7 @@ from torch import nn
 
 import masktorch
 from masktorch import Bernoulli, Threshold, TopK, expected_density
-
-
-def sigma(s):
-    return 1 / (1 + np.exp(-s))
+from tools.by_hand import sigma
 
 
 def wrapped(estimator):

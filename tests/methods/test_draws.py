@@ -12,6 +12,7 @@ import masktorch
 from masktorch import Bernoulli, IntermediateSampling, functional
 from masktorch._kernels import chunked, random
 from masktorch._kernels.random import uniform_like
+from tools.by_hand import sigma
 
 pytestmark = [
     # torch.compile makes an instance of an autograd function while it traces one
@@ -21,20 +22,9 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 BACKENDS = ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 FUNCTIONS = [functional.bernoulli, functional.intermediate]
 each_function = pytest.mark.parametrize("function", FUNCTIONS)
-
-
-def sigma(s):
-    return 1 / (1 + np.exp(-s))
 
 
 def score_of(p):

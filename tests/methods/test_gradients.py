@@ -10,10 +10,7 @@ import masktorch
 from masktorch import functional
 from masktorch._kernels import chunked, random
 from masktorch._methods import built_in, concrete
-
-
-def sigma(s):
-    return 1 / (1 + np.exp(-s))
+from tools.by_hand import sigma
 
 
 def tensors(seed=0, shape=(5, 4)):
@@ -28,13 +25,6 @@ def run(function, scores, weight, grad, fused):
     out = function(s, weight=w) if fused else w * function(s)
     out.backward(torch.tensor(grad))
     return out.detach().numpy(), s.grad.numpy(), w.grad.numpy()
-
-
-@pytest.fixture(params=["whole", "chunks"])
-def size(request, monkeypatch):
-    """Both sides of the choice by size: tensors in one go, and a few entries at a time."""
-    if request.param == "chunks":
-        monkeypatch.setattr(chunked, "CHUNK", 6)
 
 
 pytestmark = pytest.mark.usefixtures("size")

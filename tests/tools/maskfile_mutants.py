@@ -58,6 +58,14 @@ def plain(model):
     return masktorch.unwrap(copy.deepcopy(model), bake=False)
 
 
+def trained(model):
+    """The model with other weights."""
+    with torch.no_grad():
+        for name in ["head.bias", "embed.weight"]:
+            dict(model.named_parameters())[name][-1] += 1
+    return model
+
+
 def same(some, others):
     return some.keys() == others.keys() and all(
         torch.equal(some[n], others[n]) for n in some

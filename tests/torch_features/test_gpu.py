@@ -10,6 +10,8 @@ from torch import nn
 
 import masktorch
 from masktorch import functional
+from tools.by_hand import sigma
+from tools.estimators import ELEMENTWISE
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,18 +24,13 @@ pytestmark = [
 ]
 
 DEVICE = "cuda"
-ESTIMATORS = (
-    masktorch.Threshold(),
-    masktorch.Bernoulli(),
-    masktorch.IntermediateSampling(),
-    masktorch.Piggyback(),
-    masktorch.HardConcrete(),
-    masktorch.Concrete(),
+ESTIMATORS = [
+    *ELEMENTWISE,
     masktorch.TopK(0.3),
     masktorch.TopK(0.3, absolute=False),
     masktorch.TopK(0.5, block=(1, None)),
     masktorch.NOfM(2, 4),
-)
+]
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)
 
 
@@ -56,10 +53,6 @@ def pair(estimator, **options):
 
 def images():
     return torch.randn(16, 4, 6, 6), torch.randint(6, (16,))
-
-
-def sigma(s):
-    return 1 / (1 + np.exp(-s))
 
 
 def slope(s):

@@ -1,0 +1,151 @@
+"""The format of a mask file, read by an independent reader; files of format 1."""
+
+import base64
+import hashlib
+import io
+import json
+import math
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import masktorch
+from masktorch import (
+    Bernoulli,
+    load_masks,
+    save_masks,
+)
+from tools.maskfile_mutants import (
+    FORMAT_1,
+    Damage,
+    same,
+    wrapped,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(0,), (1,), (5,), (1, 1), (3, 4), (0, 3), (2, 3, 4)])
+def test_the_fingerprint_is_of_the_values_in_row_major_order(path, shape, dtype):
+    values = torch.randn(shape, dtype=dtype)
+    wide = torch.stack([values, values + 1], -1)
+    for tensor in [
+        values,
+        wide[..., 0],
+        values.mT.contiguous().mT if len(shape) > 1 else values,
+    ]:
+        model = wrapped(nn.ParameterDict({"a": tensor}), targets=["a"])
+        save_masks(model, path)
+        content = b"".join(value.view(torch.uint8).numpy().tobytes() for value in
+                           values.reshape(-1, 1).clone())  # fmt: skip
+        sha = hashlib.sha256(f"{dtype} {list(shape)}\n".encode() + content)
+        assert slowly(path)[1]["tensors"][0]["fingerprint"] == sha.hexdigest()[:32]
+
+
+def slowly(path):
+    """The reader that docs/maskfiles.md describes, one entry at a time."""
+    with np.load(path, allow_pickle=False) as file:
+        assert sorted(file.files) == ["digest", "header", "masks"]
+        assert all(
+            file[name].dtype == np.uint8 and file[name].ndim == 1 for name in file.files
+        )
+        text, coded, digest = (
+            file[name].tobytes() for name in ("header", "masks", "digest")
+        )
+    assert hashlib.sha256(text + coded).digest() == digest
+    header = json.loads(text)
+    assert (header["format"], header["version"]) == ("masktorch masks", 2)
+    masks = {}
+    for row in header["tensors"]:
+        size, code = math.prod(row["shape"]), coded[: row["bytes"]]
+        coded = coded[row["bytes"] :]
+        if row["coding"] == "gaps":
+            rare_is_kept = row["kept"] <= size - row["kept"]
+            mask, at = [not rare_is_kept] * size, -1
+            for byte in zlib.decompress(code, wbits=-15):
+                at += 255 if byte == 255 else byte + 1
+                if byte != 255:
+                    mask[at] = rare_is_kept
+        else:
+            bits = code if row["coding"] == "bits" else zlib.decompress(code, wbits=-15)
+            assert len(bits) == math.ceil(size / 8)
+            mask = [bits[at // 8] << at % 8 & 128 > 0 for at in range(size)]
+        assert sum(mask) == row["kept"]
+        masks[row["name"]] = torch.tensor(mask, dtype=torch.bool).view(row["shape"])
+    assert not coded
+    return masks, header
+
+
+@pytest.mark.parametrize(
+    "kept", [0, 0.0005, 0.002, 0.02, 0.1, 0.16, 0.5, 0.84, 0.98, 0.9995, 1]
+)
+def test_an_independent_reader_finds_the_same(path, kept):
+    model = wrapped(
+        nn.Linear(200, 300), Bernoulli(0.3), kept, bias=True, targets=["weight"]
+    )
+    if kept == 0.5:  # exactly
+        masktorch.set_masks(model, {"weight": torch.arange(60_000).view(300, 200) % 2 == 0,
+                                    "bias": torch.arange(300) % 3 != 0})  # fmt: skip
+    save_masks(model, path)
+    masks, header = slowly(path)
+    assert same(masks, masktorch.masks(model))
+    weight = header["tensors"][0]
+    assert weight["name"] == "weight"
+    assert eval(weight["estimator"]) == Bernoulli(0.3)
+    assert weight["rescale"] is False
+    under = model.parametrizations.weight.original.detach().numpy()
+    sha = hashlib.sha256(b"torch.float32 [300, 200]\n" + under.tobytes())
+    assert weight["fingerprint"] == sha.hexdigest()[:32]
+    assert header["masktorch"] == masktorch.__version__
+    load_masks(masktorch.set_masks(model, {n: ~m for n, m in masks.items()})
+            if 0 < kept < 1 else model, path)  # fmt: skip
+    assert same(masktorch.masks(model), masks)
+
+
+def test_files_of_the_first_format():
+    """Real ones, of the first names of tied tensors; masks of any density coded by gaps."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.head = nn.Embedding(8, 32), nn.Linear(32, 8)
+            self.head.weight = self.embed.weight
+            with torch.no_grad():
+                self.head.weight.copy_(torch.arange(256.0).view(8, 32))
+                self.head.bias.copy_(torch.arange(8.0))
+
+    weight = torch.arange(256).view(8, 32) % 3 == 0
+    weight[5:] = False
+    masks = {"embed.weight": weight, "head.bias": torch.arange(8) != 5}
+    assert same(masktorch.read_masks(io.BytesIO(TIED_OF_FORMAT_1)), masks)
+    for model in (Tied(), masktorch.wrap(Tied(), targets=["head.weight", "head.bias"])):
+        load_masks(model, io.BytesIO(TIED_OF_FORMAT_1))
+        assert same(masktorch.masks(model), masks)
+        assert torch.equal(
+            model.eval().head.weight != 0, weight & (model.head.weight != 0)
+        )
+
+    damage = Damage(FORMAT_1)
+    assert damage.loads(FORMAT_1)
+    assert damage.reads(FORMAT_1)
+
+
+TIED_OF_FORMAT_1 = base64.b64decode(
+    """UEsDBC0AAAAIAAAAIQBYaa7k//////////8KABQAaGVhZGVyLm5weQEAEAAfAgAAAAAAACYBAAAAAAAApY+/TsMwEMbL
+    ylNYXtJKURQ7/yuxsoEYYECoqs7xuYnaxJXtFqGSp+CFsctAERvcdPfdp/t+93H/dPfwfDU7zk6RRNuaaEmi9wOLYhIp
+    bZyBca2NxKDfws6i120He/TzPGdFvIjJRP5c1yfqUwZwdEnoAHbrtGk7EjpLY0KPaGyvR79l8YUhuNOEJWnwOBytNtZr
+    Lyc6woBhi4NAmbxiv+lcMJ2Zg6WOScZXXtniPqQWue+N/xx2Ya++fqRoXe+xtAnHHjtv6PROzh0cbtKkWIST4s1hSOWp
+    H1Q/btDsTT+eX2FQtyW2JVcix1LlaYO8lFDIslGVrFo6xeQbtkOQiejB/iS9oKz+C5n9ZuSMlyoTgnEASFleV20moGi4
+    BNnUIqfTavoEUEsDBC0AAAAIAAAAIQCWJ7tD//////////8JABQAbWFza3MubnB5AQAQAJcAAAAAAAAAWQAAAAAAAACb
+    7BfqGxDJyFDGUK2eklqcXKRupaBeU2qorqOgnpZfVFKUmBefX5SSChJ3S8wpTgWKF2ckFqQC+RpGxjqaOgq1CuQDLtaD
+    jJwMDAwNCz78f2HCAAYGyawMAFBLAwQtAAAACAAAACEAC9n6Cv//////////CgAUAGRpZ2VzdC5ucHkBABAAoAAAAAAA
+    AABmAAAAAAAAAJvsF+obEMnIUMZQrZ6SWpxcpG6loF5Taqiuo6Cell9UUpSYF59flJIKEndLzClOBYoXZyQWpAL5GsZG
+    Opo6CrUK5AOuQ5bfzd65cWsI+19l/l1R1Cju3eimsJ8zf5E128vTrb4xAFBLAQItAy0AAAAIAAAAIQBYaa7kJgEAAB8C
+    AAAKAAAAAAAAAAAAAACAAQAAAABoZWFkZXIubnB5UEsBAi0DLQAAAAgAAAAhAJYnu0NZAAAAlwAAAAkAAAAAAAAAAAAA
+    AIABYgEAAG1hc2tzLm5weVBLAQItAy0AAAAIAAAAIQAL2foKZgAAAKAAAAAKAAAAAAAAAAAAAACAAfYBAABkaWdlc3Qu
+    bnB5UEsFBgAAAAADAAMApwAAAJgCAAAAAA=="""
+)

@@ -1,0 +1,133 @@
+"""A stochastic mask is drawn once per forward, however often it is read."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+import masktorch
+from masktorch import (
+    Bernoulli,
+)
+from tools.models import SIX_ROWS, ReadsTwice, assert_equal, weight_under, what_is_held
+
+
+def test_a_stochastic_mask_is_drawn_once_per_forward_and_anew_per_call():
+    class Twice(nn.Linear):
+        def forward(self, x):
+            self.reads = self.weight, self.weight
+            return F.linear(x, self.reads[0] - self.reads[1])
+
+    layer = masktorch.wrap(Twice(30, 30), Bernoulli())
+    assert torch.count_nonzero(layer(torch.randn(2, 30))) == 0
+    first = layer.reads[0]
+    layer(torch.randn(2, 30))
+    assert not torch.equal(layer.reads[0], first)
+
+
+def test_one_draw_can_be_held_over_several_calls():
+    layer = masktorch.wrap(nn.Linear(30, 30), Bernoulli())
+    x = torch.randn(2, 30)
+    with torch.nn.utils.parametrize.cached():
+        assert torch.equal(layer(x), layer(x))
+    assert not torch.equal(layer(x), layer(x))
+
+
+def test_reading_twice():
+    layer = masktorch.wrap(ReadsTwice(30, 30, bias=False), Bernoulli())
+    x = torch.randn(2, 30)
+    assert torch.count_nonzero(layer(x)) == 0
+    assert torch.count_nonzero(layer.weight - layer.weight) > 0
+    with parametrize.cached():
+        assert torch.count_nonzero(layer(x)) == 0
+        first = layer.weight
+        assert first is layer.weight
+    assert not torch.equal(first, layer.weight)
+    assert parametrize._cache == {}
+
+
+def test_one_held_draw_trains_like_one_draw():
+    layer = masktorch.wrap(nn.Linear(4, 4, bias=False), Bernoulli())
+    scores = layer.parametrizations.weight.scores
+    with parametrize.cached():
+        (layer(SIX_ROWS) + layer(SIX_ROWS)).sum().backward(retain_graph=True)
+        held = scores.grad.clone()
+        weight = layer.weight
+        scores.grad = None
+        (2 * F.linear(SIX_ROWS, weight)).sum().backward()
+    assert_equal(scores.grad, held, rtol=1e-5, atol=1e-6)
+
+
+def test_a_forward_that_raises_leaves_what_is_held():
+    class Fails(nn.Linear):
+        fails = True
+
+        def forward(self, x):
+            out = F.linear(x, self.weight)
+            if self.fails:
+                raise RuntimeError("out of memory, say")
+            return out
+
+    layer = masktorch.wrap(Fails(30, 30), Bernoulli())
+    x = torch.randn(2, 30)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        layer(x)
+    assert not what_is_held(layer)
+    assert not torch.equal(layer.weight, layer.weight)
+    layer.fails = False
+    assert not torch.equal(layer(x), layer(x))
+
+
+def test_a_module_that_calls_itself():
+    class Recursive(nn.Linear):
+        def forward(self, x, depth=2):
+            before = self.weight
+            x = F.linear(x, before)
+            if depth:
+                x = self(x, depth - 1)
+            assert self.weight is before
+            self.read.append(before)
+            return x
+
+    layer = masktorch.wrap(Recursive(30, 30), Bernoulli())
+    layer.read = []
+    layer(torch.randn(2, 30)).sum().backward()
+    assert len(layer.read) == 3
+    assert not what_is_held(layer)
+
+
+def test_masked_modules_inside_masked_modules():
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = ReadsTwice(30, 30, bias=False)
+            self.scale = nn.Parameter(torch.randn(30))
+
+        def forward(self, x):
+            return self.inner(x) + x * (self.scale - self.scale)
+
+    model = masktorch.wrap(Outer(), Bernoulli(), targets=["inner.weight", "scale"])
+    assert torch.count_nonzero(model(torch.randn(2, 30))) == 0
+    assert not what_is_held(model)
+
+
+def test_a_cached_weight_is_that_of_its_mode_and_of_its_tensors():
+    layer = masktorch.wrap(nn.Linear(30, 30, bias=False), Bernoulli(), init=1.0)
+    with parametrize.cached():
+        drawn, mode = layer.weight, layer.eval().weight
+        assert torch.equal(mode, weight_under(layer))
+        assert not torch.equal(drawn, mode)
+        assert layer.train().weight is drawn
+        with masktorch.using(layer, {"weight": torch.zeros(30, 30, dtype=torch.bool)}):
+            assert torch.count_nonzero(layer.weight) == 0
+        assert layer.weight is drawn
+        x = torch.eye(30)
+        for factor in (1, 2):
+            weight = {"weight": torch.full((30, 30), float(factor))}
+            out = torch.func.functional_call(layer.eval(), weight, (x,))
+            assert torch.equal(out, torch.full((30, 30), float(factor)))
+        for score in (1.0, -1.0):
+            scores = {"parametrizations.weight.scores": torch.full((30, 30), score)}
+            out = torch.func.functional_call(layer, scores, (x,))
+            assert bool(out.any()) is (score > 0)

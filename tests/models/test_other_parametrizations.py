@@ -1,0 +1,108 @@
+"""Masks together with weight_norm, orthogonal and other parametrizations."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+import masktorch
+from tools.estimators import each_elementwise
+from tools.models import ROWS, random_masks, same_output
+
+
+def old_weight_norm():
+    with pytest.warns(FutureWarning):
+        return nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 2)))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@each_elementwise
+def test_what_an_old_weight_norm_computes_from_can_be_masked(estimator):
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
+    random_masks(model, estimator, targets=["0.weight_v"])
+    model(ROWS).square().sum().backward()
+    (scores,) = masktorch.mask_parameters(model)
+    assert torch.count_nonzero(scores.grad)
+    out = model.eval()(ROWS)
+    assert same_output(masktorch.unwrap(model)(ROWS), out)
+    nn.utils.remove_weight_norm(model[0])
+    assert same_output(model(ROWS), out)
+
+
+class AddOne(nn.Module):
+    def forward(self, x):
+        return x + 1
+
+
+def test_registering_on_another_tensor_leaves_the_other_layers_alone():
+    class Own(nn.Linear):  # a class that no other test wraps
+        pass
+
+    model = nn.Sequential(Own(4, 4), Own(4, 4))
+    masktorch.wrap(model)
+    expected = model[1](ROWS)
+    bias = model[0].bias.detach().clone()
+    with pytest.raises((TypeError, ValueError), match="wrap"):
+        parametrize.register_parametrization(model[0], "bias", AddOne())
+    assert torch.equal(model[0].bias, bias)
+    assert isinstance(model[1].bias, nn.Parameter)
+    assert torch.equal(model[1](ROWS), expected)
+    assert masktorch.wrap(Own(4, 4))(ROWS).shape == (3, 4)
+
+
+def test_registering_on_the_masked_tensor_changes_nothing():
+    layer = random_masks(nn.Linear(4, 4))
+    out = layer.eval()(ROWS)
+    for register in (weight_norm, lambda m: parametrize.register_parametrization(
+        m, "weight", AddOne()
+    )):  # fmt: skip
+        with pytest.raises(TypeError, match="not a list of parametrizations"):
+            register(layer)
+        assert torch.equal(layer(ROWS), out)
+
+
+@pytest.mark.xfail(strict=True, reason="it takes the parameter away before it fails")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_old_weight_norm_on_a_masked_tensor_changes_nothing():
+    layer = random_masks(nn.Linear(4, 4))
+    out = layer.eval()(ROWS)
+    with pytest.raises((TypeError, ValueError, KeyError)):
+        nn.utils.weight_norm(layer)
+    assert torch.equal(layer(ROWS), out)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the masks are a child of the ParametrizationList, which counts its children",
+)
+def test_a_parametrization_appended_where_an_original_is_masked():
+    layer = weight_norm(nn.Linear(4, 4))
+    masktorch.wrap(layer, targets=["parametrizations.weight.original1"])
+    before = layer.weight.detach()
+    parametrize.register_parametrization(layer, "weight", AddOne())
+    torch.testing.assert_close(layer.weight, before + 1)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="the masks are a child of the ParametrizationList, over which it iterates",
+)
+def test_assigning_to_a_weight_whose_originals_are_masked():
+    layer = weight_norm(nn.Linear(4, 4))
+    masktorch.wrap(layer, targets=["parametrizations.weight.original1"])
+    layer.weight = ROWS.new_ones(4, 4)
+    torch.testing.assert_close(layer.weight, torch.ones(4, 4))
+
+
+@pytest.mark.parametrize(
+    "make", [old_weight_norm, lambda: nn.Sequential(weight_norm(nn.Linear(2, 2)))]
+)
+def test_the_default_targets_leave_out_what_is_computed(make):
+    model = make().append(nn.Linear(2, 2))
+    with pytest.warns(
+        UserWarning, match=r"wrap\(\) leaves out 0.weight: not a parameter"
+    ) as caught:
+        masktorch.wrap(model)
+    assert caught[0].filename == __file__
+    assert list(masktorch.masks(model)) == ["1.weight"]

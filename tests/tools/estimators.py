@@ -1,0 +1,60 @@
+"""The estimators that tests go through, one list for all of them."""
+
+import pytest
+
+from masktorch import (
+    Bernoulli,
+    Concrete,
+    HardConcrete,
+    IntermediateSampling,
+    NOfM,
+    Piggyback,
+    Threshold,
+    TopK,
+)
+
+# A score decides about its own entry alone.
+ELEMENTWISE = [
+    Threshold(),
+    Bernoulli(),
+    IntermediateSampling(),
+    Piggyback(),
+    HardConcrete(),
+    Concrete(),
+]
+# Scores compete: the number of kept entries is fixed.
+RANKED = [
+    TopK(0.4),
+    TopK(0.4, absolute=False),
+    TopK(0.5, block=(2, None)),
+    TopK(0.3, block=(2, 2)),
+    TopK(1.0),
+    NOfM(),
+    NOfM(1, 2, absolute=False),
+]
+
+# Hardly ever 0 or 1, where a score gets no gradient: every score learns in each step.
+LEARNING_EVERYWHERE = [
+    HardConcrete(gamma=-1e-3, zeta=1.001) if estimator == HardConcrete() else estimator
+    for estimator in ELEMENTWISE
+]
+
+each_elementwise = pytest.mark.parametrize("estimator", ELEMENTWISE, ids=repr)
+each_learning_everywhere = pytest.mark.parametrize(
+    "estimator", LEARNING_EVERYWHERE, ids=repr
+)
+each_ranked = pytest.mark.parametrize("estimator", RANKED, ids=repr)
+each_estimator = pytest.mark.parametrize("estimator", [*ELEMENTWISE, *RANKED], ids=repr)
+
+
+class HalfKept:
+    """An estimator that can only keep half of the entries, the largest scores."""
+
+    def __call__(self, scores):
+        return self.mode(scores).to(scores.dtype)
+
+    def mode(self, scores):
+        return scores > scores.median()
+
+    def __repr__(self):
+        return "HalfKept()"
