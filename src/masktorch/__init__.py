@@ -1,6 +1,7 @@
 """Learnable weight masks for PyTorch."""
 
 from masktorch import budget, functional, init
+from masktorch._checkpoints import match_checkpoint
 from masktorch._density import expected_density, set_density, set_estimator
 from masktorch._files.save_load import load_masks, read_masks, save_masks
 from masktorch._masks import masks, sample_masks, set_masks, using
@@ -29,6 +30,6 @@ __all__ = [
     "Bernoulli", "Concrete", "Estimator", "HardConcrete", "IntermediateSampling", "NOfM",
     "Piggyback", "Report", "Threshold", "TopK", "budget", "expected_density", "freeze_mask",
     "freeze_weights", "functional", "init", "keep_largest", "load_masks", "mask_parameters",
-    "masks", "named_mask_parameters", "read_masks", "regrow", "report", "sample_masks", "save_masks",
+    "masks", "match_checkpoint", "named_mask_parameters", "read_masks", "regrow", "report", "sample_masks", "save_masks",
     "set_density", "set_estimator", "set_masks", "unwrap", "using", "wrap",
 ]  # fmt: skip

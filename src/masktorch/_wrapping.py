@@ -203,7 +203,7 @@ def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
     """The scores to start from; also within torch.inference_mode, whose tensors never learn."""
     if isinstance(init, numbers.Real) and init == init:
         return torch.full_like(
-            weight, float(init), dtype=_score_dtype(weight), requires_grad=False
+            weight, float(init), dtype=scores_dtype(weight), requires_grad=False
         )
     scores = (
         init(weight.detach().clone()) if callable(init) else init
@@ -218,9 +218,9 @@ def _scores(name: str, weight: Tensor, init: Init) -> Tensor:
             f"{expected} of shape {tuple(weight.shape)}, found {tuple(scores.shape)}."
         )
     return torch.empty_like(
-        weight, dtype=_score_dtype(weight), requires_grad=False
+        weight, dtype=scores_dtype(weight), requires_grad=False
     ).copy_(scores.detach())
 
 
-def _score_dtype(weight: Tensor) -> torch.dtype:
+def scores_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)

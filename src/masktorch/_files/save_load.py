@@ -14,8 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from masktorch._files.archive import PathOrFile, Row, read, write
 from masktorch._files.coding import Bools, decode, encode
+from masktorch._masking.checkpoint import described
 from masktorch._masking.lookup import Model, find_masks, masked_tensors
-from masktorch._masking.mask import Mask, described
+from masktorch._masking.mask import Mask
 from masktorch._masking.module_class import attached
 from masktorch._masking.targets import join, plain_name
 from masktorch._masks import set_masks

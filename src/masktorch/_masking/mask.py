@@ -1,10 +1,7 @@
 """The mask of one tensor: what is computed with it, where it lives, what a checkpoint knows."""
 
-import json
-import re
-import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn, cast
 
 import torch
@@ -12,18 +9,17 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from masktorch._kernels.selecting import select
+from masktorch._masking.checkpoint import (
+    MaskState,
+    encoded,
+    packed,
+    running_load,
+    warn_of_differences,
+)
 from masktorch._masking.forward_state import ForwardState
 from masktorch._masking.overrides import InThread, override_of
-from masktorch._masking.targets import plain_name
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered, is_sharded
-
-_CALLS = {  # what a checkpoint knows of a mask, and the calls that make a model agree
-    "rescale": "masktorch.wrap(..., rescale={})",
-    "mask_frozen": "masktorch.freeze_mask(model, {})",
-    "weights_frozen": "masktorch.freeze_weights(model, {})",
-    "estimator": "masktorch.set_estimator(model, {})",
-}
 
 
 class Mask(nn.Module):
@@ -212,43 +208,23 @@ class Mask(nn.Module):
             state_dict[key] = loaded.to(self.scores.dtype)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
+    def state(self) -> MaskState:
+        """What a checkpoint knows of the mask besides its scores."""
+        weights = [container.parameter(name) for container, name in self.places()]
+        return MaskState(
+            rescale=bool(self.rescale),
+            mask_frozen=self.frozen,
+            weights_frozen=not any(weight.requires_grad for weight in weights),
+            estimator=encoded(self.estimator),
+        )
+
+    @override
     def get_extra_state(self) -> Tensor:
-        """What a checkpoint knows of it, as JSON in bytes: of one size, to be loaded in place."""
-        known = {
-            "rescale": self.rescale,
-            "mask_frozen": self.frozen,
-            "weights_frozen": not any(
-                container.parameter(name).requires_grad
-                for container, name in self.places()
-            ),
-            "estimator": described(self.estimator),
-        }
-        code = json.dumps(known).encode().ljust(512)
-        return torch.tensor(list(code), dtype=torch.uint8, device="cpu")
+        return packed(self.state())
 
+    @override
     def set_extra_state(self, state: Any) -> None:
-        """Loading changes none of it: `compare` warns where it differs."""
-
-    def compare(self, name: str, state: Tensor) -> None:
-        """Warns where a checkpoint of the tensor `name` knows something else of its mask."""
-        here = json.loads(bytes(self.get_extra_state().tolist()))
-        try:
-            there = json.loads(bytes(state.tolist()))
-            saved = {key: there[key] for key in here if there[key] != here[key]}
-        except (
-            KeyError,
-            TypeError,
-            ValueError,
-        ):  # averaged, or of another version of masktorch
-            saved = dict.fromkeys(here, "?")
-        if saved:
-            warnings.warn(
-                f"load_state_dict() of {name!r}: its mask was saved with "
-                f"{', '.join(f'{key}={value}' for key, value in saved.items())}; here it has "
-                f"{', '.join(f'{key}={here[key]}' for key in saved)}. To make them agree: "
-                f"{', '.join(_CALLS[key].format(value) for key, value in saved.items())}.",
-                stacklevel=2,
-            )
+        """Change nothing: loading warns of differences, `match_checkpoint` ends them."""
 
     @override
     def __getstate__(self) -> dict[str, Any]:
@@ -318,33 +294,19 @@ class Masks(nn.ModuleDict):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *arguments: Any
     ) -> None:
-        """Compare what a checkpoint knows of each mask, once where weights are tied."""
+        """Load a module's masks; the first ones of a model compare all of them."""
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+        *_, errors = arguments
         for name, mask in masks_in(self).items():
-            key = f"{prefix}{name}.scores"
-            scores = state_dict.get(key)
-            # a checkpoint of plain torch.nn.utils.parametrize has no extra state
-            known = state_dict.setdefault(f"{prefix}{name}._extra_state")
-            is_first = mask.places()[0] == (self, name)
-            is_mask = isinstance(scores, Tensor) and scores.dtype is torch.bool
-            if isinstance(scores, Tensor) and is_mask == mask.has_scores:
-                what = "a mask, found scores"
-                if mask.has_scores:
-                    what = "scores, found a mask"
-                arguments[-1].append(
-                    f"{key!r}: expected {what} ({scores.dtype}). Leave the 'scores' keys out, "
-                    "and move masks with masktorch.set_masks."
-                )
-                state_dict[key] = mask.scores  # they stay
-            elif (
-                is_first
-                and key in state_dict
-                and isinstance(known, Tensor)
-                and not known.is_meta
-            ):
-                mask.compare(
-                    plain_name(prefix.removesuffix("parametrizations.") + name), known
-                )
+            # A checkpoint of torch's own parametrizations has no extra state.
+            state_dict.setdefault(f"{prefix}{name}._extra_state")
+            _keep_out_another_kind(mask, f"{prefix}{name}.scores", state_dict, errors)
+        load = running_load()
+        if load is None:
+            warn_of_differences(_states_in(self, prefix, state_dict), state_dict, 2)
+        elif prefix == next(_containers_in(load.root))[0]:
+            states = _states_in(load.root, "", load.state_dict)
+            warn_of_differences(states, load.state_dict, load.stacklevel)
 
 
 def masks_in(container: Masks) -> dict[str, Mask]:
@@ -352,9 +314,45 @@ def masks_in(container: Masks) -> dict[str, Mask]:
     return {name: mask for name, mask in container.items() if isinstance(mask, Mask)}
 
 
-def described(estimator: Estimator) -> str:
-    """An estimator's repr in ASCII, cut, without the address that stands in some."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", ascii(estimator))[:200]
+def _keep_out_another_kind(
+    mask: Mask, key: str, state_dict: dict[str, Any], errors: list[str]
+) -> None:
+    """Report a fixed mask that would be loaded as scores, or the reverse."""
+    loaded = state_dict.get(key)
+    if not isinstance(loaded, Tensor) or _is_of_kind(mask, loaded):
+        return
+    what = "scores, found a mask" if mask.has_scores else "a mask, found scores"
+    errors.append(
+        f"{key!r}: expected {what} ({loaded.dtype}). Call masktorch.match_checkpoint(model, "
+        "state_dict) first, or leave the 'scores' keys out and move masks with "
+        "masktorch.set_masks."
+    )
+    state_dict[key] = mask.scores  # they stay
+
+
+def _is_of_kind(mask: Mask, scores: Tensor) -> bool:
+    """Whether both are learnable or both fixed."""
+    return (scores.dtype is not torch.bool) == mask.has_scores
+
+
+def _containers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Masks]]:
+    """The masks of each module, in the order in which torch loads them, with prefixes."""
+    for name, module in root.named_modules():
+        if isinstance(module, Masks):
+            yield f"{prefix}{name}." if name else prefix, module
+
+
+def _states_in(
+    root: nn.Module, prefix: str, state_dict: Mapping[str, Any]
+) -> dict[str, MaskState]:
+    """The states of the masks that a state dict can change, once where they are shared."""
+    names: dict[Mask, str] = {}
+    for container_prefix, container in _containers_in(root, prefix):
+        for name, mask in masks_in(container).items():
+            scores = state_dict.get(f"{container_prefix}{name}.scores")
+            if isinstance(scores, Tensor) and _is_of_kind(mask, scores):
+                names.setdefault(mask, f"{container_prefix}{name}")
+    return {name: mask.state() for mask, name in names.items()}
 
 
 def deterministic(estimator: Estimator, scores: Tensor, shape: torch.Size) -> Tensor:
