@@ -230,6 +230,29 @@ def test_scores_that_were_saved_in_half_precision(dtype):
         assert torch.equal(scores, scores.to(dtype).float())
 
 
+class Rows:
+    """The mean score of each row decides, so scores may have any number of columns."""
+
+    def __call__(self, scores):
+        return self.mode(scores).to(scores.dtype) + scores - scores.detach()
+
+    def mode(self, scores):
+        return scores.mean(1, keepdim=True).expand(scores.shape) > 0
+
+
+@pytest.mark.parametrize("make", [plain, lambda: network(Rows(), targets=["0.weight"])])
+def test_the_state_dict_decides_the_shape_of_scores(make):
+    state = network(Rows(), targets=["0.weight"]).state_dict()
+    scores = torch.linspace(-1, 1, 8).view(8, 1)
+    state["0.parametrizations.weight.scores"] = scores
+    model = load_into(make(), state, estimators=(Rows,))
+    assert torch.equal(model[0].parametrizations.weight.scores, scores)
+    expected = (scores > 0).expand(8, 4)
+    assert torch.equal(masktorch.masks(model)["0.weight"], expected)
+    assert masktorch.report(model).kept == 16
+    assert masktorch.expected_density(model).item() == pytest.approx(0.5)
+
+
 # -- masks that the checkpoint lacks -------------------------------------------------------
 
 

@@ -653,6 +653,34 @@ def fsdp_checkpoints_know_what_they_are(folder):
     says_what_differs(sharded, folder / "fsdp-knows")
 
 
+def is_matched_before_it_is_distributed(distribute):
+    """What a distributed model saved, whole or in shards, makes a plain one what it was."""
+    model = mix(network(Bernoulli(0.25)))
+    through = distribute(model)
+    state = get_model_state_dict(through)
+    whole = get_model_state_dict(through, options=StateDictOptions(full_state_dict=True))
+    with raises(ValueError, "match_checkpoint()", "Match first, then DDP or fully_shard"):
+        masktorch.match_checkpoint(through, state)
+    for source in (state, whole):
+        plain = network(targets=["0.bias"])
+        plain = masktorch.match_checkpoint(plain, source)
+        assert repr(plain) == repr(mix(network(Bernoulli(0.25))))
+        again = distribute(plain)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            set_model_state_dict(again, get_model_state_dict(through))
+
+
+@check
+def ddp_is_matched_before(folder):
+    is_matched_before_it_is_distributed(DistributedDataParallel)
+
+
+@check
+def fsdp_is_matched_before(folder):
+    is_matched_before_it_is_distributed(sharded)
+
+
 @check
 def ddp_resumes_from_a_checkpoint(folder):
     resumes(DistributedDataParallel, folder / "ddp")
