@@ -271,6 +271,17 @@ def test_masks_that_were_not_saved_are_unwrapped_unbaked():
         assert name == "weight" or parameter is objects[place]
 
 
+@pytest.mark.parametrize("saved", [network, fixed])
+@pytest.mark.parametrize("make", [lambda model: model, masktorch.wrap])
+def test_unwrapping_gives_back_what_trained_before(saved, make):
+    model = plain()
+    model[0].weight.requires_grad_(False)
+    model = make(model)
+    load_into(model, saved().state_dict())
+    masktorch.unwrap(model)
+    assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
+
+
 # -- estimators as data --------------------------------------------------------------------
 
 
