@@ -1,6 +1,5 @@
 """Every Python block of the README and the docs runs, each page from top to bottom."""
 
-import inspect
 import json
 import re
 import textwrap
@@ -68,30 +67,6 @@ def test_every_test_that_works_with_names_is_there():
         ), name
     for file, kind in re.findall(r"`(test_module_kinds.py)`, kinds? `([^`]+)`", text):
         assert f'"{kind}"' in files[file], kind
-
-
-def test_the_reference_has_every_public_name_once():
-    public = []
-    for name in masktorch.__all__:
-        value = getattr(masktorch, name)
-        if inspect.ismodule(value):
-            known = getattr(value, "__all__", None) or [
-                inner
-                for inner, found in vars(value).items()
-                if inspect.isfunction(found)
-                and found.__module__ == value.__name__
-                and not inner.startswith("_")
-                and inner not in masktorch.__all__
-            ]
-            public += [f"masktorch.{name}.{inner}" for inner in known]
-        else:
-            public.append(f"masktorch.{name}")
-    text = (ROOT / "docs" / "reference.md").read_text()
-    assert sorted(re.findall(r"^::: (\S+)$", text, re.MULTILINE)) == sorted(public)
-    for name in masktorch.__all__:
-        assert f"[`{name}`](#" in text or f"[`{name}." in text, (
-            f"{name} is not in the summary"
-        )
 
 
 def test_every_figure_has_an_alternative_text_and_its_command():

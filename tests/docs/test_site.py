@@ -1,10 +1,7 @@
 """The built pages in a real browser, on a desk and on a telephone: skipped where there is none."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,14 +11,9 @@ from tools.browser import CHROMIUM, DRIVER, browser, served
 
 ROOT = Path(__file__).parents[2]
 
-pytest.importorskip("mkdocs")
-pytest.importorskip("latex2mathml")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"
-    ),
-]
+needs_browser = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"
+)
 
 FAULTS = """
 const faults = [], width = document.documentElement.clientWidth
@@ -45,29 +37,10 @@ return faults
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The address of the pages, built strictly."""
-    folder = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "mkdocs",
-        "build",
-        "--strict",
-        "--quiet",
-        "-d",
-        str(folder),
-    ]
-    built = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert built.returncode == 0, built.stderr
-    with served(folder) as address:
-        yield folder, address
+def site(site_folder):
+    """The folder of the pages and the address at which they are served."""
+    with served(site_folder) as address:
+        yield site_folder, address
 
 
 def pages(folder):
@@ -77,6 +50,8 @@ def pages(folder):
     )
 
 
+@needs_browser
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1300])
 def test_pages_fit_are_whole_and_silent(site, width):
     folder, address = site
@@ -89,9 +64,8 @@ def test_pages_fit_are_whole_and_silent(site, width):
     assert not found, json.dumps(found, indent=1)
 
 
-def test_nothing_is_asked_of_another_host(site):
-    folder, _ = site
-    for path in folder.rglob("*.html"):
+def test_nothing_is_asked_of_another_host(site_folder):
+    for path in site_folder.rglob("*.html"):
         text = path.read_text()
         loaded = re.findall(
             r"<(?:script|img|iframe)[^>]* src=\"?(https?:[^\s\">]+)", text
@@ -102,6 +76,8 @@ def test_nothing_is_asked_of_another_host(site):
         assert not loaded, path
 
 
+@needs_browser
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "page"),
     [
