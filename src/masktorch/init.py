@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from masktorch._checks import check_density
+from masktorch._masking.module_class import was_computed
 
 __all__ = ["signed_constant_"]
 
@@ -39,7 +40,7 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
         raise TypeError(
             f"signed_constant_() expected a floating-point tensor, found {tensor!r}."
         )
-    if tensor.grad_fn is not None:
+    if tensor.grad_fn is not None or was_computed(tensor):
         raise ValueError(
             "signed_constant_() expected a parameter, found a computed tensor, to "
             "which a write would be lost. Of a masked layer give "

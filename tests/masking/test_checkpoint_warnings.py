@@ -1,4 +1,4 @@
-"""One warning for each load_state_dict of a model whose masks differ, on whatever root."""
+"""One warning for each load_state_dict of a model whose masks differ, on any root."""
 
 import copy
 import json
@@ -115,6 +115,24 @@ def test_modules_that_are_loaded_without_load_state_dict():
     assert [f"of '{number}.weight' was" in str(caught[number].message) for number in
             range(3)] == [True] * 3  # fmt: skip
     assert len(caught) == 3
+
+
+def test_a_loader_that_holds_the_model_but_not_as_a_child():
+    state = masktorch.freeze_mask(network(1)).state_dict()
+
+    class Loader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.held = [network(1)]
+
+        def load_state_dict(self, state_dict):
+            for name, module in self.held[0].named_modules():
+                prefix = f"{name}." if name else ""
+                module._load_from_state_dict(state_dict, prefix, {}, True, [], [], [])
+
+    with pytest.warns(UserWarning, match="mask of '0.weight' was saved") as caught:
+        Loader().load_state_dict(state)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -74,7 +74,16 @@ def test_what_it_refuses(arguments, exception, message):
         signed_constant_(*arguments)
 
 
-def test_the_computed_weight_of_a_masked_layer_is_refused():
-    layer = masktorch.wrap(torch.nn.Linear(4, 4))
-    with pytest.raises(ValueError, match=r"found a computed tensor.*weight.original"):
+@pytest.mark.parametrize("mode", ["train", "eval", "frozen", "without gradients"])
+def test_the_computed_weight_of_a_masked_layer_is_refused(mode):
+    """A write into it would be lost, whether it has a gradient or not."""
+    layer = masktorch.wrap(torch.nn.Linear(4, 4)).train(mode != "eval")
+    if mode == "frozen":
+        masktorch.freeze_mask(layer)
+    with (
+        torch.set_grad_enabled(mode != "without gradients"),
+        pytest.raises(ValueError, match=r"found a computed tensor.*weight.original"),
+    ):
         masktorch.init.signed_constant_(layer.weight)
+    masktorch.init.signed_constant_(layer.parametrizations.weight.original)
+    assert len(layer.weight.detach().abs().unique()) == 1

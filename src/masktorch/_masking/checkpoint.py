@@ -33,7 +33,7 @@ MAX_DEPTH = 20  # of estimators within estimators: what is deeper is hostile
 
 
 class MaskState(NamedTuple):
-    """What a checkpoint knows of one mask beside its scores."""
+    """What a checkpoint knows of one mask, except for its scores."""
 
     rescale: bool
     mask_frozen: bool
@@ -238,7 +238,7 @@ class Load(NamedTuple):
 
     root: nn.Module
     state_dict: Mapping[str, Any]
-    stacklevel: int  # its caller's, for a warning in a function beside `running_load`
+    stacklevel: int  # its caller's, from a function called where `running_load` is
 
 
 def running_load() -> Load | None:

@@ -209,7 +209,7 @@ class Mask(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def state(self) -> MaskState:
-        """What a checkpoint knows of the mask besides its scores."""
+        """What a checkpoint knows of the mask, except for its scores."""
         weights = [container.parameter(name) for container, name in self.places()]
         return MaskState(
             rescale=bool(self.rescale),
@@ -302,9 +302,10 @@ class Masks(nn.ModuleDict):
             state_dict.setdefault(f"{prefix}{name}._extra_state")
             _keep_out_another_kind(mask, f"{prefix}{name}.scores", state_dict, errors)
         load = running_load()
-        if load is None:
+        first = next(_containers_in(load.root), None) if load else None
+        if load is None or first is None:
             warn_of_differences(_states_in(self, prefix, state_dict), state_dict, 2)
-        elif prefix == next(_containers_in(load.root))[0]:
+        elif first[0] == prefix:
             states = _states_in(load.root, "", load.state_dict)
             warn_of_differences(states, load.state_dict, load.stacklevel)
 

@@ -277,6 +277,11 @@ def _remember(computed: Tensor, mask: Mask, weight: Tensor) -> None:
         _remembered[computed] = mask, weight, computed._version
 
 
+def was_computed(tensor: Tensor) -> bool:
+    """Whether a tensor was read from under a mask, so that what is written to it is lost."""
+    return tensor in _remembered
+
+
 def _assign(module: Any, name: str, value: Any) -> None:
     """Assign the tensor under a mask; what was read from the mask stands for that tensor."""
     mask, parameter = attached(module)[name], module._parameters[name]
