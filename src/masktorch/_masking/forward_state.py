@@ -41,7 +41,9 @@ class Read(NamedTuple):
     decided_by: tuple[Any, ...]  # all that the mask followed from, compared by identity
 
 
-Reads = dict[str, Read]  # by the name of the parameter
+# By the name of the parameter, and whether the read drew a mask: a draw must survive a read
+# of the deterministic mask (in eval mode, or within `masktorch.using`).
+Reads = dict[tuple[str, bool], Read]
 
 
 class ForwardState(threading.local):

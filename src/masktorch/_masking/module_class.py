@@ -188,18 +188,18 @@ def _read(
         return _read_drawn_once(reads, name, mask, weight)
     computed = _computed(mask, weight, module.training)
     if not torch.compiler.is_compiling():
-        reads[name] = Read(computed, _version(computed), ())
+        reads[name, False] = Read(computed, _version(computed), ())
     return computed
 
 
 def _read_drawn_once(reads: Reads, name: str, mask: Mask, weight: Tensor) -> Tensor:
     """A stochastic mask in a forward: one draw, unless what it follows from has changed."""
     decided_by = weight, mask.scores, mask.estimator
-    read = reads.get(name)
+    read = reads.get((name, True))
     if read is None or not _same(read.decided_by, decided_by):
         with _grad_for_later_reads():
             computed = _computed(mask, weight, training=True)
-        read = reads[name] = Read(computed, _version(computed), decided_by)
+        read = reads[name, True] = Read(computed, _version(computed), decided_by)
     return read.tensor
 
 
@@ -273,8 +273,8 @@ _remembered: Any = WeakIdKeyDictionary()
 
 
 def _remember(computed: Tensor, mask: Mask, weight: Tensor) -> None:
-    if is_plain(computed) and not computed.is_inference():
-        _remembered[computed] = mask, weight, computed._version
+    if is_plain(computed):
+        _remembered[computed] = mask, weight, _version(computed)
 
 
 def was_computed(tensor: Tensor) -> bool:
@@ -305,7 +305,8 @@ def _assign(module: Any, name: str, value: Any) -> None:
     _refuse_masked_values(mask, name, parameter, value)
     state = _forward_state(module)
     if state is not None and state.reads is not None:
-        state.reads.pop(name, None)
+        state.reads.pop((name, True), None)
+        state.reads.pop((name, False), None)
     if isinstance(value, nn.Parameter):
         module._parameters[name] = value
     else:
@@ -322,16 +323,16 @@ def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None
     mask, parameter = attached(module)[name], module._parameters[name]
     state = _forward_state(module)
     reads = state.reads if state is not None and state.reads is not None else {}
-    read = reads.get(name)
-    if read is not None and read.tensor is value and read.version == _version(value):
-        return parameter
+    for read in (reads.get((name, True)), reads.get((name, False))):
+        if read is not None and read.tensor is value:
+            return parameter if read.version == _version(value) else value
     remembered = _remembered.get(value)
     if remembered is None:
         return value
     read_from, tensor, version = remembered
     if read_from is not mask:
         return None
-    return cast(Tensor, tensor) if value._version == version else value
+    return cast(Tensor, tensor) if version == _version(value) else value
 
 
 def _refuse_masked_values(
