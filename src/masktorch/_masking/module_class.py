@@ -177,7 +177,7 @@ def _read(
     module: nn.Module, name: str, mask: Mask, weight: Tensor, reads: Reads | None
 ) -> Tensor:
     """The weight under its mask, or what an earlier read has found where that must hold."""
-    _refuse_symbolic_tracing(module, name)
+    _refuse_tracers_without_masks(module, name)
     if parametrize._cache_enabled:
         return _read_cached(mask, weight, module.training)
     if reads is None:
@@ -235,21 +235,25 @@ def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
         raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
 
 
-def _refuse_symbolic_tracing(module: nn.Module, name: str) -> None:
-    """`torch.fx.symbolic_trace` would store this moment's mask as a constant."""
-    if (
-        torch.compiler.is_compiling()
-        or not torch.fx._symbolic_trace._is_fx_tracing_flag
-    ):
+def _refuse_tracers_without_masks(module: nn.Module, name: str) -> None:
+    """Raise for tracers that would store this moment's mask as a constant, or fail later."""
+    if torch.compiler.is_compiling():
         return
-    if torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None:
-        return  # make_fx and torch.export see what the mask computes
-    raise RuntimeError(
-        f"torch.fx.symbolic_trace cannot trace how {type(module).__name__} computes "
-        f"{name!r} under its mask: the mask would become a constant. Call masktorch.unwrap "
-        "first, trace with torch.export or torch.compile, or make the layer a leaf module "
-        "of a torch.fx.Tracer."
-    )
+    what = f"how {type(module).__name__} computes {name!r} under its mask"
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            f"torch.onnx.export(dynamo=False) cannot trace {what}. Call masktorch.unwrap on "
+            "a copy of the model first."
+        )
+    if (
+        torch.fx._symbolic_trace._is_fx_tracing_flag
+        and torch.fx.experimental.proxy_tensor.get_proxy_mode() is None  # not make_fx
+    ):
+        raise RuntimeError(
+            f"torch.fx.symbolic_trace cannot trace {what}: the mask would become a constant. "
+            "Call masktorch.unwrap on a copy first, trace with torch.export or torch.compile, "
+            "or make the layer a leaf module of a torch.fx.Tracer."
+        )
 
 
 def _version(tensor: Tensor) -> int:
