@@ -39,12 +39,16 @@ FLOORS = [
         "_methods/fixed",
     ],
     [
-        "_masking/targets",
+        "_masking/names",
+        "_masking/identity",
         "_masking/checkpoint",
         "_masking/overrides",
         "_masking/forward_state",
         "_masking/mask",
         "_masking/module_class",
+        "_masking/places",
+        "_masking/scores",
+        "_masking/targets",
         "_masking/lookup",
     ],
     [

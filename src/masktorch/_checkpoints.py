@@ -30,10 +30,11 @@ from masktorch._masking.module_class import (
     masked_class,
     original_class,
 )
-from masktorch._masking.targets import Place, places_of, plan
+from masktorch._masking.places import Place, places_of
+from masktorch._masking.scores import scores_dtype
+from masktorch._masking.targets import plan
 from masktorch._methods.fixed import Fixed
 from masktorch._methods.protocol import Estimator
-from masktorch._wrapping import scores_dtype
 
 CALLER = "match_checkpoint"
 _MASK_OF_SCORES = re.compile(r"((?:.*\.)?parametrizations\.[^.]+)\.scores")
@@ -225,7 +226,7 @@ def _tensors(
     known = {place.name for _, places in masked for place in places}
     plain = [name for name in names if name not in known]
     if plain:
-        planned = plan(model, plain, bias=False, caller=CALLER)
+        planned = plan(model, plain, patterns=False, caller=CALLER)
         masked += [(None, places) for _, places in planned]
     return masked
 

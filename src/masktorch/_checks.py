@@ -1,6 +1,8 @@
 """What a number or a block must be: checked where it is given."""
 
+import inspect
 import numbers
+from collections.abc import Callable
 from math import inf
 from typing import Any
 
@@ -60,3 +62,16 @@ def check_block(block: Any, shape: tuple[int, ...] = (0, 0)) -> None:
         raise ValueError(
             f"blocks of {block} don't divide shape {shape}: take others, or none."
         )
+
+
+def check_takes(expected: str, function: Callable[..., Any], arguments: int) -> None:
+    """Raise unless a function can be called with so many positional arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions written in C do not tell
+        return
+    try:
+        signature.bind(*[None] * arguments)
+    except TypeError as error:
+        name = getattr(function, "__name__", repr(function))
+        raise TypeError(f"{expected}, found {name}{signature}: {error}.") from error

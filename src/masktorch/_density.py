@@ -136,7 +136,7 @@ def _check_replacements(
                 f"{caller}() found a fixed mask on {place.name!r}, which has no "
                 "scores. Call masktorch.unwrap(model, bake=False), then masktorch.wrap."
             )
-        check_estimator(caller, place.name, chosen[place.name], mask.scores)
+        check_estimator(caller, place.name, chosen[place.name], mask.scores, mask.shape)
 
 
 def _replace_estimators(found: Masked, chosen: Mapping[str, Estimator]) -> None:

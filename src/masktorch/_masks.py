@@ -15,7 +15,7 @@ from masktorch._masking.lookup import (
 )
 from masktorch._masking.mask import Mask, total
 from masktorch._masking.overrides import override_of, overriding
-from masktorch._wrapping import give_masks
+from masktorch._wrapping import put_fixed_masks
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
@@ -68,7 +68,7 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         else find_masks(model, "set_masks")
     )
     if not found:
-        return give_masks(model, masks, rescale=False, caller="set_masks")
+        return put_fixed_masks(model, masks, rescale=False, caller="set_masks")
     wanted = checked_masks("set_masks", found, masks)
     if any(override_of(mask) is not None for mask, _ in found):
         raise ValueError(

@@ -4,46 +4,72 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from masktorch._checks import check_flag
+from masktorch._masking.identity import identity
 from masktorch._masking.lookup import (
     Model,
-    check_flag,
     masked_tensors,
     set_trains,
     warn_if_empty,
 )
+from masktorch._masking.places import places_of
 
 
 def freeze_mask(model: Model, frozen: bool = True) -> Model:
-    """Stops the masks: no gradient for the scores, the deterministic mask in every mode.
+    """Stop the scores of all masks, or with `frozen=False` let them learn again.
 
-    `freeze_mask(model, False)` lets them learn again from where they were. Warns where a mask
-    keeps nothing of its tensor. Raises `ValueError` if nothing is masked.
+    A frozen mask is the deterministic one in every mode, and its scores get no gradient.
+    They resume from where they were. Warns about a mask that keeps nothing of its tensor.
+
+    Args:
+        model: a model with masks.
+        frozen: whether to stop the scores.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: if nothing is masked, or if a fixed mask is asked to learn.
+        TypeError: if `frozen` is not True or False.
 
     Examples:
         >>> from masktorch import wrap
         >>> freeze_mask(wrap(nn.Linear(2, 1))).parametrizations.weight.scores.requires_grad
         False
     """
-    check_flag("freeze_mask", "frozen", frozen)
+    check_flag("freeze_mask()", "frozen", frozen)
     found = masked_tensors(model, "freeze_mask")
-    given = [place.name for mask, (place, *_) in found if not mask.has_scores]
-    if given and not frozen:
+    fixed = [place.name for mask, (place, *_) in found if not mask.has_scores]
+    if fixed and not frozen:
         raise ValueError(
-            f"freeze_mask() can't let {given[0]!r} learn: a given mask has no scores."
+            f"freeze_mask() can't let {fixed[0]!r} learn: a fixed mask has no scores. "
+            "masktorch.unwrap(model, bake=False), then masktorch.wrap(model)."
         )
     for mask, _ in found:
-        mask.frozen = bool(frozen)
+        mask.frozen = frozen
         set_trains(mask.scores, not frozen)
-    for mask, (place, *_) in found if frozen else []:
-        warn_if_empty(place.name, mask.mode())
+    if frozen:
+        for mask, (place, *_) in found:
+            warn_if_empty(place.name, mask.mode())
     return model
 
 
 def freeze_weights(model: Model, frozen: bool = True) -> Model:
-    """Stops the masked tensors, or with `frozen=False` lets them train under their masks.
+    """Stop the masked tensors, or with `frozen=False` let them train under their masks.
 
-    A masked entry's gradient is exactly 0, and whatever an optimiser does to it, it contributes
-    exactly 0. Raises `ValueError` if nothing is masked.
+    The gradient of a masked entry is exactly 0, and it contributes exactly 0 whatever an
+    optimiser does to it. Every parameter of the model over the same memory is reached.
+
+    Args:
+        model: a model with masks.
+        frozen: whether to stop the masked tensors.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: if nothing is masked.
+        TypeError: if `frozen` is not True or False.
 
     Examples:
         >>> from masktorch import wrap
@@ -51,34 +77,54 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
         >>> [name for name, p in model.named_parameters() if p.requires_grad]
         ['weight', 'bias']
     """
-    check_flag("freeze_weights", "frozen", frozen)
-    for _, places in masked_tensors(model, "freeze_weights"):
-        for place in places:
+    check_flag("freeze_weights()", "frozen", frozen)
+    found = masked_tensors(model, "freeze_weights")
+    masked = {identity(place.parameter) for _, places in found for place in places}
+    for place in places_of(model):
+        if identity(place.parameter) in masked:
             set_trains(place.parameter, not frozen)
     return model
 
 
 def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The scores of all masks, for an optimiser. Raises `ValueError` if nothing is masked.
+    """Return the scores of all learnable masks, for an optimiser.
+
+    Raises:
+        ValueError: if nothing is masked, or only fixed masks are found.
 
     Examples:
         >>> from masktorch import wrap
         >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
         12
     """
-    found = masked_tensors(model, "mask_parameters")
-    return (mask.scores for mask, _ in found if isinstance(mask.scores, nn.Parameter))
+    return iter([scores for _, scores in _named_scores(model, "mask_parameters")])
 
 
 def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The scores of all masks, by the names of their tensors. `ValueError` if nothing is masked.
+    """Return the scores of all learnable masks with the names of the tensors under them.
+
+    Raises:
+        ValueError: if nothing is masked, or only fixed masks are found.
 
     Examples:
         >>> from masktorch import wrap
         >>> [name for name, _ in named_mask_parameters(wrap(nn.Sequential(nn.Linear(4, 3))))]
         ['0.weight']
     """
-    found = masked_tensors(model, "named_mask_parameters")
-    return (
-        (p.name, m.scores) for m, (p, *_) in found if isinstance(m.scores, nn.Parameter)
-    )
+    return iter(_named_scores(model, "named_mask_parameters"))
+
+
+def _named_scores(model: nn.Module, caller: str) -> list[tuple[str, nn.Parameter]]:
+    found = masked_tensors(model, caller)
+    scores = [
+        (place.name, mask.scores)
+        for mask, (place, *_) in found
+        if isinstance(mask.scores, nn.Parameter)
+    ]
+    if not scores:
+        raise ValueError(
+            f"{caller}() expected learnable masks, found only fixed ones, which have no "
+            "scores. masktorch.unwrap(model, bake=False), then masktorch.wrap(model), and "
+            "masktorch.set_masks to start from the same masks."
+        )
+    return scores

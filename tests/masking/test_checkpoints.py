@@ -5,7 +5,6 @@ import io
 import pickle
 from dataclasses import dataclass
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -140,11 +139,6 @@ def test_a_long_repr_is_cut():
     state = network(Wordy()).state_dict()
     assert state[KEY].shape == (512,)
     network(Wordy()).load_state_dict(through_a_file(state))
-
-
-def test_an_option_may_be_as_good_as_true():
-    state = network(rescale=np.bool_(True)).state_dict()
-    network(rescale=True).load_state_dict(state)
 
 
 def old(state):

@@ -122,16 +122,17 @@ WRAP = [
     (dict(estimator=FloatMode(), targets=["fine.weight"]), TypeError, "FloatMode().mode() expected "
      "to return a bool tensor that broadcasts to shape (2, 2), found torch.float32 of shape (2, 2)"),
     (dict(init="ones", targets=["fine.weight"]), TypeError, "expected init to be a number, or a "
-     "function that gives 'fine.weight' scores, found 'ones'"),
-    (dict(init=torch.ones(2, 1), targets=["fine.weight"]), ValueError, "found (2, 1)"),
+     "function that returns scores for 'fine.weight', found 'ones'"),
+    (dict(init=torch.ones(2, 1), targets=["fine.weight"]), ValueError, "expected init "
+     "to return scores of shape (2, 2) for 'fine.weight', found shape (2, 1)"),
     (dict(rescale="yes", targets=["fine.weight"]), TypeError, "expected rescale to be True or "
      "False, found 'yes'."),
     (dict(bias="no", targets=["fine.weight"]), TypeError, "expected bias to be True or False, "
      "found 'no'."),
     (dict(targets=["shadowed.weight"]), ValueError, "can't mask 'shadowed.weight': Shadowed, or "
      "the ModuleDict of masks, has a 'weight' of its own"),
-    (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "a function that gives "
-     "'fine.weight' scores of shape (2, 2), found (1, 2)"),
+    (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "expected init to "
+     "return scores of shape (2, 2) for 'fine.weight', found shape (1, 2)"),
     (dict(init=lambda w: None, targets=["fine.weight"]), TypeError, "found None"),
     (dict(targets=lambda name, module: ["weight"] * (name == "lazy")), ValueError,
      "can't mask 'lazy.weight'"),
@@ -201,13 +202,27 @@ def test_arguments_of_the_wrong_kind(small, call, message):
     assert snapshot(small) == before
 
 
-@pytest.mark.parametrize("frozen", [1, np.bool_(True)])
-def test_what_is_as_good_as_true(small, frozen):
-    assert (
-        str(masktorch.freeze_mask(masktorch.wrap(small), frozen)).count("frozen") == 2
+@pytest.mark.parametrize("value", [1, np.bool_(True)], ids=repr)
+@pytest.mark.parametrize(
+    ("function", "flag"),
+    [
+        (masktorch.wrap, "bias"),
+        (masktorch.wrap, "rescale"),
+        (masktorch.unwrap, "bake"),
+        (masktorch.freeze_mask, "frozen"),
+        (masktorch.freeze_weights, "frozen"),
+    ],
+)
+def test_a_flag_is_a_bool(small, function, flag, value):
+    if function is not masktorch.wrap:
+        masktorch.wrap(small)
+    before = snapshot(small)
+    message = (
+        f"{function.__name__}() expected {flag} to be True or False, found {value!r}"
     )
-    masktorch.freeze_mask(small, type(frozen)(0))
-    assert str(small).count("learning") == 2
+    with pytest.raises(TypeError, match=re.escape(message)):
+        function(small, **{flag: value})
+    assert snapshot(small) == before
 
 
 def test_nothing_to_wrap():

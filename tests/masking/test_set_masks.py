@@ -56,7 +56,8 @@ def test_a_plain_model_gets_masks_that_do_not_learn():
     given[:] = False  # a copy was taken
     assert list(masktorch.masks(model)) == ["1.weight"]
     assert torch.equal(masktorch.masks(model)["1.weight"], YES)
-    assert list(masktorch.mask_parameters(model)) == []
+    with pytest.raises(ValueError, match="only fixed ones, which have no scores"):
+        masktorch.mask_parameters(model)
     assert model[1]._parameters["weight"].requires_grad  # trains as before
     np.testing.assert_array_equal((model[1].weight != 0).numpy(), YES.numpy())
 

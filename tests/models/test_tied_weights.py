@@ -212,7 +212,7 @@ def test_one_place_of_tied_weights_is_not_baked_where_the_other_would_scale_it_a
     model = tied(rescale=True).eval()
     before, expected = weight_under(model[0]).detach().clone(), model(ROWS)
     with pytest.raises(
-        ValueError, match=r"unwrap\(\) can't bake 'weight': .* or a module outside"
+        ValueError, match=r"unwrap\(\) can't bake 'weight': a module outside is tied"
     ):
         masktorch.unwrap(model[1])
     assert torch.equal(weight_under(model[0]), before)
@@ -252,7 +252,9 @@ def test_a_second_place_that_came_untied_is_not_baked_either():
     ).eval()
     b.weight = c.weight = nn.Parameter(torch.ones(4, 4))
     expected = model(ROWS)
-    with pytest.raises(ValueError, match="or a module outside"):
+    with pytest.raises(
+        ValueError, match="a module outside is tied to it and would rescale"
+    ):
         masktorch.unwrap(inner)
     assert torch.equal(model(ROWS), expected)
 

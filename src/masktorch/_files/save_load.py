@@ -18,10 +18,10 @@ from masktorch._masking.checkpoint import described
 from masktorch._masking.lookup import Model, find_masks, masked_tensors
 from masktorch._masking.mask import Mask
 from masktorch._masking.module_class import attached
-from masktorch._masking.targets import join, plain_name
+from masktorch._masking.names import join, plain_name
 from masktorch._masks import set_masks
 from masktorch._sharding import is_sharded
-from masktorch._wrapping import give_masks
+from masktorch._wrapping import put_fixed_masks
 
 
 class _Tensor(NamedTuple):
@@ -114,7 +114,7 @@ def load_masks(
         if wrapped:
             return set_masks(model, loaded)
         rescale = {name: rows[name].rescale for name in loaded}
-        return give_masks(model, loaded, rescale=rescale, caller="load_masks")
+        return put_fixed_masks(model, loaded, rescale=rescale, caller="load_masks")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from masktorch._masking.targets import plain_name
+from masktorch._masking.names import plain_name
 from masktorch._methods.built_in import BuiltIn
 from masktorch._methods.protocol import Estimator
 

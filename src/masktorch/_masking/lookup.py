@@ -1,8 +1,8 @@
-"""The masks of a model: where they are, and what every change to them has to heed."""
+"""The masks of a model: where they are, and what every change to them has to check."""
 
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,17 +11,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from masktorch._masking.mask import Mask, deterministic, total
 from masktorch._masking.module_class import attached
-from masktorch._masking.targets import Place, places_of
+from masktorch._masking.names import enumerated, is_pattern, matching
+from masktorch._masking.places import Place, places_of
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import is_sharded, parted
 
 Model = TypeVar("Model", bound=nn.Module)
 Masked = list[tuple[Mask, list[Place]]]
-Found = list[tuple[Any, list[Place]]]
+Found = Sequence[
+    tuple[Any, list[Place]]
+]  # tensors, under masks or not, with their places
+
+
+# -- finding masks -------------------------------------------------------------------------
 
 
 def masked_tensors(model: nn.Module, caller: str) -> Masked:
-    """Every mask with the places of its tensor, in the order of the model; raises without one."""
+    """Return every mask with the places of its tensor, in the order of the model.
+
+    Raises:
+        ValueError: if nothing is masked.
+    """
     found = find_masks(model, caller)
     if not found:
         raise ValueError(
@@ -32,7 +42,7 @@ def masked_tensors(model: nn.Module, caller: str) -> Masked:
 
 
 def find_masks(model: nn.Module, caller: str) -> Masked:
-    """The same, empty where nothing is masked."""
+    """Return the same, empty if nothing is masked."""
     for module in _distributed(model, caller):
         if not isinstance(module, DistributedDataParallel):
             module.reshard()  # what FSDP2 has gathered is a copy: changes to it would be lost
@@ -43,91 +53,8 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
     return list(found.items())
 
 
-def by_name(
-    caller: str,
-    what: str,
-    found: Found,
-    values: Any,
-    *,
-    others: str = "Not masked in this model",
-) -> dict[str, Any]:
-    """The values of tensors by their first names: one for all, or a mapping's, by any name."""
-    if not isinstance(values, Mapping):
-        return {places[0].name: values for _, places in found}
-    chosen: dict[str, Any] = {}
-    for _, places in found:
-        names = [place.name for place in places if place.name in values]
-        for name in names:
-            one, two = values[names[0]], values[name]
-            same = one is two or (
-                torch.equal(one, two) if isinstance(two, Tensor) else one == two
-            )
-            if not same:
-                raise ValueError(
-                    f"{caller}() expected one {what}, found two for {names[0]!r}, tied to {name!r}."
-                )
-            chosen[places[0].name] = two
-    known = {place.name for _, places in found for place in places}
-    missing = [places[0].name for _, places in found if places[0].name not in chosen]
-    unknown = [str(name) for name in values if name not in known]
-    if missing or unknown:
-        raise ValueError(
-            f"{caller}() expected one {what}, by name. Missing: {', '.join(missing) or 'none'}. "
-            f"{others}: {', '.join(unknown) or 'none'}. masktorch.masks(model) shows the names."
-        )
-    return chosen
-
-
-def check_estimator(
-    caller: str, name: str, estimator: Estimator, scores: Tensor
-) -> None:
-    """Raises where an estimator is none, or can't be used on these scores."""
-    if isinstance(estimator, type | nn.Module) or not isinstance(estimator, Estimator):
-        raise TypeError(
-            f"{caller}() expected an estimator such as masktorch.Threshold(), with "
-            f"__call__(scores) and mode(scores). Found {estimator!r}."
-        )
-    try:
-        deterministic(estimator, scores, scores.shape)
-    except ValueError as error:
-        raise ValueError(f"{caller}() can't mask {name!r}: {error}") from error
-
-
-def checked_masks(
-    caller: str, found: Found, masks: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """The masks by the first names of their tensors, on their devices and in their shards."""
-    if not isinstance(masks, Mapping):
-        raise TypeError(
-            f"{caller}() expected a dict from tensor names to masks, found {type(masks).__name__}."
-        )
-    wanted = by_name(caller, "mask for each masked tensor", found, masks)
-    for _, (place, *_) in found:
-        mask, own = wanted[place.name], place.parameter
-        expected = f"{caller}() expected a dense bool tensor for {place.name!r}"
-        dense = isinstance(mask, Tensor) and mask.layout is torch.strided
-        if not dense or mask.dtype is not torch.bool:
-            raise TypeError(
-                f"{expected}, found {mask.dtype if dense else type(mask).__name__}."
-            )
-        if mask.shape != own.shape:
-            raise ValueError(
-                f"{expected} of shape {tuple(own.shape)}, found {tuple(mask.shape)}."
-            )
-        mask = mask.to(own.device)
-        wanted[place.name] = mask if is_sharded(mask) else parted(mask, own)
-    return wanted
-
-
-def check_flag(caller: str, name: str, value: bool) -> None:
-    if value not in (True, False):
-        raise TypeError(
-            f"{caller}() expected {name} to be True or False, found {value!r}."
-        )
-
-
 def _distributed(model: nn.Module, caller: str) -> list[Any]:
-    """The modules that DDP or FSDP2 has taken."""
+    """Return the modules that DDP or FSDP2 has taken."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"{caller}() expected a torch.nn.Module, found {type(model).__name__}."
@@ -138,7 +65,186 @@ def _distributed(model: nn.Module, caller: str) -> list[Any]:
     ]
 
 
+# -- values by tensor name -----------------------------------------------------------------
+
+
+def by_name(
+    caller: str,
+    what: str,
+    found: Found,
+    values: Any,
+    *,
+    others: str = "Not masked in this model",
+    patterns: bool = False,
+) -> dict[str, Any]:
+    """Return the values of tensors by the first names of these.
+
+    Args:
+        caller: the public function, for messages.
+        what: what a value is, for messages: "estimator".
+        found: the tensors, each with the places where it lives.
+        values: one value for all tensors, or a mapping by any of a tensor's names.
+        others: what names of other tensors are called in a message.
+        patterns: whether keys of the mapping may be shell patterns. The exact name of a
+            tensor wins over a pattern.
+
+    Raises:
+        ValueError: if a tensor has no value or two different ones, if a name is unknown, or
+            if a pattern matches nothing.
+    """
+    if not isinstance(values, Mapping):
+        return {places[0].name: values for _, places in found}
+    matched = _matched(caller, found, values) if patterns else {}
+    chosen: dict[str, Any] = {}
+    for _, places in found:
+        first = places[0].name
+        names = [place.name for place in places if place.name in values]
+        matches = [key for key, firsts in matched.items() if first in firsts]
+        if names:
+            _check_tied_agree(caller, what, names, values)
+            chosen[first] = values[names[0]]
+        elif matches:
+            _check_patterns_agree(caller, what, first, matches, values)
+            chosen[first] = values[matches[0]]
+    known = {place.name for _, places in found for place in places}
+    missing = [places[0].name for _, places in found if places[0].name not in chosen]
+    unknown = [str(key) for key in values if key not in known and key not in matched]
+    if missing or unknown:
+        raise ValueError(
+            f"{caller}() expected one {what}, by name. Missing: {', '.join(missing) or 'none'}. "
+            f"{others}: {', '.join(unknown) or 'none'}. masktorch.masks(model) shows the names."
+        )
+    return chosen
+
+
+def _matched(
+    caller: str, found: Found, values: Mapping[Any, Any]
+) -> dict[str, set[str]]:
+    """Return the first names of the tensors that each pattern among the keys matches."""
+    names = {place.name for _, places in found for place in places}
+    matched: dict[str, set[str]] = {}
+    for key in values:
+        if not isinstance(key, str) or key in names or not is_pattern(key):
+            continue
+        matched[key] = {
+            places[0].name
+            for _, places in found
+            if matching(key, [place.name for place in places if place.fits_patterns])
+        }
+        if not matched[key]:
+            raise ValueError(
+                f"{caller}() found no tensor that matches the pattern {key!r} among "
+                f"{enumerated(sorted(names))}."
+            )
+    return matched
+
+
+def _check_tied_agree(
+    caller: str, what: str, names: Sequence[str], values: Mapping[str, Any]
+) -> None:
+    for name in names[1:]:
+        if not _equal(values[names[0]], values[name]):
+            raise ValueError(
+                f"{caller}() expected one {what}, found two for {names[0]!r}, tied to {name!r}."
+            )
+
+
+def _check_patterns_agree(
+    caller: str, what: str, name: str, matches: Sequence[str], values: Mapping[str, Any]
+) -> None:
+    for pattern in matches[1:]:
+        if not _equal(values[matches[0]], values[pattern]):
+            raise ValueError(
+                f"{caller}() expected one {what}, found two for {name!r}, which the patterns "
+                f"{matches[0]!r} and {pattern!r} both match. Name it exactly: names win."
+            )
+
+
+def _equal(one: Any, two: Any) -> bool:
+    if isinstance(one, Tensor) and isinstance(two, Tensor):
+        return torch.equal(one, two)
+    return one is two or bool(one == two)
+
+
+# -- checks before a change ----------------------------------------------------------------
+
+
+def check_estimator(
+    caller: str, name: str, estimator: Estimator, scores: Tensor, shape: torch.Size
+) -> None:
+    """Raise if a value is not an estimator, or cannot be used on a tensor.
+
+    Args:
+        caller: the public function, for messages.
+        name: the full name of the tensor, for messages.
+        estimator: what to check.
+        scores: the scores that it would get.
+        shape: that of the tensor.
+    """
+    check_is_estimator(caller, estimator)
+    try:
+        deterministic(estimator, scores, shape)
+    except ValueError as error:
+        raise ValueError(f"{caller}() can't mask {name!r}: {error}") from error
+
+
+def check_is_estimator(caller: str, estimator: Any) -> None:
+    """Raise a `TypeError` unless a value has the two methods of an estimator."""
+    if isinstance(estimator, type):
+        found = f"the class {estimator.__name__}. Did you mean {estimator.__name__}()?"
+    elif isinstance(estimator, nn.Module) or not isinstance(estimator, Estimator):
+        found = f"{estimator!r}."
+    else:
+        return
+    raise TypeError(
+        f"{caller}() expected an estimator such as masktorch.Threshold(), with "
+        f"__call__(scores) and mode(scores). Found {found}"
+    )
+
+
+def checked_masks(
+    caller: str, found: Found, masks: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return masks by the first names of their tensors, on their devices and in their shards.
+
+    Raises:
+        TypeError: if they are not dense bool tensors in a mapping.
+        ValueError: if a name is missing or unknown, or a shape is not that of the tensor.
+    """
+    if not isinstance(masks, Mapping):
+        raise TypeError(
+            f"{caller}() expected a dict from tensor names to masks, found "
+            f"{type(masks).__name__}."
+        )
+    wanted = by_name(caller, "mask for each masked tensor", found, masks)
+    return {
+        place.name: _checked_mask(caller, place, wanted[place.name])
+        for _, (place, *_) in found
+    }
+
+
+def _checked_mask(caller: str, place: Place, mask: Any) -> Tensor:
+    expected = f"{caller}() expected a dense bool tensor for {place.name!r}"
+    if not isinstance(mask, Tensor) or mask.layout is not torch.strided:
+        raise TypeError(f"{expected}, found {type(mask).__name__}.")
+    if mask.dtype is not torch.bool:
+        raise TypeError(f"{expected}, found {mask.dtype}.")
+    if mask.shape != place.parameter.shape:
+        raise ValueError(
+            f"{expected} of shape {tuple(place.parameter.shape)}, found {tuple(mask.shape)}."
+        )
+    mask = mask.to(place.parameter.device)
+    return mask if is_sharded(mask) else parted(mask, place.parameter)
+
+
 def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
+    """Raise if DDP or FSDP2 has taken a part of the model.
+
+    Args:
+        model: any module.
+        caller: the public function, for messages.
+        instead: what to do in place of the call.
+    """
     for module in _distributed(model, caller):
         raise ValueError(
             f"{caller}() can't change a model that is distributed already: it found a "
@@ -146,13 +252,18 @@ def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
         )
 
 
+# -- changes -------------------------------------------------------------------------------
+
+
 def set_trains(parameter: Tensor, trains: bool) -> None:
+    """Let a tensor train, or stop it."""
     parameter.requires_grad_(trains)
     if not trains:
         parameter.grad = None  # an optimiser steps on whatever gradient it finds
 
 
 def warn_if_empty(name: str, mask: Tensor) -> None:
+    """Warn if a mask keeps nothing."""
     if mask.numel() and not mask.is_meta and not total(mask):
         warnings.warn(
             f"The mask of {name!r} keeps nothing, its layer computes zeros. Start scores higher.",

@@ -17,6 +17,7 @@ from masktorch._masking.checkpoint import (
     warn_of_differences,
 )
 from masktorch._masking.forward_state import ForwardState
+from masktorch._masking.identity import identity, register
 from masktorch._masking.overrides import InThread, override_of
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered, is_sharded
@@ -172,14 +173,15 @@ class Mask(nn.Module):
     @property
     def original(self) -> Tensor:
         """The tensor under the mask; torch's remove_parametrizations asks for it, too."""
-        tensors = {container.parameter(name) for container, name in self.places()}
+        found = [container.parameter(name) for container, name in self.places()]
+        tensors = {identity(tensor): tensor for tensor in reversed(found)}
         if len(tensors) != 1:
             raise ValueError(
                 f"expected one tensor under this mask, found {len(tensors)}: its tied weights "
                 "have been untied (by load_state_dict(assign=True), for instance). Tie them "
                 "again, or read each from the `_parameters` of its module."
             )
-        return cast(Tensor, tensors.pop())
+        return cast(Tensor, found[0])
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
@@ -270,6 +272,7 @@ class Masks(nn.ModuleDict):
         # collection. Not its `_parameters`: torch.export replaces that dict for a while.
         self._module = weakref.ref(module)
         self.forward_state = ForwardState()
+        register(self)
         for mask in masks_in(self).values():
             mask.containers = mask.containers or weakref.WeakKeyDictionary()
             mask.containers[self] = None

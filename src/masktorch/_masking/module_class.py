@@ -27,6 +27,7 @@ from masktorch._masking.forward_state import (
     reading_parameters,
     resumable,
 )
+from masktorch._masking.identity import forget
 from masktorch._masking.mask import Mask, Masks, masks_in
 from masktorch._masking.overrides import override_of
 from masktorch._sharding import is_sharded
@@ -34,15 +35,18 @@ from masktorch._sharding import is_sharded
 
 def attached(module: nn.Module) -> dict[str, Mask]:
     """The masks on the parameters of `module` itself, by parameter name."""
-    container = module._modules.get("parametrizations")
+    if "parametrizations" not in module._modules:  # a scripted module has no .get
+        return {}
+    container = module._modules["parametrizations"]
     return masks_in(container) if isinstance(container, Masks) else {}
 
 
 def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
     """Put masks on parameters of `module`, by their names."""
     before: Any = module._modules.get("parametrizations") or {}
-    container = Masks({**before, **masks}, module)
-    module._modules["parametrizations"] = container
+    if before:
+        forget(before)
+    module._modules["parametrizations"] = Masks({**before, **masks}, module)
     made = masked_class(original_class(module), frozenset(attached(module)))
     object.__setattr__(
         module, "__class__", made
@@ -52,6 +56,7 @@ def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
 def detach(module: nn.Module) -> None:
     """Take the masks off a module and give its original class back."""
     container: Any = module._modules.pop("parametrizations")
+    forget(container)
     others = {
         name: other for name, other in container.items() if not isinstance(other, Mask)
     }

@@ -1,9 +1,10 @@
 """Which tensors are masked, and everything that is checked before the model changes."""
 
 import difflib
+import gc
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.fx
@@ -13,9 +14,253 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrize import ParametrizationList
 
-Targets = Callable[[str, nn.Module], Iterable[str]] | Iterable[str]
+from masktorch._checks import check_takes
+from masktorch._masking.identity import (
+    holds_its_values,
+    identity,
+    living_containers,
+    overlaps_itself,
+    sharing_memory,
+)
+from masktorch._masking.mask import Mask, Masks, masks_in
+from masktorch._masking.module_class import attached, original_class
+from masktorch._masking.names import enumerated, is_pattern, join, matching
+from masktorch._masking.places import (
+    Place,
+    modules_before_peft,
+    modules_of,
+    places_of,
+)
+from masktorch._sharding import is_sharded
 
-_UNFIT = (
+Targets = Callable[[str, nn.Module], Iterable[str]] | Iterable[str]
+Planned = list[tuple[nn.Parameter, list[Place]]]  # tensors to mask, where they live
+
+
+def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
+    """Name the default targets of `masktorch.wrap` in a module.
+
+    They are the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and their subclasses, and
+    of transformers' Conv1D. `wrap` does not ask for modules that peft has added.
+    """
+    is_target = isinstance(module, _ConvNd | nn.Linear) or _is_transformers_conv1d(
+        module
+    )
+    return ["weight"] if is_target else []
+
+
+def _is_transformers_conv1d(module: nn.Module) -> bool:
+    """Known by its name, so that transformers need not be installed."""
+    return ("transformers", "Conv1D") in {
+        (kind.__module__.partition(".")[0], kind.__name__)
+        for kind in type(module).__mro__
+    }
+
+
+def plan(
+    model: nn.Module,
+    targets: Targets,
+    *,
+    bias: bool = False,
+    patterns: bool = True,
+    caller: str,
+) -> Planned:
+    """Find the tensors to mask, in the order of the model, and check that they can be masked.
+
+    Args:
+        model: any module.
+        targets: as for `masktorch.wrap`.
+        bias: whether to add the biases of the modules whose tensors are chosen.
+        patterns: whether names may be shell patterns.
+        caller: the public function, for messages.
+
+    Returns:
+        For each tensor a parameter and all places that hold its memory.
+    """
+    places = list(places_of(model))
+    names = _chosen_names(model, places, targets, patterns, caller)
+    if bias:
+        names |= {join(name.rpartition(".")[0], "bias") for name in names}
+    chosen = {identity(place.parameter) for place in places if place.name in names}
+    planned: dict[Hashable, list[Place]] = {}
+    for place in places:
+        key = identity(place.parameter)
+        if key in chosen:
+            _check(caller, place)
+            planned.setdefault(key, []).append(place)
+    _refuse_overlaps(caller, list(planned.values()), places)
+    _refuse_learnable_masks_elsewhere(caller, model, list(planned.values()))
+    return [(same[0].parameter, same) for same in planned.values()]
+
+
+# -- names ---------------------------------------------------------------------------------
+
+
+def _chosen_names(
+    model: nn.Module,
+    places: Sequence[Place],
+    targets: Targets,
+    patterns: bool,
+    caller: str,
+) -> set[str]:
+    """Resolve `targets` to the full names of parameters; raise if there are none."""
+    by_name = {place.name: place for place in places}
+    chosen, computed = set[str](), list[str]()
+    for name in _requested_names(model, targets, caller):
+        if name in by_name:
+            chosen.add(name)
+        elif patterns and is_pattern(name):
+            chosen |= _matched_names(name, places, caller)
+        elif _is_computed(model, name):
+            computed.append(name)
+        else:
+            raise ValueError(_unknown(name, by_name, caller))
+    if computed:
+        _report_computed(computed, targets, caller)
+    unfit = list[str]()
+    if targets is conv_and_linear:
+        unfit = [
+            n for n, p in by_name.items() if n in chosen and _unfit_values(p.parameter)
+        ]
+        _warn_of_unfit(unfit, by_name, caller)
+        chosen.difference_update(unfit)
+    if not chosen:
+        raise ValueError(_nothing_to_mask(model, targets, computed + unfit, caller))
+    return chosen
+
+
+def _requested_names(model: nn.Module, targets: Any, caller: str) -> list[str]:
+    """Return the names that `targets` consists of, or returns for the modules of a model."""
+    if not callable(targets) or isinstance(targets, type):
+        return _listed(targets, caller)
+    expected = f"{caller}() expected a function targets(module_name, module)"
+    check_takes(expected, targets, 2)
+    is_default = targets is conv_and_linear
+    modules = modules_before_peft(model) if is_default else modules_of(model)
+    return [
+        join(name, attribute)
+        for name, module in modules.items()
+        for attribute in _listed(targets(name, module), caller)
+    ]
+
+
+def _listed(names: Any, caller: str) -> list[str]:
+    """Return what `targets` is or returns as a list, if it consists of names."""
+    if isinstance(names, Iterable) and not isinstance(names, str):
+        found = list(names)
+        if all(isinstance(name, str) for name in found):
+            return found
+        names = found
+    raise TypeError(
+        f"{caller}() expected a list of full tensor names, or targets(module_name, module) to "
+        f"return a list such as ['weight'], found {names!r:.80}."
+    )
+
+
+def _matched_names(pattern: str, places: Sequence[Place], caller: str) -> set[str]:
+    names = (place.name for place in places if place.fits_patterns)
+    matched = matching(pattern, names)
+    if not matched:
+        raise ValueError(
+            f"{caller}() found no parameter that matches the pattern {pattern!r}. Patterns "
+            "match full names such as 'layer1.0.weight', but no scores of masks and nothing "
+            "that peft adds. model.named_parameters() shows the names."
+        )
+    return set(matched)
+
+
+def _is_computed(model: nn.Module, name: str) -> bool:
+    """Whether a name is that of a tensor computed from parameters, as by weight_norm."""
+    owner, _, attribute = name.rpartition(".")
+    module = modules_of(model).get(owner)
+    if module is None:
+        return False
+    return parametrize.is_parametrized(module, attribute) or attribute in vars(module)
+
+
+def _unknown(name: str, names: Iterable[str], caller: str) -> str:
+    near = difflib.get_close_matches(name, names, n=3)
+    hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"{caller}() found no parameter {name!r} in the model.{hint}"
+
+
+def _warn_of_unfit(
+    names: Sequence[str], places: Mapping[str, Place], caller: str
+) -> None:
+    """Warn once about the layers that the default targets leave out."""
+    if names:
+        held = _unfit_values(places[names[0]].parameter)
+        warnings.warn(
+            f"{caller}() leaves out {enumerated(names)}: expected floating-point tensors of "
+            f"16 bits or more, found {names[0]!r} {held}. Quantised weights cannot be masked: "
+            "mask them before they are quantised.",
+            stacklevel=5,
+        )
+
+
+def _report_computed(names: Sequence[str], targets: Targets, caller: str) -> None:
+    """Raise for names in a list; warn for what a function returned."""
+    why = (
+        f"{', '.join(names)}: not a parameter, computed by weight_norm, torch.nn.utils.prune "
+        "or the like. Name what it is computed from, or remove that first: docs/wrapping.md."
+    )
+    if not callable(targets):
+        raise ValueError(f"{caller}() can't mask {why}")
+    warnings.warn(f"{caller}() leaves out {why}", stacklevel=5)
+
+
+def _nothing_to_mask(
+    model: nn.Module, targets: Targets, left_out: Sequence[str], caller: str
+) -> str:
+    children = ", ".join([type(child).__name__ for child in model.children()][:5])
+    if left_out:
+        why = f"it left out {enumerated(left_out)}"
+    elif targets is conv_and_linear:
+        why = "it has no Linear or Conv layer"
+    else:
+        why = "targets is empty"
+    return (
+        f"{caller}() found nothing to mask in {type(model).__name__}({children}): {why}. "
+        "Name tensors with targets=[...]."
+    )
+
+
+# -- one tensor ----------------------------------------------------------------------------
+
+
+def _check(caller: str, place: Place) -> None:
+    """Raise if the parameter in this place cannot have a mask."""
+    held = _unfit_values(place.parameter)
+    if held is not None:
+        raise TypeError(
+            f"{caller}() expected floating-point tensors of 16 bits or more, found "
+            f"{place.name!r} {held}. Leave it out of targets."
+        )
+    reason = _reason_against(place)
+    if reason is not None:
+        raise ValueError(f"{caller}() can't mask {place.name!r}: {reason}.")
+
+
+def _unfit_values(parameter: Tensor) -> str | None:
+    """Describe what a parameter holds, if arithmetic with a mask is not possible on it."""
+    kind, dtype = type(parameter), parameter.dtype
+    is_wrapper = not (holds_its_values(kind) or is_sharded(parameter) or _is_fake(kind))
+    if is_wrapper or kind.__module__.partition(".")[0] == "bitsandbytes":
+        return f"of {kind.__name__} (a tensor subclass, {dtype})"
+    if parameter.layout is not torch.strided or parameter.is_nested:
+        return f"of layout {parameter.layout}" if not parameter.is_nested else "nested"
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        return f"of {dtype}"
+    return None
+
+
+def _is_fake(kind: type[Tensor]) -> bool:
+    """Whether a class stands for tensors without values, as while exporting."""
+    return issubclass(kind, torch._subclasses.FakeTensor)
+
+
+# Modules that compute with their parameters in code of their own.
+_UNFIT_MODULES = (
     nn.Sequential,
     nn.ModuleList,
     nn.ModuleDict,
@@ -24,184 +269,98 @@ _UNFIT = (
 )
 
 
-def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
-    """The default targets: the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and subclasses,
-    and of transformers' Conv1D, known by its name; `wrap` asks for none of what peft adds."""
-    kinds = {
-        (kind.__module__.partition(".")[0], kind.__name__)
-        for kind in type(module).__mro__
-    }
-    known = (
-        isinstance(module, _ConvNd | nn.Linear) or ("transformers", "Conv1D") in kinds
-    )
-    return ["weight"] if known else []
-
-
-def _without_adapters(modules: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """The modules that were there before peft, whose layers say what they add."""
-    added: list[str] = []
-    for name, module in modules.items():
-        prompts = (
-            ["prompt_encoder"]
-            if hasattr(module, "get_prompt_embedding_to_save")
-            else []
-        )
-        names = getattr(module, "adapter_layer_names", prompts)
-        added += [join(name, attribute) + "." for attribute in names]
-    inside = {n: m for n, m in modules.items() if not hasattr(m, "adapter_layer_names")}
-    return {n: m for n, m in inside.items() if not f"{n}.".startswith(tuple(added))}
-
-
-class Place(NamedTuple):
-    """One place where a parameter lives, under a mask or not."""
-
-    name: str  # full name of the tensor: "layer1.0.conv1.weight"
-    module: nn.Module
-    attribute: str  # "weight"
-    parameter: nn.Parameter
-
-
-def places_of(model: nn.Module) -> Iterator[Place]:
-    """All parameters of a model, in its order, as often as they live in it (tied weights)."""
-    for module_name, module in model.named_modules():
-        owner = plain_name(module_name)
-        for attribute, parameter in module._parameters.items():
-            if parameter is not None:
-                yield Place(join(owner, attribute), module, attribute, parameter)
-
-
-def plan(
-    model: nn.Module, targets: Targets, *, bias: bool, caller: str
-) -> list[tuple[nn.Parameter, list[Place]]]:
-    """The parameters to mask, in the order of the model, with every place that holds them."""
-    chosen = _chosen(model, targets, caller)
-    if not chosen:
-        children = ", ".join([type(child).__name__ for child in model.children()][:5])
-        why = (
-            "it has no Linear or Conv layer"
-            if targets is conv_and_linear
-            else "targets is empty"
-        )
-        raise ValueError(
-            f"{caller}() found nothing to mask in {type(model).__name__}({children}): {why}. "
-            "Name tensors with targets=[...]."
-        )
-    parameters = {place.name: place.parameter for place in places_of(model)}
-    if bias:
-        chosen += parameters.keys() & {
-            join(name.rpartition(".")[0], "bias") for name in chosen
-        }
-    for name in chosen:
-        if name not in parameters:
-            near = difflib.get_close_matches(name, parameters, n=3)
-            hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
-            raise ValueError(
-                f"{caller}() found no parameter {name!r} in the model.{hint}"
-            )
-    wanted = {parameters[name] for name in chosen}
-    planned: dict[nn.Parameter, list[Place]] = {}
-    for place in places_of(model):
-        if place.parameter in wanted:  # a tied tensor is masked wherever it lives
-            _check(caller, place)
-            planned.setdefault(place.parameter, []).append(place)
-    return list(planned.items())
-
-
-def _chosen(model: nn.Module, targets: Targets, caller: str) -> list[str]:
-    """The full names that `targets` gives, without those of tensors that are computed."""
-    modules = {plain_name(name): module for name, module in model.named_modules()}
-    if callable(targets) and not isinstance(targets, type):
-        asked = _without_adapters(modules) if targets is conv_and_linear else modules
-        chosen = [
-            join(name, attribute)
-            for name, module in asked.items()
-            for attribute in _listed(targets(name, module), caller)
-        ]
-    else:
-        chosen = _listed(targets, caller)
-    computed = []
-    for name in chosen:
-        owner, _, attribute = name.rpartition(".")
-        module = modules.get(owner, model)
-        there = parametrize.is_parametrized(module, attribute) or attribute in vars(
-            module
-        )
-        if there and attribute not in module._parameters:
-            computed.append(name)
-    if computed:
-        what = (
-            f"{', '.join(computed)}: not a parameter, computed by weight_norm, torch.nn.utils.prune"
-            " or the like. Name what it is computed from, or remove that first: docs/wrapping.md."
-        )
-        if not callable(targets):
-            raise ValueError(f"{caller}() can't mask {what}")
-        warnings.warn(f"{caller}() leaves out {what}", stacklevel=4)
-    return [name for name in chosen if name not in computed]
-
-
-def _listed(names: Any, caller: str) -> list[str]:
-    """What `targets` is or returns, if that is names."""
-    listed = isinstance(names, Iterable) and not isinstance(names, str)
-    found = list(names) if listed else []
-    if not listed or not all(isinstance(name, str) for name in found):
-        raise TypeError(
-            f"{caller}() expected a list of full tensor names, or targets(module_name, module) to "
-            f"return a list such as ['weight'], found {names!r:.80}."
-        )
-    return found
-
-
-def _check(caller: str, place: Place) -> None:
-    """Raises where a parameter can't have a mask."""
-    name, module, attribute, parameter = place
-    kind, original = (
-        type(module).__name__,
-        vars(type(module)).get("_original_class", type(module)),
-    )
-    if not parameter.is_floating_point() or parameter.dtype.itemsize < 2:
-        raise TypeError(
-            f"{caller}() expected floating-point tensors of 16 bits or more, found {name!r} of "
-            f"{parameter.dtype}. Leave it out of targets."
-        )
+def _reason_against(place: Place) -> str | None:
+    """Say why the parameter in this place cannot have a mask, and what to do; else None."""
+    _, module, attribute, parameter, _ = place
+    kind = type(module).__name__
+    if isinstance(module, Mask):
+        return "it is the scores of a mask. Name the tensor under the mask"
+    if isinstance(module, _UNFIT_MODULES) and not isinstance(
+        module, ParametrizationList
+    ):
+        return f"a {kind} can't hold masks. Move it into a module of its own, before any tracing"
     if parametrize.is_parametrized(module, attribute):
-        why = "it has a mask already. Call masktorch.unwrap(model) first, or leave the tensor out"
-    elif is_lazy(parameter):
-        why = "it has no shape yet (a lazy module). Run one batch through the model, then wrap it"
-    elif _overlaps(parameter):
-        why = "several of its entries share one place in memory (expanded). Use its .clone()"
-    elif isinstance(module, _UNFIT) and not isinstance(module, ParametrizationList):
-        why = f"a {kind} can't hold masks. Move it into a module of its own, before any tracing"
-    elif isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-        why = f"sparse gradients do not pass a mask. Make the {kind} with sparse=False"
-    elif not isinstance(
+        return "it has a mask already. Call masktorch.unwrap(model) first, or leave the tensor out"
+    if is_lazy(parameter):
+        return "it has no shape yet (a lazy module). Run one batch through the model, then wrap it"
+    if overlaps_itself(parameter):
+        return "several of its entries share one place in memory (expanded). Use its .clone()"
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+        return f"sparse gradients do not pass a mask. Make the {kind} with sparse=False"
+    if not isinstance(
         getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict
     ):
-        why = "its module has 'parametrizations' of its own, where masks belong. Rename them"
-    elif hasattr(original, attribute) or hasattr(nn.ModuleDict, attribute):
-        why = f"{kind}, or the ModuleDict of masks, has a {attribute!r} of its own. Rename it"
-    else:
-        return
-    raise ValueError(f"{caller}() can't mask {name!r}: {why}.")
+        return "its module has 'parametrizations' of its own, where masks belong. Rename them"
+    if hasattr(original_class(module), attribute) or hasattr(
+        Masks({}, nn.Module()), attribute
+    ):
+        return f"{kind}, or the ModuleDict of masks, has a {attribute!r} of its own. Rename it"
+    return None
 
 
-def _overlaps(tensor: Tensor) -> bool:
-    """Whether entries share their place: expanded, or more of them than places in its span."""
-    steps = [
-        (n, step)
-        for n, step in zip(tensor.shape, tensor.stride(), strict=True)
-        if n > 1
+# -- one memory ----------------------------------------------------------------------------
+
+
+def _refuse_overlaps(
+    caller: str, planned: Sequence[Sequence[Place]], places: Sequence[Place]
+) -> None:
+    """Raise if a tensor to mask overlaps another parameter without being an equal view."""
+    chosen = [same[0] for same in planned]
+    distinct: dict[Hashable, Place] = {}
+    for place in places:
+        distinct.setdefault(identity(place.parameter), place)
+    others = list(distinct.values())
+    overlapping = [
+        (one, other)
+        for one, other in sharing_memory(
+            [place.parameter for place in chosen], [place.parameter for place in others]
+        )
+        if identity(chosen[one].parameter) != identity(others[other].parameter)
     ]
-    return (
-        any(not s for _, s in steps)
-        or 1 + sum((n - 1) * s for n, s in steps) < tensor.numel()
-    )
+    if overlapping:
+        one, other = min(overlapping)
+        raise ValueError(
+            f"{caller}() can't mask {chosen[one].name!r}: it overlaps {others[other].name!r} "
+            "in memory, but is another view of it (transposed, shifted or of another shape). "
+            "Make both the same view, or give one a copy: "
+            "nn.Parameter(tensor.detach().clone())."
+        )
 
 
-def plain_name(name: str) -> str:
-    """A name without what torch.compile adds to it: a compiled model has the names of its own."""
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+def _refuse_learnable_masks_elsewhere(
+    caller: str, model: nn.Module, planned: Sequence[Sequence[Place]]
+) -> None:
+    """Raise if a learnable mask in another model already decides about the same memory."""
+    names = [same[0].name for same in planned]
+    tensors = [same[0].parameter for same in planned]
+
+    def masked_elsewhere() -> list[str]:
+        others = [tensor for mask, tensor in masked_outside(model) if mask.has_scores]
+        return [names[position] for position, _ in sharing_memory(tensors, others)]
+
+    found = masked_elsewhere()
+    if found:
+        gc.collect()  # a model that nobody uses any more may still be waiting for this
+        found = masked_elsewhere()
+    if found:
+        raise ValueError(
+            f"{caller}() can't mask {found[0]!r}: a learnable mask lies on the same memory in "
+            "another model or module (tied weights, for instance). Wrap both in one call, as "
+            "parts of one model, or give this one a copy of the weight."
+        )
 
 
-def join(module_name: str, attribute: str) -> str:
-    """The full name of a tensor."""
-    return f"{module_name}.{attribute}" if module_name else attribute
+def masked_outside(model: nn.Module) -> list[tuple[Mask, nn.Parameter]]:
+    """Return every mask in this process but those of a model, with the tensor under it."""
+    inside = {
+        module._modules["parametrizations"]
+        for module in model.modules()
+        if attached(module)
+    }
+    return [
+        (mask, tensor)
+        for container in living_containers()
+        if container not in inside
+        for name, mask in masks_in(container).items()
+        if (tensor := container.parameter(name)) is not None
+    ]
