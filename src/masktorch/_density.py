@@ -32,6 +32,7 @@ def set_estimator(
     Args:
         model: a wrapped model.
         estimator: one for all masks, or a mapping from the name of each masked tensor.
+            A name may be a shell pattern such as `"*.q_proj.weight"`; exact names win.
 
     Returns:
         the same model.
@@ -49,7 +50,7 @@ def set_estimator(
     """
     found = masked_tensors(model, "set_estimator")
     what = "estimator for each masked tensor"
-    chosen = by_name("set_estimator", what, found, estimator)
+    chosen = by_name("set_estimator", what, found, estimator, patterns=True)
     _check_replacements(found, chosen, "set_estimator")
     _replace_estimators(found, chosen)
     return model
@@ -64,7 +65,8 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
     Args:
         model: a wrapped model.
         density: one for all these masks, or a mapping from the names of their tensors,
-            as the functions of `masktorch.budget` return it.
+            as the functions of `masktorch.budget` return it. A name may be a shell
+            pattern; exact names win.
 
     Returns:
         the same model.
@@ -81,7 +83,9 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
     """
     found = masks_with_density(model, "set_density")
     what = "density for each tensor whose estimator has one"
-    densities = by_name("set_density", what, found, density, others="Not among them")
+    densities = by_name(
+        "set_density", what, found, density, others="Not among them", patterns=True
+    )
     chosen = {}
     for mask, (place, *_) in found:
         own = densities[place.name]
@@ -157,8 +161,8 @@ def expected_density(
 
     Args:
         model: a wrapped model.
-        cost: `c_t`, the cost of an entry of each masked tensor, by name: the number of
-            times that it is used, for instance. By default 1 for all.
+        cost: `c_t`, the cost of an entry of each masked tensor, by name or shell
+            pattern: the number of times that it is used, for instance. By default 1.
 
     Raises:
         ValueError: nothing is masked; or a cost is missing, unknown, negative or not
@@ -195,7 +199,8 @@ def _costs(masked: Masked, cost: Mapping[str, float] | None) -> dict[str, float]
             "expected_density() expected cost to be a dict from tensor names to "
             f"numbers, found {cost!r}."
         )
-    costs = by_name("expected_density", "cost for each masked tensor", masked, cost)
+    what = "cost for each masked tensor"
+    costs = by_name("expected_density", what, masked, cost, patterns=True)
     for name, value in costs.items():
         caller = f"expected_density() for {name!r}"
         check_number(caller, "a cost", value, 0, math.inf, "[)")

@@ -8,8 +8,8 @@ from torch import nn
 from masktorch._masking.mask import Mask
 from masktorch._masking.names import join, plain_name
 
-# Children of peft's own modules that hold the model as it was; all others are added by peft.
-_ADAPTED = {"base_layer", "base_model", "model", "original_module"}
+# Children of peft's own modules that lead to the model as it was; peft adds all others.
+_ADAPTED = {"base_layer", "base_model", "model", "original_module", "token_adapter"}
 
 
 class Place(NamedTuple):
