@@ -26,7 +26,7 @@ FLOORS = [
         "_kernels/random",
         "_kernels/autograd",
     ],
-    ["_methods/protocol", "_methods/built_in", "_methods/ranked"],
+    ["_methods/protocol", "_methods/built_in", "_methods/thresholded"],
     [
         "_methods/threshold",
         "_methods/bernoulli",
@@ -34,6 +34,9 @@ FLOORS = [
         "_methods/piggyback",
         "_methods/concrete",
         "_methods/hard_concrete",
+    ],
+    ["_methods/ranked"],
+    [
         "_methods/top_k",
         "_methods/n_of_m",
         "_methods/fixed",

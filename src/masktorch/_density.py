@@ -1,7 +1,6 @@
 """How dense the masks of a model are: estimators, densities, the expected density."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -203,7 +202,7 @@ def _costs(masked: Masked, cost: Mapping[str, float] | None) -> dict[str, float]
     costs = by_name("expected_density", what, masked, cost, patterns=True)
     for name, value in costs.items():
         caller = f"expected_density() for {name!r}"
-        check_number(caller, "a cost", value, 0, math.inf, "[)")
+        check_number(caller, "a cost", value, 0, closed_low=True)
     return costs
 
 

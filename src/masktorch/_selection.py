@@ -102,7 +102,7 @@ def regrow(
     for argument, values in (("drop", drop), ("grow", grow)):
         _check_scores("regrow", argument, values)
         _check_like(masks, values, argument)
-    check_number("regrow()", "share", share, 0, 1, "[]")
+    check_number("regrow()", "share", share, 0, 1, closed_low=True, closed_high=True)
     return {
         name: parted(_regrown(mask, drop[name], grow[name], share), mask)
         for name, mask in masks.items()

@@ -125,7 +125,7 @@ def geometric(start: float, end: float, progress: float) -> float:
 def _check_schedule(caller: str, start: float, end: float, progress: float) -> None:
     check_density(start, caller)
     check_density(end, caller)
-    check_number(caller, "progress", progress, 0, 1, "[]")
+    check_number(caller, "progress", progress, 0, 1, closed_low=True, closed_high=True)
 
 
 class _Request(NamedTuple):

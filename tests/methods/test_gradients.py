@@ -9,7 +9,7 @@ import torch
 import masktorch
 from masktorch import functional
 from masktorch._kernels import chunked, random
-from masktorch._methods import built_in, concrete
+from masktorch._methods import concrete, thresholded
 from tools.by_hand import sigma
 
 
@@ -446,11 +446,13 @@ def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks
         around.append(torch.nextafter(around[0], torch.tensor(side, dtype=dtype)))
     scores = torch.stack(around).requires_grad_()
     expected = scores.double() > at
-    at = built_in.logit(tau)
-    assert torch.equal(built_in.keeps(scores, at), expected)
+    at = thresholded.logit(tau)
+    assert torch.equal(thresholded.is_above(at, scores), expected)
     assert torch.equal(functional.threshold(scores, tau), expected.to(dtype))
     ones = torch.ones(3, dtype=dtype)
-    assert torch.equal(built_in.mode_product(scores, ones, at), expected.to(dtype))
+    assert torch.equal(
+        thresholded.weight_where_above(at, scores, ones), expected.to(dtype)
+    )
 
 
 def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():

@@ -1,23 +1,36 @@
-"""Bernoulli masks with the gradient of their expectation."""
+"""Bernoulli masks, trained by the gradient of their expectation.
+
+Source: Zhou et al., "Deconstructing Lottery Tickets" (arXiv 1905.01067).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.random import drawn_mask
 from masktorch._kernels.selecting import select
-from masktorch._methods.built_in import ProbabilityEstimator, logistic_rule
+from masktorch._methods.threshold import logistic_rule
+from masktorch._methods.thresholded import ProbabilityEstimator
 
 
 def bernoulli(
     scores: Tensor, generator: Generator | None = None, *, weight: Tensor | None = None
 ) -> Tensor:
-    """A Bernoulli sample with the gradient of its expectation.
+    """Keep each entry with probability `sigma(s)`.
 
-    Forward `m ~ Bernoulli(sigma(s))`, drawn from `generator` (PyTorch's own if left out); backward
-    as in `threshold`. Source: Zhou et al., "Deconstructing Lottery Tickets" (arXiv 1905.01067).
+    Forward `m ~ Bernoulli(sigma(s))`, a new draw in each call; backward
+    `dL/ds = g * sigma(s) * (1 - sigma(s))`, the gradient of the expectation.
+
+    Args:
+        scores: floating point, any shape.
+        generator: where random numbers come from; PyTorch's own by default.
+        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+
+    Source: Zhou et al., "Deconstructing Lottery Tickets" (arXiv 1905.01067).
 
     Examples:
         >>> import torch
@@ -29,8 +42,14 @@ def bernoulli(
 
 @dataclass(frozen=True)
 class Bernoulli(ProbabilityEstimator):
-    """Samples: `masktorch.functional.bernoulli`. `tau` is the threshold of the deterministic mask
-    only. Scores start 3 above it. Usual training: Adam, learning rate 0.3. Raises as `Threshold`.
+    """Keep each entry with probability `sigma(s)`, drawn in every forward.
+
+    The formula is `masktorch.functional.bernoulli`. `tau` is the threshold of the
+    deterministic mask only. Scores start 3 above it. Usual training: Adam, learning
+    rate 0.3.
+
+    Raises:
+        ValueError: if `tau` is not in (0, 1).
 
     Examples:
         >>> import torch
@@ -38,8 +57,14 @@ class Bernoulli(ProbabilityEstimator):
         tensor([False,  True])
     """
 
+    __module__ = "masktorch"
+
     tau: float = 0.5
     start: ClassVar[float] = 3.0
 
+    @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return bernoulli(scores, weight=weight)
+
+    def expected(self, scores: Tensor) -> Tensor:
+        return torch.sigmoid(scores)

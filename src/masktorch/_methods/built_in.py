@@ -1,109 +1,89 @@
-"""What the estimators of the library share."""
+"""What all built-in estimators share."""
 
 import math
-from collections.abc import Callable
-from typing import Any, ClassVar
+from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from masktorch._checks import check_number
-from masktorch._kernels.autograd import Rule, masked
-from masktorch._kernels.chunked import Out, chunkwise
-from masktorch._kernels.selecting import at_most, compared, select_above
+from masktorch._kernels.selecting import select
 
 
-class BuiltIn:
-    """What the library's own share: `product` gives the weight times the mask of training, or that
-    mask; the deterministic one is `1[s > at]`, and a fresh model evaluates as the plain one."""
+class BuiltIn(ABC):
+    """Base class of the built-in estimators: frozen dataclasses, plain values.
 
-    draws: ClassVar[bool] = True
-    start: ClassVar[float] = 1.0  # above `at`
-    product: Callable[[Tensor, Tensor | None], Tensor]
+    `product` returns `weight * mask` in the weight's dtype, or the mask in the scores'
+    dtype if `weight` is None. The members' meaning is that of `masktorch.Estimator`.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Let `torch.load(weights_only=True)` read the public estimators."""
+        super().__init_subclass__()
+        if cls.__module__ == "masktorch":
+            torch.serialization.add_safe_globals([cls])
+
+    def __post_init__(self) -> None:  # noqa: B027
+        """Check the fields, if there are any."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what a copy or a file says, and check it as the constructor does."""
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def _check_number(
+        self, field: str, low: float = -math.inf, high: float = math.inf
+    ) -> None:
+        """Check a field, and turn it into a plain float (numpy's are not plain values)."""
+        value = getattr(self, field)
+        check_number(type(self).__name__, field, value, low, high)
+        object.__setattr__(self, field, float(value))
 
     @property
-    def at(self) -> float:
-        return 0.0
+    def draws(self) -> bool:
+        """Whether training draws masks; the deterministic estimators say False."""
+        return True
 
-    @property
-    def init(self) -> Any:
-        return self.at + max(
-            self.start, abs(self.at) / 100
-        )  # above it in half precision too
+    @abstractmethod
+    def init(self, weight: Tensor) -> Tensor:
+        """Return the scores to start from, in the dtype of `widened(weight.dtype)`."""
+
+    @abstractmethod
+    def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
+        """Return the weight under the mask of training, or that mask."""
+
+    @abstractmethod
+    def mode(self, scores: Tensor) -> Tensor:
+        """Return the deterministic mask, bool."""
+
+    @abstractmethod
+    def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Return scores near `scores` whose `mode` is `mask`."""
 
     def __call__(self, scores: Tensor) -> Tensor:
+        """Return the mask of training."""
         return self.product(scores, None)
 
-    def expected(self, scores: Tensor) -> Tensor:
-        return torch.sigmoid(scores) if self.draws else self(scores)
-
-    def mode(self, scores: Tensor) -> Tensor:
-        return keeps(scores, self.at)
-
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        return mode_product(scores, weight, self.at)
-
-    def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores; those not beyond the threshold on their side go 1 beyond it."""
-        decided = (keeps(scores, self.at) == mask) & (scores != self.at)
-        return torch.where(
-            decided, scores, mask.to(scores.dtype).mul_(2).add_(self.at - 1)
-        )
+        """Return the weight under the deterministic mask."""
+        return select(self.mode(scores), weight)
 
 
-class ProbabilityEstimator(BuiltIn):
-    """`sigma(s)` is the probability that an entry is kept, or is compared with `tau`."""
-
-    tau: float
-
-    def __post_init__(self) -> None:
-        logit(self.tau, type(self).__name__)
-
-    @property
-    def at(self) -> float:
-        return logit(self.tau)
-
-
-def logit(tau: float, caller: str = "threshold()") -> float:
-    """The score `s` at which `sigma(s) = tau`. Raises unless `tau` lies in (0, 1)."""
-    check_number(caller, "tau", tau, 0, 1)
-    return math.log(tau / (1 - tau))
-
-
-def keeps(scores: Tensor, at: float = 0.0) -> Tensor:
-    """The deterministic mask `m = 1[s > at]`, bool; a score that is not a number is kept."""
-    at = at_most(at, scores.dtype)
-    return chunkwise(lambda s, out: compared(lambda v: ~(v <= at), s, out))(
-        scores.detach()
-    )
-
-
-def mode_product(scores: Tensor, weight: Tensor, at: float = 0.0) -> Tensor:
-    """`weight` under that mask, without a tensor for the mask; differentiable by the weight."""
-    return select_above(weight, scores.detach(), at_most(at, scores.dtype))
-
-
-def above(at: float, scores: Tensor, weight: Tensor | None, rule: Rule) -> Tensor:
-    """That mask or the weight under it, with a rule for the gradient."""
-    at, read = (
-        at_most(at, scores.dtype),
-        scores.detach(),
-    )  # Dynamo takes no tensor twice
-    return masked(scores, weight, read, lambda s, w: select_above(w, s, at), rule)
-
-
-@chunkwise
-def logistic_rule(
-    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
-) -> Tensor:
-    """`g * sigma(s) * (1 - sigma(s))`."""
-    p = torch.sigmoid(wide(scores, scores))  # 1 - p would be 0 in half precision
-    slope = torch.ops.aten.sigmoid_backward(wide(grad, scores), p)
-    product = slope.mul_(weight) if out is None else torch.mul(slope, weight, out=out)
-    return product.to(scores.dtype)
+def widened(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of scores over a weight of this dtype, and of their arithmetic: float32
+    over 16 bits, where 1 - p would be 0 and a small step would be lost."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def wide(tensor: Tensor, scores: Tensor) -> Tensor:
-    """The tensor in the dtype that the scores' gradient is computed in: float32, or
-    float64 for scores in it."""
-    return tensor.to(torch.promote_types(scores.dtype, torch.float32))
+    """Convert to the dtype in which the gradient of these scores is computed."""
+    return tensor.to(widened(scores.dtype))
+
+
+def times(weight: Tensor | None, mask: Tensor) -> Tensor:
+    """Return `weight * mask` in the weight's dtype, or the mask if `weight` is None.
+
+    Autograd gives a mask of a wider dtype its gradient in that dtype.
+    """
+    return mask if weight is None else (weight * mask).to(weight.dtype)

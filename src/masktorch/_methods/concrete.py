@@ -1,13 +1,19 @@
-"""Binary concrete masks (Gumbel-sigmoid)."""
+"""Binary concrete masks, or Gumbel-sigmoid: Bernoulli draws relaxed by a temperature.
+
+Sources: Maddison et al., "The Concrete Distribution" (arXiv 1611.00712); Jang et al.,
+"Categorical Reparameterization with Gumbel-Softmax" (arXiv 1611.01144).
+"""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor
+from typing_extensions import override
 
 from masktorch._checks import check_flag, check_number
 from masktorch._kernels.random import uniform_like
-from masktorch._methods.built_in import BuiltIn
+from masktorch._methods.built_in import times
+from masktorch._methods.thresholded import Thresholded
 
 
 def concrete(
@@ -18,51 +24,83 @@ def concrete(
     *,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """A binary concrete sample, or Gumbel-sigmoid: a Bernoulli draw relaxed by a temperature `T`.
+    """Draw a Bernoulli mask relaxed by a temperature, or with the gradient of one.
 
-    Forward `m = 1[s + logit(u) > 0]` if `hard`, else `y = sigma((s + logit(u)) / T)`, `u` uniform
-    on (0, 1); backward both `dL/ds = g * y * (1 - y) / T`. Sources: arXiv 1611.00712, 1611.01144.
+    With `u` uniform on (0, 1), `T` the temperature and
+    `y = sigma((s + logit(u)) / T)`: forward `m = 1[s + logit(u) > 0]` if `hard`, else
+    `m = y`; backward `dL/ds = g * y * (1 - y) / T` in both cases.
+
+    Args:
+        scores: floating point, any shape.
+        temperature: positive; towards 0 the relaxed draw becomes binary.
+        hard: return a binary mask.
+        generator: where random numbers come from; PyTorch's own by default.
+        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+
+    Raises:
+        ValueError: if `temperature` is not positive and finite.
+        TypeError: if `hard` is not a bool.
+
+    Sources: arXiv 1611.00712, 1611.01144.
 
     Examples:
         >>> concrete(torch.tensor([-50.0, 50.0]))
         tensor([0., 1.])
     """
-    check_flag("concrete", "hard", hard)
+    check_number("concrete()", "temperature", temperature, 0)
+    check_flag("concrete()", "hard", hard)
     noisy = noisy_logits(scores, generator)
     mask = torch.sigmoid(noisy / temperature)
     if hard:
-        mask = (noisy > 0).to(mask.dtype) + (
-            mask - mask.detach()
-        )  # the value of the former
-    mask = mask.to(scores.dtype)
-    return mask if weight is None else (weight * mask).to(weight.dtype)
+        mask = straight_through((noisy > 0).to(mask.dtype), mask)
+    return times(weight, mask.to(scores.dtype))
 
 
 def noisy_logits(scores: Tensor, generator: Generator | None) -> Tensor:
-    """`s + logit(u)`, positive with probability `sigma(s)`; float32 for half precision."""
+    """Return `s + logit(u)`, positive with probability `sigma(s)`; at least float32."""
     return scores + uniform_like(scores, generator).logit_()
 
 
+def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
+    """Return `value`, with the gradient of `differentiable`."""
+    return value + (differentiable - differentiable.detach())
+
+
 @dataclass(frozen=True)
-class Concrete(BuiltIn):
-    """Gumbel-sigmoid masks, in training `hard` or soft: `masktorch.functional.concrete`. Scores
-    start at 1. Training as for `HardConcrete`; a falling temperature is `masktorch.set_estimator`
-    with another value. `ValueError` for a `temperature` that is not positive and finite.
+class Concrete(Thresholded):
+    """Draw a Bernoulli mask with the gradient of a relaxed one (Gumbel-sigmoid).
+
+    The formula is `masktorch.functional.concrete`; with `hard=False` the mask of
+    training is the relaxed one. The deterministic mask is `1[s > 0]`. Scores start at
+    1. Usual training: Adam, learning rate 0.1, with a penalty on
+    `masktorch.expected_density`. For a falling temperature call
+    `masktorch.set_estimator` with another value.
+
+    Raises:
+        ValueError: if `temperature` is not positive and finite.
+        TypeError: if `hard` is not a bool.
 
     Examples:
         >>> Concrete(temperature=0.5)
         Concrete(temperature=0.5, hard=True)
     """
 
+    __module__ = "masktorch"
+
     temperature: float = 2 / 3
     hard: bool = True
 
+    @override
     def __post_init__(self) -> None:
-        check_number("Concrete", "temperature", self.temperature, 0)
+        self._check_number("temperature", 0)
         check_flag("Concrete", "hard", self.hard)
 
+    @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return concrete(scores, self.temperature, self.hard, weight=weight)
 
+    def expected(self, scores: Tensor) -> Tensor:
+        return torch.sigmoid(scores)
+
     def sample(self, scores: Tensor) -> Tensor:
-        return concrete(scores, self.temperature, True) > 0
+        return noisy_logits(scores, None) > 0

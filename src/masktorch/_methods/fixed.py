@@ -7,7 +7,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Fixed:
-    """A mask that is given, not learned: its scores are the mask itself, bool."""
+    """Return the scores: those of a fixed mask are the mask itself, bool."""
 
     def __call__(self, scores: Tensor) -> Tensor:
         return scores

@@ -31,7 +31,7 @@ def n_of_m(
         >>> n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 1, 2)
         tensor([[1., 0., 1., 0.]])
     """
-    check_flag("n_of_m", "absolute", absolute)
+    check_flag("n_of_m()", "absolute", absolute)
     kept = keeps_n_of_m(scores, n, m, absolute=absolute)
     return masked(scores, weight, kept, select, straight_rule(absolute))
 
@@ -40,7 +40,7 @@ def keeps_n_of_m(
     scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = True
 ) -> Tensor:
     """The mask of `n_of_m`, as a bool tensor shaped like `scores`."""
-    check_n_of_m(n, m)
+    check_n_of_m("n_of_m()", n, m)
     if scores.dim() < 2 or scores.shape[1] % m:
         raise ValueError(
             f"dimension 1 of shape {tuple(scores.shape)} is no multiple of {m}."
@@ -71,16 +71,19 @@ class NOfM(Ranked):
     and training as for `TopK`. `ValueError` unless `1 <= n <= m`, `TypeError` for no numbers.
 
     Examples:
+        >>> import torch
         >>> NOfM(1, 2).mode(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]))
         tensor([[ True, False,  True, False]])
     """
+
+    __module__ = "masktorch"
 
     n: int = 2
     m: int = 4
     absolute: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_n_of_m(self.n, self.m)
+        check_n_of_m("NOfM", self.n, self.m)
         check_flag("NOfM", "absolute", self.absolute)
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:

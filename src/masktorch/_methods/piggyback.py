@@ -1,34 +1,63 @@
-"""Piggyback: a threshold on the score itself."""
+"""Piggyback: a threshold on the score itself.
+
+Source: Mallya et al., "Piggyback: Adapting a Single Network to Multiple Tasks by Learning
+to Mask Weights" (arXiv 1801.06519).
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
+from typing_extensions import override
 
-from masktorch._checks import check_number
-from masktorch._methods.built_in import BuiltIn, above
-from masktorch._methods.ranked import straight_rule
+from masktorch._kernels.chunked import Out, chunkwise
+from masktorch._methods.built_in import wide
+from masktorch._methods.thresholded import Thresholded, masked_above
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 def piggyback(
     scores: Tensor, threshold: float = 5e-3, *, weight: Tensor | None = None
 ) -> Tensor:
-    """Threshold on the score itself, with the identity for a gradient.
+    """Keep the entries with `s > threshold`.
 
-    Forward `m = 1[s > threshold]`; backward `dL/ds = g`. Source: Mallya et al. (arXiv 1801.06519).
+    Forward `m = 1[s > threshold]`; backward `dL/ds = g`.
+
+    Args:
+        scores: floating point, any shape.
+        threshold: the score above which an entry is kept.
+        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+
+    Source: Mallya et al. (arXiv 1801.06519).
 
     Examples:
         >>> import torch
         >>> piggyback(torch.tensor([-1.0, 0.01]))
         tensor([0., 1.])
     """
-    return above(threshold, scores, weight, straight_rule(False))
+    return masked_above(threshold, scores, weight, identity_rule)
+
+
+@chunkwise
+def identity_rule(
+    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
+) -> Tensor:
+    """`dL/ds = g`, with `g = grad * weight`."""
+    return torch.mul(wide(grad, scores), weight, out=out).to(scores.dtype)
 
 
 @dataclass(frozen=True)
-class Piggyback(BuiltIn):
-    """A threshold on the score: `masktorch.functional.piggyback`. Scores start 5e-3 above it. Usual
-    training: pretrained weights, Adam, learning rate 1e-4. `ValueError` unless it is finite.
+class Piggyback(Thresholded):
+    """Keep the entries with `s > threshold`.
+
+    The formula is `masktorch.functional.piggyback`. Scores start 5e-3 above the
+    threshold, or 1 % of it if that is more. Usual training: pretrained weights, Adam,
+    learning rate 1e-4.
+
+    Raises:
+        ValueError: if `threshold` is not a finite float32 number.
 
     Examples:
         >>> import torch
@@ -36,16 +65,21 @@ class Piggyback(BuiltIn):
         tensor([False,  True])
     """
 
+    __module__ = "masktorch"
+
     threshold: float = 5e-3
     draws: ClassVar[bool] = False
     start: ClassVar[float] = 5e-3
 
+    @override
     def __post_init__(self) -> None:
-        check_number("Piggyback", "threshold", self.threshold)
+        self._check_number("threshold", -LARGEST, LARGEST)
 
     @property
+    @override
     def at(self) -> float:
         return self.threshold
 
+    @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return piggyback(scores, self.threshold, weight=weight)

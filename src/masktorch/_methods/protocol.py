@@ -1,24 +1,35 @@
-"""What masktorch asks of an estimator."""
+"""What masktorch asks of an estimator, and what it assumes of members left out."""
 
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
 
 @runtime_checkable
 class Estimator(Protocol):
-    """What `masktorch.wrap` asks of an estimator: two methods.
+    """Define how a mask follows from its scores: the two methods `masktorch.wrap` needs.
 
-    `__call__(scores)` gives the mask used in training: floating point, shaped like `scores`,
-    differentiable by the estimator's rule. `mode(scores)` gives the deterministic one of
-    evaluation, frozen masks, files and reports: bool, the same shape. It may offer more, by name:
+    An estimator is an immutable value. `__call__(scores)` returns the mask of training:
+    floating point, differentiable by the estimator's rule. `mode(scores)` returns the
+    deterministic mask of evaluation, frozen masks, files and reports: bool, of the same
+    shape. Scores may have any shape, which `init` decides; a mask must broadcast to the
+    weight.
 
-    - `draws`: False where the mask of training follows from the scores;
-    - `init`: the scores to start from, a number or a function of the weight (else 1.0);
-    - `product(scores, weight)`, `mode_product(scores, weight)`: the weight times either mask;
-    - `scores_for(scores, mask)`: scores near those given whose `mode` is `mask` (else 1 and 0);
-    - `expected(scores)`: the probability that each entry is kept (else the mask of training);
-    - `sample(scores)`: a bool mask drawn as in training (else where that one is positive).
+    An estimator may offer more, by name:
+
+    - `init`: the scores to start from, a number or a function of the weight. Without it,
+      scores have the weight's shape and start at 1.0.
+    - `scores_for(scores, mask)`: scores near `scores` whose `mode` is `mask`, which has
+      the weight's shape. Without it, 1 for kept and 0 for masked entries, if scores
+      have the weight's shape.
+    - `product(scores, weight)`, `mode_product(scores, weight)`: the weight times the
+      mask of training, or times the deterministic one, in the weight's dtype.
+    - `expected(scores)`: the probability that each entry is kept. Without it, the mask
+      of training.
+    - `sample(scores)`: a bool mask drawn as in training. Without it, where the mask of
+      training is positive.
+    - `draws`: False if the mask of training is a function of the scores alone. Without
+      it, True.
 
     Examples:
         >>> from masktorch import Threshold
@@ -28,3 +39,20 @@ class Estimator(Protocol):
 
     def __call__(self, scores: Tensor, /) -> Tensor: ...
     def mode(self, scores: Tensor, /) -> Tensor: ...
+
+
+def is_stochastic(estimator: Estimator) -> bool:
+    """Whether two masks of training of the same scores may differ."""
+    return cast(bool, getattr(estimator, "draws", True))
+
+
+def expected(estimator: Estimator, scores: Tensor) -> Tensor:
+    """Return the probability that each entry is kept, differentiable by the scores."""
+    return cast(Tensor, getattr(estimator, "expected", estimator)(scores))
+
+
+def sample(estimator: Estimator, scores: Tensor) -> Tensor:
+    """Draw a bool mask as training would."""
+    if hasattr(estimator, "sample"):
+        return cast(Tensor, estimator.sample(scores))
+    return estimator(scores) > 0

@@ -11,7 +11,7 @@ from masktorch._checks import Block
 from masktorch._kernels.autograd import Rule
 from masktorch._kernels.chunked import Out, chunkwise, is_plain
 from masktorch._kernels.selecting import select
-from masktorch._methods.built_in import BuiltIn, wide
+from masktorch._methods.built_in import BuiltIn, wide, widened
 from masktorch._sharding import whole
 
 
@@ -24,7 +24,10 @@ class Ranked(BuiltIn):
 
     def init(self, weight: Tensor) -> Tensor:
         bound = 1 / math.sqrt(max(math.prod(weight.shape[1:] or weight.shape), 1))
-        return torch.empty_like(weight, requires_grad=False).uniform_(-bound, bound)
+        scores = torch.empty_like(
+            weight, dtype=widened(weight.dtype), requires_grad=False
+        )
+        return scores.uniform_(-bound, bound)
 
     def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
         if is_plain(scores):

@@ -1,39 +1,67 @@
-"""Straight-through threshold."""
+"""Straight-through threshold: keep what has a probability above `tau`.
+
+Source: "Super-Masks: Are They Good Initializations?" (2019). The post writes the
+threshold on the raw score; its author's code applies it to `sigma(score)`, as here.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
+from typing_extensions import override
 
-from masktorch._methods.built_in import (
-    ProbabilityEstimator,
-    above,
-    logistic_rule,
-    logit,
-)
+from masktorch._kernels.chunked import Out, chunkwise
+from masktorch._methods.built_in import wide
+from masktorch._methods.thresholded import ProbabilityEstimator, logit, masked_above
 
 
 def threshold(
     scores: Tensor, tau: float = 0.5, *, weight: Tensor | None = None
 ) -> Tensor:
-    """Straight-through threshold.
+    """Keep the entries with `sigma(s) > tau`, straight-through.
 
-    Forward `m = 1[sigma(s) > tau]`; backward `dL/ds = g * sigma(s) * (1 - sigma(s))`. `scores` are
-    floating point of any shape, `weight` and mask the same, as for all methods. `ValueError` unless
-    `tau` lies in (0, 1). Source: "Super-Masks: Are They Good Initializations?" (2019), its code.
+    Forward `m = 1[sigma(s) > tau]`; backward `dL/ds = g * sigma(s) * (1 - sigma(s))`. A
+    score exactly at the threshold is masked; NaN is kept.
+
+    Args:
+        scores: floating point, any shape.
+        tau: the probability above which an entry is kept.
+        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+
+    Raises:
+        ValueError: if `tau` is not in (0, 1).
+
+    Source: "Super-Masks: Are They Good Initializations?" (2019), its code.
 
     Examples:
         >>> import torch
         >>> threshold(torch.tensor([-2.0, 0.0, 2.0]))
         tensor([0., 0., 1.])
     """
-    return above(logit(tau), scores, weight, logistic_rule)
+    return masked_above(logit(tau), scores, weight, logistic_rule)
+
+
+@chunkwise
+def logistic_rule(
+    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
+) -> Tensor:
+    """`dL/ds = g * sigma(s) * (1 - sigma(s))`, with `g = grad * weight`."""
+    p = torch.sigmoid(wide(scores, scores))
+    slope = torch.ops.aten.sigmoid_backward(wide(grad, scores), p)
+    product = slope.mul_(weight) if out is None else torch.mul(slope, weight, out=out)
+    return product.to(scores.dtype)
 
 
 @dataclass(frozen=True)
 class Threshold(ProbabilityEstimator):
-    """Straight-through: `masktorch.functional.threshold`. Scores start 1 above the threshold. Usual
-    training: Adam, learning rate 1e-2. `ValueError` for a `tau` outside (0, 1).
+    """Keep the entries with `sigma(s) > tau`, straight-through.
+
+    The formula is `masktorch.functional.threshold`. Scores start 1 above the threshold.
+    Usual training: Adam, learning rate 1e-2.
+
+    Raises:
+        ValueError: if `tau` is not in (0, 1).
 
     Examples:
         >>> import torch
@@ -41,8 +69,11 @@ class Threshold(ProbabilityEstimator):
         tensor([False,  True])
     """
 
+    __module__ = "masktorch"
+
     tau: float = 0.5
     draws: ClassVar[bool] = False
 
+    @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return threshold(scores, self.tau, weight=weight)

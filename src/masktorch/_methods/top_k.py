@@ -1,7 +1,7 @@
 """The largest scores of a tensor (edge-popup, movement pruning)."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -40,9 +40,9 @@ def topk(
         >>> topk(torch.tensor([-3.0, 1.0, 2.0, 0.0]), 0.5)
         tensor([1., 0., 1., 0.])
     """
-    check_flag("topk", "absolute", absolute)
+    check_flag("topk()", "absolute", absolute)
     if not isinstance(density, Tensor):
-        check_density(density, "topk")
+        check_density(density, "topk()")
     kept = keeps_largest(scores, density, absolute=absolute, block=block)
     return masked(scores, weight, kept, select, straight_rule(absolute, block))
 
@@ -100,13 +100,17 @@ class TopK(Ranked):
     `ValueError` for a density outside (0, 1] or block lengths below 1, `TypeError` for no numbers.
 
     Examples:
+        >>> import torch
         >>> TopK(0.5).mode(torch.tensor([-3.0, 1.0, 2.0, 0.0]))
         tensor([ True, False,  True, False])
     """
 
+    __module__ = "masktorch"
+
     density: float = 0.5
     absolute: bool = field(default=True, kw_only=True)
     block: Block | None = field(default=None, kw_only=True)
+    # The density as an input of compiled code; derived, so no part of the value.
     _number: ClassVar[Tensor]
 
     def __post_init__(self) -> None:
@@ -115,9 +119,11 @@ class TopK(Ranked):
         if self.block is not None:
             check_block(self.block)
         object.__setattr__(self, "density", float(self.density))
-        # an input of compiled code, so that another density is not another graph
         number = torch.tensor(self.density, dtype=torch.float64, device="cpu")
         object.__setattr__(self, "_number", number)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: value for k, value in self.__dict__.items() if k != "_number"}
 
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return topk(
