@@ -58,7 +58,8 @@ def set_estimator(
 def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
     """Set the density of the masks whose estimator has one; the others stay.
 
-    The same as `set_estimator` with `dataclasses.replace(estimator, density=density)`.
+    The same as `set_estimator` with `dataclasses.replace(estimator, density=density)`;
+    of an estimator of blocks the inner one changes, so that the density counts blocks.
     On an error the model is unchanged.
 
     Args:
@@ -120,13 +121,20 @@ def masks_with_density(model: nn.Module, caller: str) -> Masked:
     )
 
 
-def has_density(estimator: Estimator) -> bool:
-    return "density" in getattr(estimator, "__dataclass_fields__", ())
+def has_density(estimator: Any) -> bool:
+    """Whether an estimator, or the one that it applies to blocks, has a density."""
+    fields = getattr(estimator, "__dataclass_fields__", ())
+    if "density" in fields:
+        return True
+    return "estimator" in fields and has_density(estimator.estimator)
 
 
 def with_density(estimator: Any, density: float) -> Any:
     """Copy an estimator that has a density with another one."""
-    return dataclasses.replace(estimator, density=density)
+    if "density" in estimator.__dataclass_fields__:
+        return dataclasses.replace(estimator, density=density)
+    inner = with_density(estimator.estimator, density)
+    return dataclasses.replace(estimator, estimator=inner)
 
 
 def _check_replacements(
