@@ -32,7 +32,7 @@ from masktorch._masking.module_class import (
 )
 from masktorch._masking.places import Place, places_of
 from masktorch._masking.scores import scores_dtype
-from masktorch._masking.targets import plan
+from masktorch._masking.targets import plan, refuse_learnable_masks_elsewhere
 from masktorch._methods.fixed import Fixed
 from masktorch._methods.protocol import Estimator
 
@@ -92,6 +92,10 @@ def match_checkpoint(
             matches.append(_matched(places, present, own, classes))
         elif present is not None:
             removed.append((present, places))
+    replaced = [
+        m.places for m in matches if m.mask.has_scores and m.present is not m.mask
+    ]
+    refuse_learnable_masks_elsewhere(CALLER, model, replaced)
     _put_masks(model, matches)
     for mask, places in removed:
         for place in places:
@@ -271,10 +275,11 @@ def _are_equal(one: _Saved, other: _Saved) -> bool:
 
 
 class _Match(NamedTuple):
-    """A tensor, the mask that it is to have, and the state of that mask."""
+    """A tensor, the mask that it has, and the one that it is to have, with its state."""
 
     places: list[Place]
-    mask: Mask
+    present: Mask | None
+    mask: Mask  # the present one, or another
     estimator: Estimator
     state: MaskState
 
@@ -311,7 +316,7 @@ def _matched(
             f"{CALLER}() can't mask {name!r} of shape {tuple(weight.shape)} with the "
             f"scores of the state dict, of shape {tuple(saved.scores.shape)}: {error}"
         ) from error
-    return _Match(places, mask, estimator, saved.state)
+    return _Match(places, present, mask, estimator, saved.state)
 
 
 @torch.inference_mode(False)  # tensors made in inference mode never learn

@@ -13,9 +13,13 @@ from masktorch._masking.lookup import (
     Model,
     by_name,
     check_estimator,
+    check_is_estimator,
     find_masks,
     masked_tensors,
 )
+from masktorch._masking.mask import Mask
+from masktorch._masking.places import Place
+from masktorch._masking.scores import score_shape
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered
 
@@ -38,7 +42,7 @@ def set_estimator(
 
     Raises:
         ValueError: nothing is masked, a mask is fixed, a name is missing or unknown,
-            or an estimator does not fit its tensor or its scores.
+            or an estimator does not fit its tensor or the shape of its scores.
         TypeError: a value is not an estimator.
 
     Examples:
@@ -50,8 +54,9 @@ def set_estimator(
     found = masked_tensors(model, "set_estimator")
     what = "estimator for each masked tensor"
     chosen = by_name("set_estimator", what, found, estimator, patterns=True)
-    _check_replacements(found, chosen, "set_estimator")
-    _replace_estimators(found, chosen)
+    for mask, (place, *_) in found:
+        _check_shape("set_estimator", mask, place, chosen[place.name])
+    _replace_estimators(found, chosen, "set_estimator")
     return model
 
 
@@ -91,8 +96,7 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
         own = densities[place.name]
         check_density(own, f"set_density() for {place.name!r}")
         chosen[place.name] = with_density(mask.estimator, own)
-    _check_replacements(found, chosen, "set_density")
-    _replace_estimators(found, chosen)
+    _replace_estimators(found, chosen, "set_density")
     return model
 
 
@@ -137,20 +141,33 @@ def with_density(estimator: Any, density: float) -> Any:
     return dataclasses.replace(estimator, estimator=inner)
 
 
-def _check_replacements(
+def _check_shape(caller: str, mask: Mask, place: Place, estimator: Estimator) -> None:
+    """Raise unless an estimator has scores of the shape that a mask has."""
+    check_is_estimator(caller, estimator)
+    if not mask.has_scores:
+        return
+    shape = score_shape(caller, place.name, estimator, place.parameter)
+    if shape != mask.scores.shape:
+        raise ValueError(
+            f"{caller}() can't put {estimator!r} on {place.name!r}: it has scores of shape "
+            f"{tuple(shape)}, and those of the model have shape "
+            f"{tuple(mask.scores.shape)}. Call masktorch.unwrap(model, bake=False), then "
+            "masktorch.wrap with this estimator."
+        )
+
+
+def _replace_estimators(
     found: Masked, chosen: Mapping[str, Estimator], caller: str
 ) -> None:
-    """Raise unless every estimator can be used on the scores of its tensor."""
+    """Put estimators on masks, once every one can be used on the scores of its tensor."""
     for mask, (place, *_) in found:
         if not mask.has_scores:
             raise ValueError(
                 f"{caller}() found a fixed mask on {place.name!r}, which has no "
                 "scores. Call masktorch.unwrap(model, bake=False), then masktorch.wrap."
             )
-        check_estimator(caller, place.name, chosen[place.name], mask.scores, mask.shape)
-
-
-def _replace_estimators(found: Masked, chosen: Mapping[str, Estimator]) -> None:
+        estimator, shape = chosen[place.name], place.parameter.shape
+        check_estimator(caller, place.name, estimator, mask.scores, shape)
     for mask, (place, *_) in found:
         mask.estimator = chosen[place.name]
 

@@ -39,6 +39,15 @@ def test_the_weighted_mean_and_its_gradient(costs):
         np.testing.assert_allclose(scores.grad, slope, rtol=1e-10, atol=0)
 
 
+def test_patterns_and_exact_names():
+    model, _ = wrapped(Bernoulli())
+    by_name = expected_density(model, cost={"0.weight": 3, "1.weight": 1})
+    for cost in ({"0.weight": 3, "*": 1}, {"0.*": 3, "1.*": 1}):
+        assert torch.equal(expected_density(model, cost=cost), by_name)
+    with pytest.raises(ValueError, match=r"no tensor that matches the pattern '2.\*'"):
+        expected_density(model, cost={"*.weight": 1, "2.*": 1})
+
+
 def test_equal_costs_are_no_costs():
     model, _ = wrapped(Bernoulli())
     equal = expected_density(model, cost=dict.fromkeys(masktorch.masks(model), 7))

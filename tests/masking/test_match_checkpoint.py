@@ -674,6 +674,25 @@ def test_one_masked_and_one_plain_module_that_share_a_weight():
     assert_equal(model, saved)
 
 
+def test_a_fixed_mask_becomes_learnable_where_no_other_learns_on_its_memory():
+    state = network().state_dict()
+    for elsewhere, message in (
+        (lambda m: m, None),
+        (masktorch.wrap, "a learnable mask"),
+    ):
+        other, model = plain(), plain()
+        model[0].weight = other[0].weight
+        masktorch.set_masks(model, {"0.weight": torch.ones(8, 4, dtype=torch.bool)})
+        elsewhere(other)
+        before = repr(model)
+        if message is None:
+            load_into(model, state)
+            continue
+        with pytest.raises(ValueError, match=f"mask '0.weight': {message}"):
+            match_checkpoint(model, state)
+        assert repr(model) == before
+
+
 # -- devices, compilers --------------------------------------------------------------------
 
 

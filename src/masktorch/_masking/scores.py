@@ -102,6 +102,19 @@ def undrawn_scores(
         return own_scores(caller, name, estimator, weight)
 
 
+def score_shape(
+    caller: str, name: str, estimator: Estimator, weight: Tensor
+) -> torch.Size:
+    """Return the shape of `own_scores`, if possible without computing them."""
+    if _is_number(getattr(estimator, "init", 1.0)):
+        return weight.shape
+    without_values = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
+    try:
+        return undrawn_scores(caller, name, estimator, without_values).shape
+    except Exception:  # it reads values, or it does not fit, which the weight will show
+        return undrawn_scores(caller, name, estimator, weight).shape
+
+
 def _values(weight: Tensor) -> Tensor:
     """A copy, because the functions of torch.nn.init write into what they get."""
     return weight.detach().clone()

@@ -89,7 +89,7 @@ def plan(
             _check(caller, place)
             planned.setdefault(key, []).append(place)
     _refuse_overlaps(caller, list(planned.values()), places)
-    _refuse_learnable_masks_elsewhere(caller, model, list(planned.values()))
+    refuse_learnable_masks_elsewhere(caller, model, list(planned.values()))
     return [(same[0].parameter, same) for same in planned.values()]
 
 
@@ -327,7 +327,7 @@ def _refuse_overlaps(
         )
 
 
-def _refuse_learnable_masks_elsewhere(
+def refuse_learnable_masks_elsewhere(
     caller: str, model: nn.Module, planned: Sequence[Sequence[Place]]
 ) -> None:
     """Raise if a learnable mask in another model already decides about the same memory."""
