@@ -155,7 +155,7 @@ def class_name(kind: type) -> str:
 
 
 def _is_built_in(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] == "masktorch"
+    return kind.__module__ == "masktorch"
 
 
 def restored(data: Any, classes: Mapping[str, type]) -> Estimator:
