@@ -33,6 +33,13 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         exec(compile("\n" * lines_before + code, str(page), "exec"), namespace)
 
 
+def test_the_readme_prints_what_it_says(capsys):
+    text = (ROOT / "README.md").read_text()
+    exec("".join(block[2] for block in BLOCK.finditer(text)), {"__name__": "page"})
+    (shown,) = re.findall(r"^```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    assert capsys.readouterr().out == shown
+
+
 @pytest.mark.parametrize(
     "page", ["maskfiles", "recipes/many_tasks", "recipes/federated"]
 )
