@@ -658,8 +658,12 @@ def is_matched_before_it_is_distributed(distribute):
     model = mix(network(Bernoulli(0.25)))
     through = distribute(model)
     state = get_model_state_dict(through)
-    whole = get_model_state_dict(through, options=StateDictOptions(full_state_dict=True))
-    with raises(ValueError, "match_checkpoint()", "Match first, then DDP or fully_shard"):
+    whole = get_model_state_dict(
+        through, options=StateDictOptions(full_state_dict=True)
+    )
+    with raises(
+        ValueError, "match_checkpoint()", "Match first, then DDP or fully_shard"
+    ):
         masktorch.match_checkpoint(through, state)
     for source in (state, whole):
         plain = network(targets=["0.bias"])
