@@ -15,8 +15,8 @@ FILES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 
-# The floors of the library, from the ground up. A file imports from lower floors, and from
-# its own floor only files that stand to the left of it.
+# The floors of the library, from the ground up. A file imports from lower floors, and
+# from its own floor only files to its left.
 FLOORS = [
     ["_checks", "_sharding"],
     [
@@ -104,7 +104,7 @@ def test_every_file_has_its_place():
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_arrows_point_down(name):
+def test_imports_point_downwards(name):
     names = set(imported(FILES[name]))
     packages = {imported_name.partition(".")[0] for imported_name in names}
     assert packages <= ALLOWED | {"masktorch"}

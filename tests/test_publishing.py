@@ -1,4 +1,4 @@
-"""What is said twice agrees: versions, addresses, papers, the commands of `make lint`."""
+"""Facts stated twice agree: versions, addresses, papers, commands of `make lint`."""
 
 import re
 import runpy

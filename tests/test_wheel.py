@@ -1,5 +1,4 @@
-"""The source distribution is the repository, the wheel built of it holds only masktorch, and the
-suite in the one passes against the other."""
+"""The source distribution, and the wheel built from it; the suite passes against it."""
 
 import email
 import os

@@ -43,7 +43,7 @@ def test_the_readme_prints_what_it_says(capsys):
 @pytest.mark.parametrize(
     "page", ["maskfiles", "recipes/many_tasks", "recipes/federated"]
 )
-def test_the_boxed_loop_holds_the_averages_of_batch_norm(page):
+def test_the_loop_in_the_box_keeps_batch_norm_averages(page):
     text = (ROOT / "docs" / f"{page}.md").read_text()
     (loop,) = [block[2] for block in BLOCK.finditer(text) if "_BatchNorm" in block[2]]
     model = nn.Sequential(
@@ -61,7 +61,7 @@ def test_the_boxed_loop_holds_the_averages_of_batch_norm(page):
         assert torch.equal(tensor, before[name]), name
 
 
-def test_every_test_that_works_with_names_is_there():
+def test_every_test_named_on_the_works_with_page_exists():
     text = (ROOT / "docs" / "works-with.md").read_text()
     files = {
         path.name: path.read_text() for path in (ROOT / "tests").rglob("test_*.py")
@@ -88,7 +88,7 @@ def test_every_figure_has_an_alternative_text_and_its_command():
             assert re.search(made, text), f"{page.name} does not say what draws {path}"
 
 
-def test_the_numbers_of_the_home_page_are_those_measured(committed_results):
+def test_numbers_on_the_home_page_match_the_results(committed_results):
     results = committed_results
     runs = read_lines(results / "supermasks" / "results.jsonl")
     accuracy = mean(
@@ -146,7 +146,7 @@ def learned(*, eval_mode=False, before=False, lr=0.1, used=False):
     [{}, {"eval_mode": True}, {"before": True}, {"lr": 5e-5}, {"used": True}],
     ids=str,
 )
-def test_why_a_mask_does_not_move(mistake):
+def test_mistakes_that_keep_a_mask_from_learning(mistake):
     assert learned(**mistake) == (not mistake)
 
 
@@ -159,12 +159,12 @@ def test_an_optimiser_of_scores_does_not_train_weights():
     assert all(map(torch.equal, before, model.parameters()))
 
 
-def test_equal_scores_keep_the_first_entries():
+def test_among_equal_scores_the_first_entries_are_kept():
     model = masktorch.wrap(nn.Linear(4, 2), masktorch.TopK(0.5), init=1.0)
     assert masktorch.masks(model)["weight"].tolist() == [[True] * 4, [False] * 4]
 
 
-def test_the_starts_of_the_estimators_page_are_those_of_the_results(committed_results):
+def test_starts_on_the_estimators_page_match_the_results(committed_results):
     text = (ROOT / "docs" / "estimators.md").read_text()
     names = {
         "threshold": "Threshold",

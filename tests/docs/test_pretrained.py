@@ -66,7 +66,7 @@ def test_the_page_shows_the_program():
     assert all(excerpt in program for excerpt in excerpts)
 
 
-def test_the_data_are_those_of_the_page(example):
+def test_the_data_match_the_page(example):
     training, testing = (
         example.read(TREC / f"TREC.{part}") for part in ("train", "test")
     )
@@ -79,8 +79,8 @@ def test_the_data_are_those_of_the_page(example):
     )
 
 
-def test_a_mask_alone_learns_and_travels(example, tmp_path):
-    """The head is fitted and then left alone: what gets better, the mask made better."""
+def test_a_learned_mask_improves_a_fitted_head_and_loads_elsewhere(example, tmp_path):
+    """The head is fitted and then frozen, so any improvement comes from the mask."""
     training, testing = (
         example.read(TREC / f"TREC.{part}")[:96] for part in ("train", "test")
     )
@@ -130,7 +130,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_script_measures_a_way(way, example, tmp_path, capsys):
+def test_the_script_measures_each_way_of_tuning(way, example, tmp_path, capsys):
     options, files = WAYS[way]
     few = [
         "--validate",
@@ -162,7 +162,7 @@ def test_the_script_measures_a_way(way, example, tmp_path, capsys):
         )
 
 
-def test_the_page_says_what_the_results_say(example, committed_results):
+def test_numbers_on_the_page_match_the_results(example, committed_results):
     page = (ROOT / "docs" / "pretrained.md").read_text()
 
     def read(name):

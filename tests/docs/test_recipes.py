@@ -1,4 +1,4 @@
-"""The recipes: what their pages show is what the programs do, on digits in place of MNIST."""
+"""The recipes do what their pages show, on small digits in place of MNIST."""
 
 import gzip
 import importlib
@@ -30,7 +30,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 @pytest.fixture(autouse=True, scope="module")
 def threads():
-    """The programs take one thread, the rest of the suite what it had."""
+    """Run the programs in one thread, and restore the setting for other tests."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -47,7 +47,7 @@ def beside_each_other(monkeypatch):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """scikit-learn's digits in MNIST's files: 8x8 pixels become 24x24 with a margin of 2."""
+    """scikit-learn's digits in files of MNIST: 8x8 pixels, enlarged to 28x28."""
     folder = tmp_path_factory.mktemp("mnist")
     digits = datasets.load_digits()
     images = np.kron(digits.images, np.ones((3, 3))) * 255 / 16
@@ -85,7 +85,7 @@ def test_the_page_shows_its_results(page, committed_results):
     assert f"at {content['environment']['commit'][:7]}" in text
 
 
-def test_how_dense_shows_its_results(committed_results):
+def test_the_density_page_shows_its_results(committed_results):
     text = (ROOT / "docs" / "density.md").read_text()
     content = json.loads((committed_results / "recipes" / "density.json").read_text())
     assert importlib.import_module("density").table(content) in text
@@ -118,7 +118,7 @@ def test_densities(data, tmp_path):
 @pytest.mark.skipif(
     "MASKTORCH_DATA" not in os.environ, reason="MASKTORCH_DATA names no folder"
 )
-def test_half_of_the_random_weights_read_digits():
+def test_a_mask_over_random_weights_classifies_digits():
     """97 % of MNIST by the mask alone, in four epochs."""
     program, experiment = (
         importlib.import_module(n) for n in ("density", "experiment")
@@ -152,7 +152,7 @@ def test_tickets(data, tmp_path):
     assert all(row["accuracy"] > 0.5 for row in rows)
 
 
-def test_a_ticket_is_rewound_and_what_is_masked_stays_so(data):
+def test_a_ticket_is_rewound_and_masked_entries_stay_masked(data):
     program, experiment = (
         importlib.import_module(n) for n in ("tickets", "experiment")
     )
@@ -199,7 +199,7 @@ def test_federated(data, tmp_path):
     assert rows[2]["accuracy, drawn"] > 0.3
 
 
-def test_the_server_averages_what_clients_draw(data):
+def test_the_server_averages_the_draws_of_clients(data):
     program, experiment = (
         importlib.import_module(n) for n in ("federated", "experiment")
     )
@@ -230,7 +230,7 @@ def test_smaller(data, tmp_path):
 
 
 @pytest.mark.parametrize("network", ["perceptron", "convolutions"])
-def test_taking_out_what_nothing_reads_changes_nothing(network):
+def test_removing_unread_channels_leaves_the_output_unchanged(network):
     pytest.importorskip("torch_pruning")
     program = importlib.import_module("smaller")
     model = getattr(program, network)().double()
@@ -253,7 +253,7 @@ def test_taking_out_what_nothing_reads_changes_nothing(network):
         assert smaller.get_parameter(name).shape[1] == int(kept.sum())
 
 
-def test_a_channel_that_a_norm_reads_is_not_taken_out():
+def test_a_channel_that_a_norm_reads_is_kept():
     pytest.importorskip("torch_pruning")
     program = importlib.import_module("smaller")
     model = nn.Sequential(
@@ -292,7 +292,7 @@ def test_masks_of_torch_prune():
 @pytest.mark.parametrize("kept", [0.9, 0.5, 0.3, 0.07])
 @pytest.mark.parametrize("task", [None, 1])
 def test_masks_of_hidden_networks(kept, task):
-    """By their rule: of n scores sorted by size, the first int((1 - k) * n) are masked."""
+    """Their rule: of n sorted scores the first int((1 - k) * n) are masked."""
     program = importlib.import_module("elsewhere")
     shapes = {"conv": (4, 3, 3, 3), "fc": (5, 10, 1, 1)}
     weights = {name: torch.randn(shape) for name, shape in shapes.items()}
@@ -325,7 +325,7 @@ def test_masks_of_hidden_networks(kept, task):
 
 @pytest.mark.parametrize("tile", [1, 3, 4])
 def test_masks_of_supermask_linear(tile):
-    """By its rule: tiles from the nearest percentile up, laid over the weight and cut to it."""
+    """Its rule: keep tiles from the nearest percentile up, cut to the weight's shape."""
     program = importlib.import_module("elsewhere")
     weight, bias = torch.randn(7, 10), torch.randn(7)
     tiles = (-(-7 // tile), -(-10 // tile))

@@ -50,7 +50,7 @@ def rendered_signatures(page):
     return signatures
 
 
-def test_every_public_name_stands_once_and_in_the_summary():
+def test_every_public_name_is_listed_once_and_in_the_summary():
     text = (ROOT / "docs" / "reference.md").read_text()
     listed = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
     assert sorted(listed) == sorted(public_names())

@@ -1,4 +1,4 @@
-"""The built pages in a real browser, on a desk and on a telephone: skipped where there is none."""
+"""The built pages, in wide and narrow windows of a real browser if there is one."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def pages(folder):
 @needs_browser
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1300])
-def test_pages_fit_are_whole_and_silent(site, width):
+def test_pages_fit_the_window_and_log_no_errors(site, width):
     folder, address = site
     found = {}
     with browser(width) as window:
@@ -64,7 +64,7 @@ def test_pages_fit_are_whole_and_silent(site, width):
     assert not found, json.dumps(found, indent=1)
 
 
-def test_nothing_is_asked_of_another_host(site_folder):
+def test_pages_load_nothing_from_another_host(site_folder):
     for path in site_folder.rglob("*.html"):
         text = path.read_text()
         loaded = re.findall(

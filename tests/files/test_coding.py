@@ -1,4 +1,4 @@
-"""A mask to bytes and back: the same mask, of about its entropy, never above a bit an entry."""
+"""Masks to bytes and back: exact, about the entropy, at most a bit per entry."""
 
 import math
 import tracemalloc
@@ -23,7 +23,7 @@ def entropy(mask):
 @pytest.mark.parametrize("gap", [0, 1, 253, 254, 255, 256, 509, 510, 511, 765, 5000])
 @pytest.mark.parametrize("after", [0, 1, 254, 255, 256, 600])
 @pytest.mark.parametrize("kept", [False, True])
-def test_gaps_around_the_byte_that_passes(gap, after, kept):
+def test_gaps_around_the_byte_limit(gap, after, kept):
     mask = np.full(gap + 1 + gap + 1 + after, not kept)
     mask[[gap, gap + 1 + gap]] = kept
     coded(mask)
@@ -31,18 +31,18 @@ def test_gaps_around_the_byte_that_passes(gap, after, kept):
 
 @settings(max_examples=200, deadline=None, database=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 700)), max_size=30))
-def test_any_mask_is_its_code(runs):
+def test_any_mask_survives_coding(runs):
     mask = np.array([kind for kind, length in runs for _ in range(length)], dtype=bool)
     coded(mask)
 
 
 @pytest.mark.parametrize("kept", [0.7, 0.00002, 0.99998])
-def test_masks_of_many_pieces(kept):
+def test_masks_longer_than_one_piece_survive_coding(kept):
     mask = torch.rand(1_000_003).numpy() < kept
     coded(mask)
 
 
-def test_a_code_is_the_code_of_a_mask_or_none():
+def test_decode_accepts_exactly_the_codes_of_masks():
     steps = [2, 255, 0, 3]  # entries 2, 258 and 262
     mask = decode("gaps", deflated(steps), 3, 263)
     assert np.flatnonzero(mask).tolist() == [2, 258, 262]
@@ -80,8 +80,10 @@ def test_a_code_is_the_code_of_a_mask_or_none():
     st.integers(0, 40),
     st.integers(0, 3000),
 )
-def test_any_bytes_as_code(coding, code, deflate, kept, size):
-    """Either a mask with as many kept as it should have, or an error."""
+def test_any_bytes_decode_to_a_mask_of_the_right_count_or_fail(
+    coding, code, deflate, kept, size
+):
+    """Decode to a mask with the stated number of kept entries, or raise."""
     try:
         mask = decode(coding, deflated(code) if deflate else code, kept, size)
     except (ValueError, IndexError, zlib.error):
@@ -90,8 +92,8 @@ def test_any_bytes_as_code(coding, code, deflate, kept, size):
 
 
 @pytest.mark.parametrize("coding", ["gaps", "deflated bits"])
-def test_a_code_that_inflates_without_end_is_left(coding):
-    """300 kB of code for 300 MB: no more is inflated than the mask can take, and a piece."""
+def test_a_code_that_inflates_too_far_is_abandoned(coding):
+    """300 kB of code inflate to 300 MB: stop one piece after the mask is full."""
     deflate = zlib.compressobj(wbits=-15)
     code = b"".join(deflate.compress(bytes(10**7)) for _ in range(30)) + deflate.flush()
     tracemalloc.start()
@@ -104,7 +106,7 @@ def test_a_code_that_inflates_without_end_is_left(coding):
 
 
 def coded(mask):
-    """The code of a mask, seen to give it back."""
+    """The code of a mask; check that it decodes to the mask."""
     coding, code = encode(mask)
     assert np.array_equal(decode(coding, code, int(mask.sum()), mask.size), mask)
     return coding, code
@@ -114,7 +116,7 @@ DENSITIES = [0.001, 0.01, 0.04, 0.079, 0.081, 0.1, 0.16, 0.3, 0.5, 0.8, 0.93, 0.
 
 
 @pytest.mark.parametrize("density", DENSITIES)
-def test_the_code_is_about_the_entropy(density):
+def test_the_code_takes_about_the_entropy(density):
     mask = torch.rand(1_000_000).numpy() < density
     coding, code = coded(mask)
     assert len(code) <= 1.02 * entropy(mask) + (200 if coding == "gaps" else 0)
@@ -126,13 +128,13 @@ def test_the_code_is_about_the_entropy(density):
     "size", [0, 1, 7, 8, 9, 100, 1000, 2**18, 2**18 + 1, 1_000_001]
 )
 @pytest.mark.parametrize("density", [0, 0.01, 0.5, 0.9, 1])
-def test_never_more_than_a_bit_an_entry(size, density):
+def test_the_code_takes_at_most_a_bit_per_entry(size, density):
     _, code = coded(torch.rand(size).numpy() < density)
     assert len(code) <= math.ceil(size / 8)
 
 
 @pytest.mark.parametrize("density", [0.02, 0.3, 0.5])
-def test_a_pattern_is_coded_as_one(density):
+def test_whole_channels_are_coded_far_below_the_entropy(density):
     """Whole channels, kept or masked: far below the entropy of independent entries."""
     channels = torch.rand(1000).numpy() < density
     _, code = coded(np.repeat(channels, 1000))

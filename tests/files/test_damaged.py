@@ -1,4 +1,4 @@
-"""Files that are none, or no longer: one error says so, at little cost, and nothing has changed."""
+"""Damaged and foreign files: one error, at little cost, and the model unchanged."""
 
 import contextlib
 import io
@@ -114,7 +114,7 @@ UNREADABLE = [
 @pytest.mark.parametrize(
     "onto", [plain, lambda model: wrapped(plain(model))], ids=["plain", "on"]
 )
-def test_a_file_that_cannot_be_read(path, damage, message, onto):
+def test_a_damaged_file_is_refused(path, damage, message, onto):
     model = wrapped()
     save_masks(model, path)
     Path(path).write_bytes(damage(Path(path).read_bytes()))
@@ -128,7 +128,7 @@ def test_a_file_that_cannot_be_read(path, damage, message, onto):
 
 
 @pytest.mark.parametrize("digest", [False, True])
-def test_a_newer_format(path, digest):
+def test_a_file_of_a_newer_format_is_refused(path, digest):
     model = wrapped()
     save_masks(model, path)
     newer = header(lambda h: h.update(version=3, tensors=None))
@@ -141,7 +141,7 @@ def test_a_newer_format(path, digest):
         load_masks(plain(model), path)
 
 
-def test_what_a_file_claims_is_not_allocated(path):
+def test_sizes_claimed_by_a_file_are_not_allocated(path):
     model = wrapped(Net(), Bernoulli())
     save_masks(model, path)
     content, huge = Path(path).read_bytes(), 200_000_000
@@ -176,7 +176,7 @@ def test_what_a_file_claims_is_not_allocated(path):
 
 @contextlib.contextmanager
 def at_most(megabytes):
-    """What is in it takes no more memory than that at any time."""
+    """Context manager: fail if the peak memory of its block exceeds the limit."""
     tracemalloc.start()
     try:
         yield
@@ -199,8 +199,8 @@ def test_every_truncation_is_found(damage):
     assert not any(damage.loads(damage.content[:n]) for n in range(len(damage.content)))
 
 
-def test_every_byte_of_the_arrays_counts(damage):
-    """Bits flipped in the arrays, the zip written anew and right: never loads."""
+def test_every_flipped_bit_of_the_arrays_is_found(damage):
+    """Flip bits in the arrays inside a correct zip file."""
     for name, size in [("header", 200), ("masks", 200), ("digest", 32)]:
         for at in range(size):
 
@@ -217,7 +217,7 @@ def test_every_byte_of_the_arrays_counts(damage):
 @pytest.mark.parametrize(
     "method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 )
-def test_an_entry_that_inflates_to_more_than_it_declares(damage, method, which):
+def test_an_entry_larger_than_declared_is_refused(damage, method, which):
     size = 30_000_000
     content = with_bomb(damage.content, which, method, size)
     assert len(content) < 50_000
@@ -232,7 +232,7 @@ def test_an_entry_that_inflates_to_more_than_it_declares(damage, method, which):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_only_what_is_stored_or_deflated_is_inflated(damage, method):
+def test_other_compression_methods_are_refused(damage, method):
     content, out = io.BytesIO(damage.content), io.BytesIO()
     with zipfile.ZipFile(content) as old, zipfile.ZipFile(out, "w", method) as new:
         for name in old.namelist():
@@ -244,7 +244,7 @@ def test_only_what_is_stored_or_deflated_is_inflated(damage, method):
 
 
 @pytest.mark.parametrize("part", ["[],", "{},", '"ab",', "1,"])
-def test_a_small_file_with_a_large_header(damage, part):
+def test_a_large_header_is_refused_cheaply(damage, part):
     more = f'"more": [{part * (15_000_000 // len(part))}0], "format"'.encode()
     content = rewritten(
         damage.content, header=lambda h: h.replace(b'"format"', more, 1)
@@ -257,7 +257,7 @@ def test_a_small_file_with_a_large_header(damage, part):
         masktorch.read_masks(io.BytesIO(content))
 
 
-def test_a_shape_of_many_dimensions_or_digits(damage):
+def test_a_shape_of_many_dimensions_or_digits_is_refused(damage):
     for shape in (
         [7] * 300_000,
         [1] * 1000,
@@ -276,7 +276,7 @@ def test_a_shape_of_many_dimensions_or_digits(damage):
 
 
 @pytest.mark.parametrize("value", ["false", 1, None, [], {}])
-def test_a_rescale_of_another_kind(damage, value):
+def test_a_rescale_that_is_no_bool_is_refused(damage, value):
     edit = header(lambda h: h["tensors"][0].update(rescale=value))
     with pytest.raises(
         ValueError, match="a field of the wrong kind in its header for tensor 0"
@@ -284,7 +284,7 @@ def test_a_rescale_of_another_kind(damage, value):
         masktorch.read_masks(io.BytesIO(rewritten(damage.content, header=edit)))
 
 
-def test_without_a_model_no_more_entries_than_expected():
+def test_read_masks_limits_the_number_of_entries():
     file = io.BytesIO()
     save_masks(masktorch.wrap(nn.Linear(100, 100, bias=False)), file)
     assert masktorch.read_masks(io.BytesIO(file.getvalue()), most=10_000)[
@@ -304,8 +304,8 @@ def test_without_a_model_no_more_entries_than_expected():
         masktorch.read_masks(io.BytesIO(rewritten(file.getvalue(), header=edit)))
 
 
-def test_a_valid_file_of_a_megabyte_costs_little_above_its_masks():
-    """The most entries that a megabyte holds: eight million, half of them masked, by gaps."""
+def test_reading_a_valid_megabyte_takes_little_more_than_its_masks():
+    """A megabyte holds at most eight million entries: half of them masked, as gaps."""
     mask = torch.rand(7_000_000).numpy() < 0.49
     steps = np.diff(np.flatnonzero(mask), prepend=-1) - 1
     kept = int(mask.sum())
@@ -323,8 +323,8 @@ def test_a_valid_file_of_a_megabyte_costs_little_above_its_masks():
 
 
 @pytest.mark.parametrize("content", [None, FORMAT_1], ids=["format 2", "format 1"])
-def test_mutants(content):
-    """None loads as anything else, none is expensive; docs/maskfiles.md has the figures of more."""
+def test_mutants_load_as_what_was_saved_or_not_at_all(content):
+    """No mutant loads as something else or is expensive; see docs/maskfiles.md."""
     damage, loaded = Damage(content), 0
     for mutant, exactly in itertools.islice(Mutants(damage.content, seed=0), 60):
         loads, *costs = cost(damage.loads, mutant, exactly)
@@ -337,7 +337,7 @@ def test_mutants(content):
 
 
 @pytest.mark.parametrize("digest", [False, True])
-def test_every_field_of_the_header_edited(damage, digest):
+def test_every_edited_field_of_the_header_is_found(damage, digest):
     described = json.loads(np.load(io.BytesIO(damage.content))["header"].tobytes())
     for value in BAD:
         for field in described:
@@ -367,7 +367,7 @@ def test_every_field_of_the_header_edited(damage, digest):
                 )
 
 
-def test_rows_swapped_renamed_and_removed(damage):
+def test_swapped_renamed_and_removed_rows_are_found(damage):
     def swap(h):
         h["tensors"][0], h["tensors"][1] = h["tensors"][1], h["tensors"][0]
 
@@ -398,8 +398,8 @@ def test_rows_swapped_renamed_and_removed(damage):
         max_size=4,
     )
 )
-def test_any_damage(damage, edits):
-    """Bytes anywhere replaced by others, fewer or more."""
+def test_any_replaced_bytes_load_as_what_was_saved_or_not_at_all(damage, edits):
+    """Replace bytes anywhere by other bytes, fewer or more."""
     content = damage.content
     for at, length, new in edits:
         at %= len(content) + 1

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0,), (1,), (5,), (1, 1), (3, 4), (0, 3), (2, 3, 4)])
-def test_the_fingerprint_is_of_the_values_in_row_major_order(path, shape, dtype):
+def test_the_fingerprint_hashes_values_in_row_major_order(path, shape, dtype):
     values = torch.randn(shape, dtype=dtype)
     wide = torch.stack([values, values + 1], -1)
     for tensor in [
@@ -83,7 +83,7 @@ def slowly(path):
 @pytest.mark.parametrize(
     "kept", [0, 0.0005, 0.002, 0.02, 0.1, 0.16, 0.5, 0.84, 0.98, 0.9995, 1]
 )
-def test_an_independent_reader_finds_the_same(path, kept):
+def test_an_independent_reader_finds_the_same_masks(path, kept):
     model = wrapped(
         nn.Linear(200, 300), Bernoulli(0.3), kept, bias=True, targets=["weight"]
     )
@@ -106,8 +106,8 @@ def test_an_independent_reader_finds_the_same(path, kept):
     assert same(masktorch.masks(model), masks)
 
 
-def test_files_of_the_first_format():
-    """Real ones, of the first names of tied tensors; masks of any density coded by gaps."""
+def test_files_of_format_1_load():
+    """Real files with first names of tied tensors only, and with gaps at any density."""
 
     class Tied(nn.Module):
         def __init__(self):

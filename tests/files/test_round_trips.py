@@ -32,9 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 )
 @each_elementwise
 @pytest.mark.parametrize("frozen", [False, True])
-def test_masks_come_back_onto_a_plain_and_onto_a_wrapped_model(
-    path, estimator, dtype, frozen
-):
+def test_saved_masks_load_onto_plain_and_wrapped_models(path, estimator, dtype, frozen):
     model = wrapped(Net().to(dtype), estimator, kept=0.3)
     masktorch.freeze_mask(model, frozen)
     masks = masktorch.masks(model)
@@ -94,7 +92,7 @@ def test_scores_are_not_loaded_as_a_mask_nor_a_mask_as_scores(path, strict, assi
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.* is deprecated")
 @pytest.mark.parametrize("inside", [False, True])
-def test_a_compiled_model_has_the_names_of_the_model_itself(path, inside):
+def test_a_compiled_model_saves_and_loads_under_plain_names(path, inside):
     def compiled(model):
         if inside:
             model.conv = torch.compile(model.conv)
@@ -114,7 +112,7 @@ def test_a_compiled_model_has_the_names_of_the_model_itself(path, inside):
         assert same(masktorch.masks(load_masks(again, path, any_weights=True)), masks)
 
 
-def test_any_order(tmp_path):
+def test_saving_and_loading_in_any_order(tmp_path):
     first, second, third = (str(tmp_path / f"{i}.npz") for i in range(3))
     model = wrapped()
     masks = masktorch.masks(model)
@@ -137,7 +135,7 @@ def test_any_order(tmp_path):
     assert same(masktorch.masks(load_masks(others, third)), masks)
 
 
-def test_learning_goes_on_from_a_loaded_mask(path, small, batch):
+def test_learning_continues_from_a_loaded_mask(path, small, batch):
     start = copy.deepcopy(small)
     save_masks(wrapped(small, targets=["head.weight"]), path)
     model = masktorch.wrap(start, targets=["head.weight"])
@@ -148,7 +146,7 @@ def test_learning_goes_on_from_a_loaded_mask(path, small, batch):
     assert not same(masktorch.masks(model), masktorch.masks(small))
 
 
-def test_rescale_and_subsets_belong_to_the_file(path):
+def test_a_file_restores_rescale_and_the_subset_of_masked_tensors(path):
     model = wrapped(targets=["conv.weight", "head.bias"], rescale=True)
     save_masks(model, path)
     loaded = load_masks(plain(model), path)
@@ -177,7 +175,7 @@ def test_the_memory_format_does_not_matter(path):
     assert Path(path).read_bytes() == before
 
 
-def test_other_weights_accepted_knowingly(path):
+def test_any_weights_accepts_other_weights(path):
     model = wrapped()
     save_masks(model, path)
     masks = masktorch.masks(model)

@@ -73,7 +73,7 @@ def test_the_masks_of_a_wide_residual_network(path):
     assert same(masktorch.masks(load_masks(load_onto, path)), masks)
 
 
-def test_nothing_but_tensors_without_entries(path):
+def test_a_model_of_empty_tensors_only(path):
     model = wrapped(nn.ParameterDict({"a": torch.empty(0), "b": torch.empty(2, 0)}),
                     targets=["a", "b"])  # fmt: skip
     save_masks(model, path)

@@ -1,4 +1,4 @@
-"""Masks through open files and streams: buffers, pipes, sockets; and what is none of these."""
+"""Masks through open files and streams: buffers, pipes, sockets; refusals."""
 
 import io
 import os
@@ -43,7 +43,7 @@ class Slow(io.RawIOBase):
 
 
 class Own:
-    """The least that a file of one's own can be."""
+    """The smallest interface of a user's own file object."""
 
     def __init__(self, content=b""):
         self.content = io.BytesIO(content)
@@ -56,7 +56,7 @@ class Own:
 
 
 @pytest.mark.parametrize("kind", [io.BytesIO, Slow, Own])
-def test_what_is_written_is_what_stands_in_a_file(tmp_path, kind):
+def test_streams_get_the_bytes_of_a_file(tmp_path, kind):
     model = wrapped()
     save_masks(model, tmp_path / "file")
     content = (tmp_path / "file").read_bytes()
@@ -69,7 +69,7 @@ def test_what_is_written_is_what_stands_in_a_file(tmp_path, kind):
         assert same(masktorch.masks(onto), masktorch.masks(model))
 
 
-def test_a_stream_is_written_and_read_from_where_it_stands():
+def test_streams_are_used_from_their_current_position():
     model = wrapped()
     file = io.BytesIO()
     file.write(b"before")
@@ -87,7 +87,7 @@ def test_a_stream_is_written_and_read_from_where_it_stands():
 
 @pytest.mark.parametrize("make", [tempfile.TemporaryFile, tempfile.NamedTemporaryFile,
                                   tempfile.SpooledTemporaryFile])  # fmt: skip
-def test_temporary_files(make):
+def test_masks_pass_through_temporary_files(make):
     model = wrapped()
     with make() as file:
         save_masks(model, file)
@@ -96,7 +96,7 @@ def test_temporary_files(make):
 
 
 @pytest.mark.parametrize("buffering", [0, -1])
-def test_a_socket(buffering):
+def test_masks_pass_through_a_socket(buffering):
     model = wrapped()
     ours, theirs = socket.socketpair()
 
@@ -112,7 +112,7 @@ def test_a_socket(buffering):
     assert same(masks, masktorch.masks(model))
 
 
-def test_both_ends_of_a_pipe():
+def test_masks_pass_through_a_pipe():
     model = wrapped()
     reads, writes = os.pipe()
     with open(writes, "wb") as file:
@@ -148,7 +148,7 @@ BAD = [
 
 @pytest.mark.parametrize(("make", "message"), BAD, ids=range(len(BAD)))
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_what_is_no_file_of_bytes(make, message):
+def test_objects_that_are_no_binary_file_are_refused(make, message):
     model = wrapped()
     before = snapshot(model)
     for function in (
@@ -163,7 +163,7 @@ def test_what_is_no_file_of_bytes(make, message):
     assert unchanged(model, before)
 
 
-def test_a_file_open_for_the_other_thing(tmp_path):
+def test_a_file_opened_in_the_wrong_mode_is_refused(tmp_path):
     with (
         open(tmp_path / "x", "wb") as file,
         pytest.raises(ValueError, match=r"load .*: read"),
@@ -175,7 +175,7 @@ def test_a_file_open_for_the_other_thing(tmp_path):
 
 @pytest.mark.parametrize("part", [0.001, 0.1, 0.5, 0.99])
 @pytest.mark.parametrize("kind", [io.BytesIO, Slow])
-def test_a_stream_that_ends_early(kind, part):
+def test_a_stream_that_ends_early_is_refused(kind, part):
     model = wrapped()
     content = saved(model)
     masktorch.set_masks(model, {n: ~m for n, m in masktorch.masks(model).items()})
@@ -190,7 +190,7 @@ def test_a_stream_that_ends_early(kind, part):
     assert unchanged(model, before)
 
 
-def test_a_stream_that_fails():
+def test_errors_of_a_stream_are_passed_on():
     class Failing(Slow):
         def readinto(self, buffer):
             raise ConnectionResetError("gone")
@@ -207,7 +207,7 @@ def test_a_stream_that_fails():
     assert unchanged(model, before)
 
 
-def test_a_stream_without_end_is_left():
+def test_an_endless_stream_is_abandoned():
     class Endless(io.RawIOBase):
         given = 0
 
@@ -231,7 +231,7 @@ def test_a_stream_without_end_is_left():
         read_masks(Endless(), most=100)
 
 
-def test_a_stream_that_takes_no_more_for_now():
+def test_a_non_blocking_stream_that_is_full_is_an_error():
     class Full(Slow):
         def write(self, some):
             return super().write(some) if self.content.tell() < 300 else None
@@ -251,7 +251,7 @@ def test_a_stream_that_takes_no_more_for_now():
         save_masks(wrapped(), Closed())
 
 
-def test_masks_that_were_read_are_values():
+def test_masks_read_from_a_file_are_ordinary_tensors():
     model = wrapped(Net(), kept=0.3)
     masks = read_masks(io.BytesIO(saved(model)))
     assert all(mask.dtype is torch.bool for mask in masks.values())
@@ -264,7 +264,7 @@ def test_masks_that_were_read_are_values():
     masktorch.set_masks(other, masks)
 
 
-def test_two_files_in_one_stream_are_none():
+def test_two_files_in_one_stream_are_refused():
     file, layer = io.BytesIO(), masktorch.wrap(torch.nn.Linear(3, 2))
     masktorch.save_masks(layer, file)
     one = file.getvalue()

@@ -24,7 +24,7 @@ from tools.maskfile_mutants import (
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 
 
-def test_a_tensor_that_goes_by_another_name_here(path):
+def test_a_tied_tensor_saved_under_its_second_name_is_refused(path):
     untied = Net()
     untied.head.weight = nn.Parameter(untied.head.weight.detach().clone())
     save_masks(wrapped(untied, targets=["head.weight"]), path)
@@ -58,7 +58,7 @@ class Two(nn.Module):
 @pytest.mark.parametrize(
     "onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"]
 )
-def test_a_tied_tensor_is_masked_wherever_it_is(path, saved, present, onto):
+def test_a_tied_tensor_is_masked_at_every_place(path, saved, present, onto):
     model = wrapped(Two(saved), targets=["first.weight"])
     save_masks(model, path)
     masks = masktorch.masks(model)
@@ -74,7 +74,7 @@ def test_a_tied_tensor_is_masked_wherever_it_is(path, saved, present, onto):
 @pytest.mark.parametrize(
     "onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"]
 )
-def test_two_masks_are_not_put_on_one_tensor(path, onto):
+def test_two_different_masks_on_one_tied_tensor_are_refused(path, onto):
     model = wrapped(Two(None), targets=["first.weight", "second.weight"])
     save_masks(model, path)
     tied = onto(Two("weight"))
@@ -98,7 +98,7 @@ def test_two_masks_are_not_put_on_one_tensor(path, onto):
     assert same(masktorch.masks(tied), {"first.weight": torch.eye(4) > 0})
 
 
-def test_a_tie_that_broke_under_its_mask(path):
+def test_a_tie_broken_under_its_mask_is_saved_and_loaded(path):
     model = wrapped(Two("weight"), targets=["first.weight"])
     weight = model.first.parametrizations.weight.original.detach() + 1
     model.second.weight = nn.Parameter(weight, requires_grad=False)
@@ -112,7 +112,7 @@ def test_a_tie_that_broke_under_its_mask(path):
     assert same(masktorch.masks(load_masks(model, path)), masks)
 
 
-def test_a_name_of_a_tie_that_the_model_lacks(path):
+def test_a_missing_place_of_a_tied_tensor_is_refused(path):
     save_masks(wrapped(Two("weight"), targets=["first.weight"]), path)
     model = Two("weight")
     del model.second

@@ -76,7 +76,7 @@ UNFIT = [
 
 @pytest.mark.parametrize(("onto", "message"), UNFIT, ids=range(len(UNFIT)))
 @pytest.mark.filterwarnings("ignore:Lazy modules")
-def test_a_model_that_does_not_fit(path, onto, message):
+def test_a_model_that_does_not_fit_is_refused(path, onto, message):
     model = wrapped()
     save_masks(model, path)
     model = onto(plain(model))
@@ -91,7 +91,7 @@ def test_a_model_that_does_not_fit(path, onto, message):
         assert unchanged(model, before)
 
 
-def test_more_masked_in_the_model_than_in_the_file(path):
+def test_masks_missing_from_the_file_are_refused(path):
     model = wrapped(targets=EVERYTHING[2:])
     save_masks(model, path)
     model = wrapped(plain(model))
@@ -108,7 +108,7 @@ def test_more_masked_in_the_model_than_in_the_file(path):
 @pytest.mark.parametrize(
     "onto", [lambda model: model, masktorch.wrap], ids=["plain", "wrapped"]
 )
-def test_a_model_one_level_deeper_or_higher(path, onto):
+def test_a_model_one_level_deeper_or_higher_is_refused(path, onto):
     layers = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     save_masks(wrapped(copy.deepcopy(layers), targets=["0.weight", "1.weight"]), path)
     deeper = onto(nn.ModuleDict({"encoder": nn.ModuleDict({"layers": layers})}))
@@ -130,7 +130,7 @@ def test_a_model_one_level_deeper_or_higher(path, onto):
 
 
 @pytest.mark.parametrize("onto", [nn.Linear(6, 4), masktorch.wrap(nn.Linear(6, 4))])
-def test_as_many_entries_in_another_shape(path, onto):
+def test_another_shape_with_as_many_entries_is_refused(path, onto):
     save_masks(wrapped(nn.Linear(4, 6), targets=["weight"]), path)
     message = r"expected shape \[4, 6\] for 'weight', found \[6, 4\] in the file"
     with pytest.raises(ValueError, match=message):
@@ -159,7 +159,7 @@ def test_a_mask_that_the_estimator_cannot_express(path):
     assert unchanged(model, before)
 
 
-def test_a_missing_file_and_no_model(path):
+def test_a_missing_file_or_model_is_refused(path):
     with pytest.raises(FileNotFoundError):
         load_masks(Net(), path)
     save_masks(wrapped(), path)

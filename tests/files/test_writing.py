@@ -26,7 +26,7 @@ from tools.maskfile_mutants import (
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 
 
-def test_paths_and_permissions(tmp_path):
+def test_paths_links_and_permissions(tmp_path):
     model = wrapped()
     umask = os.umask(0o022)
     try:
@@ -121,7 +121,7 @@ def test_a_failed_save_leaves_the_old_file_and_no_other(
     assert Path(path).read_bytes() == before
 
 
-def test_the_file_is_whole_before_it_has_its_name(path, monkeypatch):
+def test_the_file_is_complete_before_it_is_renamed(path, monkeypatch):
     calls, fsync, replace = [], os.fsync, os.replace
 
     def synced(handle):
@@ -139,7 +139,7 @@ def test_the_file_is_whole_before_it_has_its_name(path, monkeypatch):
     assert calls == [size, (os.path.dirname(path), size, path)]
 
 
-def test_where_nothing_can_be_saved(tmp_path):
+def test_masks_that_cannot_be_saved_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"save_masks\(\) expected a wrapped model"):
         save_masks(Net(), tmp_path / "x")
     meta = masktorch.wrap(nn.Linear(2, 2, device="meta"))

@@ -46,7 +46,7 @@ ADAPTERS = {
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_what_peft_adds_is_left_alone_and_what_it_adapts_is_masked(adapter):
+def test_adapted_layers_are_masked_and_adapters_are_not(adapter):
     model = llama()
     linears = {m.weight for m in model.modules() if isinstance(m, nn.Linear)}
     adapted = peft.get_peft_model(model, ADAPTERS[adapter]())
@@ -59,7 +59,7 @@ def test_what_peft_adds_is_left_alone_and_what_it_adapts_is_masked(adapter):
     assert {p for p in adapted.parameters() if p.requires_grad} == trained | scores
 
 
-def test_targets_of_ones_own_reach_what_peft_adds():
+def test_own_targets_can_mask_adapters():
     adapted = peft.get_peft_model(llama(), ADAPTERS["lora"]())
     masktorch.wrap(
         adapted, targets=lambda name, _: ["weight"] if "lora_A.default" in name else []
@@ -73,8 +73,8 @@ def one_linear():
 
 
 @pytest.mark.parametrize("first", ["masks", "lora"])
-def test_lora_and_masks_on_one_model(first):
-    """y = x (W * m + scale B A)^T, and the gradients of scores, A and B are those of this."""
+def test_lora_and_masks_compute_their_closed_form(first):
+    """y = x (W * m + scale B A)^T, and its gradients for scores, A and B."""
     lora = peft.LoraConfig(
         r=2, lora_alpha=6, target_modules=["0"], init_lora_weights=False
     )
@@ -115,7 +115,7 @@ def test_lora_and_masks_on_one_model(first):
     )
 
 
-def test_a_mask_file_made_before_lora_fits_the_backbone_of_lora(tmp_path):
+def test_a_mask_file_saved_before_lora_loads_below_it(tmp_path):
     model = masked(llama)
     masktorch.save_masks(model, tmp_path / "masks.npz")
     backbone = masktorch.unwrap(model, bake=False)
@@ -124,7 +124,7 @@ def test_a_mask_file_made_before_lora_fits_the_backbone_of_lora(tmp_path):
     assert masktorch.report(adapted).masked > 0
 
 
-def test_a_checkpoint_of_peft_has_no_masks(tmp_path):
+def test_a_peft_checkpoint_contains_no_masks(tmp_path):
     model = masktorch.wrap(peft.get_peft_model(llama(), ADAPTERS["lora"]()))
     model.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
@@ -133,7 +133,7 @@ def test_a_checkpoint_of_peft_has_no_masks(tmp_path):
     assert any(name.endswith(".scores") for name in model.state_dict())
 
 
-def test_what_modules_to_save_replaces_is_masked_and_gets_no_gradient(tokens):
+def test_modules_replaced_by_modules_to_save_get_no_score_gradient(tokens):
     lora = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["mlp"])
     model = masktorch.wrap(peft.get_peft_model(llama(), lora))
     names = [name for name in masktorch.masks(model) if ".original_module." in name]

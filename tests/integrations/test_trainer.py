@@ -93,8 +93,10 @@ def test_resuming_without_wrap_is_an_error_if_all_else_is_frozen(tokens, tmp_pat
         resume(saved, gpt2(), tokens, tmp_path)
 
 
-def test_resuming_without_wrap_else_trains_an_unmasked_model(tokens, tmp_path, caplog):
-    """As many weights train as there were scores, so that the optimiser's state fits."""
+def test_resuming_without_wrap_otherwise_trains_an_unmasked_model(
+    tokens, tmp_path, caplog
+):
+    """As many weights train as there were scores, so the optimiser's state fits."""
     plain = gpt2()
     logger = "transformers.trainer"
     with caplog.at_level("WARNING", logger=logger):
@@ -105,7 +107,7 @@ def test_resuming_without_wrap_else_trains_an_unmasked_model(tokens, tmp_path, c
 
 
 def test_resuming_in_another_phase_warns_and_goes_on(tokens, tmp_path):
-    """What the page warns of: the optimiser's state of the scores becomes that of the weights."""
+    """The page warns of this: weights inherit the optimiser's state of scores."""
     saved, other = (
         masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2)
     )
@@ -125,7 +127,7 @@ def test_resuming_where_more_learns_is_an_error_after_the_warning(tokens, tmp_pa
         resume(saved, other, tokens, tmp_path)
 
 
-def test_the_next_phase_wants_a_new_trainer(tokens, tmp_path):
+def test_the_next_phase_needs_a_new_trainer(tokens, tmp_path):
     model = masked(gpt2)
     weight = model.transformer.h[0].attn.c_attn.parametrizations.weight.original
 
@@ -154,7 +156,9 @@ def test_a_trainer_keeps_its_best_model(tokens, tmp_path):
     assert equal(model, best)
 
 
-def test_gradient_checkpointing_sees_the_same_draws(tokens, tmp_path):
+def test_gradient_checkpointing_in_a_trainer_recomputes_the_same_draws(
+    tokens, tmp_path
+):
     def trained(checkpointing):
         torch.manual_seed(0)
         model = masked(gpt2, Bernoulli())
@@ -164,7 +168,7 @@ def test_gradient_checkpointing_sees_the_same_draws(tokens, tmp_path):
     assert equal(trained(True), trained(False))
 
 
-def test_with_the_default_learning_rate_no_score_crosses(tokens, tmp_path):
+def test_the_default_learning_rate_masks_nothing(tokens, tmp_path):
     model = masktorch.wrap(gpt2())
     trainer(model, tmp_path, tokens, learning_rate=5e-5).train()
     assert masktorch.report(model).masked == 0

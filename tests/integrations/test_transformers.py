@@ -86,8 +86,8 @@ def test_tied_masked_weights_survive_save_pretrained(build, given, tokens, tmp_p
     )
 
 
-def test_only_what_is_tied_is_written_once(tmp_path):
-    """Scores that share memory and are no tied mask's are still an error of transformers."""
+def test_save_pretrained_refuses_other_shared_tensors(tmp_path):
+    """Shared memory other than tied masks is still an error of transformers."""
     model = masktorch.wrap(gpt2())
     model.register_buffer("one", torch.zeros(3))
     model.register_buffer("other", model.one)

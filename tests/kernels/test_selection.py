@@ -1,4 +1,4 @@
-"""Exactly the largest, against a stable argsort of numpy; every layout, dtype and way to select."""
+"""Exact top-k against a stable argsort of numpy, for every layout and dtype."""
 
 import math
 from fractions import Fraction
@@ -47,7 +47,7 @@ def largest(values, k, *, absolute=False):
 
 
 def by_argsort(values, k, absolute=False):
-    """The mask by numpy: a stable sort of the negated values puts what is not a number last."""
+    """The mask by numpy: NaN first, then descending values, then ascending index."""
     flat = values.detach().double().numpy().ravel()
     flat = np.abs(flat) if absolute else flat
     order = np.lexsort(
@@ -59,7 +59,7 @@ def by_argsort(values, k, absolute=False):
 
 
 def by_stable_argsort(values, k):
-    """The same where all are numbers, by the sort alone."""
+    """The mask by a stable sort alone, for values without NaN."""
     flat = values.detach().double().numpy().ravel() + 0.0
     mask = np.zeros(flat.size, dtype=bool)
     mask[np.argsort(-flat, kind="stable")[:k]] = True
@@ -83,7 +83,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("absolute", [False, True])
-def test_every_count_of_any_values(dtype, layout, absolute, monkeypatch):
+def test_every_count_over_special_values(dtype, layout, absolute, monkeypatch):
     rng = np.random.default_rng(0)
     for numbers in (
         rng.normal(size=(4, 6)),
@@ -122,7 +122,7 @@ def test_every_count_of_any_values(dtype, layout, absolute, monkeypatch):
     ),
     st.data(),
 )
-def test_of_several_tensors_as_if_they_were_one(lists, data):
+def test_several_tensors_are_ranked_as_one(lists, data):
     tensors = [torch.tensor(numbers, dtype=dtype) for numbers, dtype in lists]
     absolute = data.draw(st.booleans())
     together = torch.cat([tensor.double() for tensor in tensors])
@@ -132,7 +132,7 @@ def test_of_several_tensors_as_if_they_were_one(lists, data):
         assert torch.equal(torch.cat(masks), by_argsort(together, k, absolute))
 
 
-def test_a_large_tensor_is_selected_from_as_a_small_one():
+def test_large_tensors():
     rng = np.random.default_rng(0)
     n = 2**19 + 7  # five chunks
     values = torch.tensor(rng.integers(-1000, 1000, n)).float()  # hundreds of ties
@@ -142,7 +142,7 @@ def test_a_large_tensor_is_selected_from_as_a_small_one():
     assert torch.equal(largest(constant, n // 2), torch.arange(n) < n // 2)
 
 
-def test_hundred_million_entries():
+def test_a_hundred_million_entries():
     values = torch.zeros(10**8, dtype=torch.bfloat16)
     values[::3] = 1
     mask = largest(values, 10**7)
@@ -157,7 +157,7 @@ def test_a_cut_that_another_dtype_lacks_is_not_rounded():
     assert [mask.tolist() for mask in masks] == [[False, True, False], [True, False]]
 
 
-def test_a_guess_is_refuted_by_other_values_in_the_same_memory():
+def test_a_stale_guess_is_rejected_after_values_change():
     rng = np.random.default_rng(0)
     values = torch.empty(20)
     pool = [*SPECIAL, 3.0, 4.0, 5.0]
@@ -169,7 +169,7 @@ def test_a_guess_is_refuted_by_other_values_in_the_same_memory():
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_a_product_from_a_guess_is_that_from_the_mask(absolute):
+def test_a_product_from_a_guess_equals_the_product_with_the_mask(absolute):
     rng = np.random.default_rng(0)
     values, weight = torch.empty(20), torch.randn(20)
     for trial in range(300):
@@ -181,7 +181,7 @@ def test_a_product_from_a_guess_is_that_from_the_mask(absolute):
         assert torch.equal(found, weight * by_argsort(values, 7, absolute))
 
 
-def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
+def test_a_guess_of_another_dtype_in_the_same_memory_is_ignored():
     memory = torch.zeros(40, dtype=torch.bfloat16)
     for dtype in (torch.float32, torch.bfloat16, torch.float16) * 3:
         values = memory.view(dtype)[:20]
@@ -192,7 +192,7 @@ def test_a_guess_of_another_dtype_in_the_same_memory_is_none():
 
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("equal", [1, 3], ids=["distinct", "ties"])
-def test_of_unchanged_values_a_count_is_proof_or_one_pass(absolute, equal, monkeypatch):
+def test_unchanged_values_cost_one_count_or_one_pass(absolute, equal, monkeypatch):
     values = torch.randn(300).repeat(equal)
     for _ in range(2):
         mask = largest(values, 94, absolute=absolute)
@@ -213,8 +213,8 @@ def test_of_unchanged_values_a_count_is_proof_or_one_pass(absolute, equal, monke
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("absolute", [False, True])
-def test_the_last_cut_is_a_guess_whatever_moves(dtype, absolute, monkeypatch):
-    """Small steps, jumps, none, ties, and what is not a number."""
+def test_masks_stay_exact_however_values_move(dtype, absolute, monkeypatch):
+    """Small steps, jumps, no movement, ties and NaN."""
     rng = np.random.default_rng(0)
     values = torch.tensor(rng.normal(size=3000), dtype=dtype)
     passes, parts = [], top_k._parts
@@ -233,7 +233,7 @@ def test_the_last_cut_is_a_guess_whatever_moves(dtype, absolute, monkeypatch):
     assert len(passes) < 1.5 * 120 or dtype is torch.bfloat16  # whose cuts are coarse
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
+def test_the_number_of_remembered_cuts_is_bounded(monkeypatch):
     monkeypatch.setattr(top_k, "_LAST", 5)
     values = torch.randn(50)
     for k in range(1, 40):
@@ -241,7 +241,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
         assert len(top_k._last) <= 5
 
 
-def test_no_sort_on_a_cpu(monkeypatch):
+def test_selection_on_a_cpu_never_sorts(monkeypatch):
     for name in ("sort", "argsort", "topk"):
         monkeypatch.setattr(torch.Tensor, name, lambda *_, **__: pytest.fail("sorted"))
         monkeypatch.setattr(torch, name, lambda *_, **__: pytest.fail("sorted"))
@@ -255,7 +255,7 @@ def masks_by_share(scores):
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_vmap_is_one_after_the_other(absolute):
+def test_vmap_equals_a_loop(absolute):
     values = torch.tensor(np.random.default_rng(0).choice(SPECIAL, (6, 4, 3)))
     for dim in range(3):
         masks = torch.func.vmap(
@@ -278,7 +278,7 @@ def test_the_default_device_does_not_matter():
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_bounds_beyond_what_float32_holds(absolute):
+def test_bounds_outside_the_range_of_float32(absolute):
     values = torch.zeros(4)
     for size in (3e38, 1e38, 2e38, -3e38):
         values[:] = torch.tensor([size, size, size, size / 2])
@@ -315,8 +315,8 @@ def test_meta_tensors_have_masks_of_their_shape():
     assert mask.shape == (3, 4)
 
 
-def test_the_count_is_the_contracts_for_every_density():
-    """floor(d n + 1/2) in floating point: exact wherever d n is not within rounding of a half."""
+def test_a_density_keeps_floor_of_d_n_plus_a_half():
+    """floor(d * n + 1/2), exact unless d * n is within rounding of a half."""
     assert [count(d, 10) for d in (0.05, 0.1, 0.9, 0.25, 0.01, 1.0)] == [
         1,
         1,
@@ -337,7 +337,7 @@ def test_the_count_is_the_contracts_for_every_density():
             )
 
 
-def test_a_count_of_the_entries_gives_a_density_that_keeps_just_these():
+def test_the_density_k_over_n_keeps_k_entries():
     for n in (1, 2, 3, 7, 10, 49, 1000, 235200, 10**8 + 7):
         for c in (c for c in (1, 2, 3, n // 3, n // 2, n - 1, n) if 1 <= c <= n):
             assert count(c / n, n) == c
@@ -348,7 +348,7 @@ def test_a_count_of_the_entries_gives_a_density_that_keeps_just_these():
 @pytest.mark.parametrize(
     "layout", ["contiguous", "channels last", "transposed", "gaps"]
 )
-def test_the_operation_that_compiled_code_selects_by(absolute, dtype, layout):
+def test_the_custom_operation_for_compiled_selection(absolute, dtype, layout):
     values = LAYOUTS[layout](torch.randn(4, 6).to(dtype))
     arguments = (values, torch.tensor(0.4, dtype=torch.float64), absolute)
     torch.library.opcheck(torch.ops.masktorch.largest, arguments)

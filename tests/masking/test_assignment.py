@@ -1,4 +1,4 @@
-"""`layer.weight = ...` of a masked layer, tied weights that come untied, copies that share."""
+"""`layer.weight = ...` on a masked layer: values, parameters and refusals."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from tools.models import (
 )
 
 
-def test_assigning_a_tensor_writes_under_the_mask():
+def test_assigning_values_writes_into_the_parameter():
     layer = masktorch.wrap(nn.Linear(2, 1))
     masktorch.set_masks(layer, {"weight": torch.tensor([[True, False]])})
     parameter = parameter_under(layer, "weight")
@@ -32,7 +32,7 @@ def test_assigning_a_tensor_writes_under_the_mask():
 
 
 @pytest.mark.parametrize("value", [None, torch.ones(()), nn.Parameter(torch.ones(2))])
-def test_a_masked_tensor_keeps_its_shape(value):
+def test_assigning_another_shape_is_refused(value):
     layer = masktorch.wrap(nn.Linear(2, 3), bias=True)
     with pytest.raises(
         ValueError, match=r"'bias' has a mask: expected a tensor of shape \(3,\)"
@@ -111,7 +111,7 @@ def test_the_weight_of_another_mask_is_refused(phase):
     lambda layer: layer.weight * 2,
     lambda layer: torch.ones(4, 4, requires_grad=True),
 ])  # fmt: skip
-def test_a_tensor_that_requires_a_gradient_is_not_cut_off(value):
+def test_assigning_a_tensor_that_requires_a_gradient_is_refused(value):
     layer = striped()
     before = weight_under(layer).detach().clone()
     with pytest.raises(
@@ -121,8 +121,8 @@ def test_a_tensor_that_requires_a_gradient_is_not_cut_off(value):
     assert torch.equal(weight_under(layer), before)
 
 
-def test_what_was_read_before_an_assignment_is_not_read_after_it():
-    """Within one forward, which holds its draws, and a parameter within torch's own context."""
+def test_reads_after_an_assignment_see_the_new_value():
+    """Within one forward, which holds its draw, and within `parametrize.cached()`."""
 
     class Assigns(nn.Linear):
         def forward(self, x):
@@ -142,7 +142,7 @@ def test_what_was_read_before_an_assignment_is_not_read_after_it():
         assert torch.count_nonzero(layer.weight) == 0
 
 
-def test_what_was_read_and_written_into_is_assigned_by_its_values():
+def test_an_in_place_operation_on_the_weight_assigns_its_values():
     layer = striped().eval()
     with torch.no_grad():
         before = weight_under(layer).clone()

@@ -70,7 +70,9 @@ def test_overall_counts_add_up_and_no_tensor_is_empty(density, seed, absolute):
 
 
 @pytest.mark.parametrize("absolute", [False, True])
-def test_overall_takes_the_largest_of_each_tensor_then_of_all_that_is_left(absolute):
+def test_overall_keeps_the_largest_of_each_tensor_then_the_largest_of_the_rest(
+    absolute,
+):
     rng = np.random.default_rng(0)
     special = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]
     for total in [*range(3, 29), *range(3, 29)]:
@@ -93,7 +95,7 @@ def test_overall_takes_the_largest_of_each_tensor_then_of_all_that_is_left(absol
         ] == (pytest.approx(counts))
 
 
-def test_overall_leaves_a_tensor_its_largest():
+def test_overall_keeps_at_least_one_entry_of_each_tensor():
     model = small()
     for scores, factor in zip(
         masktorch.mask_parameters(model), (1.0, 1e-6, 1.0), strict=True
@@ -105,7 +107,7 @@ def test_overall_leaves_a_tensor_its_largest():
     assert sum(kept_counts(model).values()) == 14
 
 
-def test_overall_speaks_of_the_masks_that_have_a_density():
+def test_overall_ignores_masks_without_a_density():
     model = masktorch.wrap(
         lenet(),
         {
@@ -162,7 +164,7 @@ def test_erk_counts_add_up_and_no_tensor_is_empty_or_over_full(density, sizes):
     assert sum(kept_counts(model).values()) == total
 
 
-def test_erk_leaves_no_tensor_empty_where_its_share_is_less_than_one():
+def test_erk_keeps_at_least_one_entry_of_each_tensor():
     model = small(sizes=((1, 1), (9, 9), (9, 9)))
     densities = budget.erk(model, 3 / 163)
     assert densities == {"0.weight": 1.0, "1.weight": 1 / 81, "2.weight": 1 / 81}
@@ -179,7 +181,7 @@ def test_erk_is_in_proportion_up_to_rounding():
 
 
 @pytest.mark.parametrize("allocate", [budget.overall, budget.erk])
-def test_what_they_refuse(allocate):
+def test_arguments_that_are_refused(allocate):
     name = f"budget.{allocate.__name__}()"
     for model, density, exception, message in (
         (small(), 0.0, ValueError, f"{name} expected a density in (0, 1], found 0.0"),

@@ -49,9 +49,7 @@ def network(estimator, device="cpu"):
 
 @pytest.mark.parametrize("allocate", BUDGETS)
 @pytest.mark.parametrize("density", [0.01, 0.1, 0.5, 0.75, 1.0])
-def test_an_estimator_of_the_users_that_keeps_the_share_of_the_tensor(
-    allocate, density
-):
+def test_a_user_estimator_whose_density_is_the_share_of_the_tensor(allocate, density):
     model = network(Largest())
     masktorch.set_density(model, allocate(model, density))
     assert masktorch.report(model).kept == int(density * 2100 + 0.5)

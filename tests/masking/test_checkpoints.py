@@ -63,7 +63,7 @@ DIFFERENT = {
 
 @pytest.mark.parametrize("case", DIFFERENT)
 @pytest.mark.parametrize("assign", [False, True])
-def test_what_differs_is_said_once(case, assign):
+def test_a_difference_is_warned_of_once(case, assign):
     make, make_other, difference = DIFFERENT[case]
     state, model = through_a_file(make().state_dict()), make_other()
     with pytest.warns(UserWarning, match="saved in another state") as caught:
@@ -80,7 +80,7 @@ def test_what_differs_is_said_once(case, assign):
 
 
 @pytest.mark.parametrize("case", DIFFERENT)
-def test_the_call_that_is_named_makes_them_agree(case):
+def test_the_call_named_in_the_warning_makes_them_agree(case):
     make, make_other, _ = DIFFERENT[case]
     state, model = make().state_dict(), make_other()
     with pytest.warns(UserWarning, match="saved in another state") as caught:
@@ -95,7 +95,7 @@ def test_the_call_that_is_named_makes_them_agree(case):
 @pytest.mark.parametrize("phase", [lambda m: m, masktorch.freeze_mask, mix])
 @pytest.mark.parametrize("way", [through_a_file, copy.deepcopy, dict])
 @pytest.mark.parametrize("assign", [False, True])
-def test_a_model_in_the_same_phase_hears_nothing(phase, way, assign):
+def test_loading_in_the_same_phase_does_not_warn(phase, way, assign):
     model = phase(network(Bernoulli(0.4), rescale=True))
     other = phase(network(Bernoulli(0.4), rescale=True))
     assert other.load_state_dict(way(model.state_dict()), assign=assign) == ([], [])
@@ -104,7 +104,7 @@ def test_a_model_in_the_same_phase_hears_nothing(phase, way, assign):
         assert torch.equal(twin.state_dict()[KEY], model.state_dict()[KEY])
 
 
-def test_it_is_one_small_tensor_a_mask():
+def test_the_extra_state_is_one_small_tensor_per_mask():
     one = network().state_dict()[KEY]
     assert (one.dtype, one.device.type, one.shape) == (torch.uint8, "cpu", (512,))
     with torch.device("meta"):
@@ -112,7 +112,7 @@ def test_it_is_one_small_tensor_a_mask():
 
 
 @pytest.mark.parametrize(("length", "size"), [(1, 512), (500, 1024), (5000, 5120)])
-def test_it_grows_in_steps(length, size):
+def test_the_extra_state_grows_in_steps(length, size):
     @dataclass(frozen=True)
     class Wordy(Threshold):
         word: str = ""
@@ -151,7 +151,7 @@ def old(state):
 
 
 @pytest.mark.parametrize("phase", [lambda m: m, mix])
-def test_an_older_checkpoint_loads_and_says_nothing(phase):
+def test_an_older_checkpoint_loads_without_a_warning(phase):
     model = phase(network())
     state = through_a_file(old(network(init=-3.0).state_dict()))
     assert len(state) == 6
@@ -163,7 +163,7 @@ def scores_of(model):
     return [s for n, s in model.named_parameters() if n.endswith("scores")]
 
 
-def test_loading_strictly_is_as_strict_as_ever():
+def test_strict_loading_reports_missing_and_unexpected_keys():
     model, state = network(), network().state_dict()
     for change, message in [
         (lambda s: s.pop("0.parametrizations.weight.scores"), "Missing key"),
@@ -186,7 +186,7 @@ def test_loading_strictly_is_as_strict_as_ever():
 
 
 @pytest.mark.parametrize("left_out", ["parametrizations", "scores"])
-def test_a_state_without_scores_says_nothing_of_masks(left_out):
+def test_a_state_without_scores_does_not_warn(left_out):
     """Rewinding the weights under a frozen mask."""
     start = network().state_dict()
     model = mix(network(init=2.0))
@@ -203,7 +203,7 @@ def tied():
     return masktorch.wrap(model)
 
 
-def test_tied_weights_are_spoken_of_once():
+def test_tied_weights_are_warned_of_once():
     outer = nn.Sequential(tied())
     with pytest.warns(UserWarning, match="saved in another state") as caught:
         masktorch.freeze_mask(outer).load_state_dict(nn.Sequential(tied()).state_dict())
@@ -211,7 +211,7 @@ def test_tied_weights_are_spoken_of_once():
     assert "mask of '0.embedding.weight' was saved" in str(caught[0].message)
 
 
-def test_a_compiled_model_has_the_names_of_its_own():
+def test_the_warning_names_tensors_of_a_compiled_model():
     model = torch.compile(network(targets=["0.weight"]), backend="eager")
     state = masktorch.freeze_mask(network(targets=["0.weight"])).state_dict()
     with pytest.warns(
@@ -256,7 +256,7 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("code", DAMAGED, ids=range(len(DAMAGED)))
-def test_what_can_not_be_read_is_said(code):
+def test_an_unreadable_extra_state_is_warned_of(code):
     state = network().state_dict()
     state[KEY] = torch.tensor([*code], dtype=torch.uint8)
     with pytest.warns(UserWarning, match="load_state_dict") as caught:
@@ -294,7 +294,7 @@ def test_safetensors(tmp_path):
     assert safetensors.load_model(tied(), tmp_path / "tied.safetensors") == (set(), [])
 
 
-def test_an_estimator_without_a_repr_of_its_own_is_the_same_at_every_address():
+def test_an_estimator_with_the_default_repr_does_not_differ_by_address():
     class Mine:
         def __call__(self, scores):
             return (scores > 0).to(scores.dtype) + scores - scores.detach()

@@ -27,7 +27,7 @@ class Broken:
         return scores > 0
 
 
-def test_an_estimator_that_fails_is_not_passed_over():
+def test_errors_inside_an_estimator_are_passed_on():
     layer = masktorch.wrap(nn.Linear(4, 4), Broken())
     with pytest.raises(
         (AttributeError, RuntimeError, TypeError), match="no_such_attribute"
@@ -150,7 +150,9 @@ def snapshot(model):
 @pytest.mark.parametrize(
     ("arguments", "exception", "message"), WRAP, ids=range(len(WRAP))
 )
-def test_wrap(arguments, exception, message):
+def test_wrap_refuses_bad_arguments_before_anything_changes(
+    arguments, exception, message
+):
     model = Everything()
     before = snapshot(model)
     if isinstance(targets := arguments.get("targets"), list) and targets:
@@ -194,7 +196,7 @@ def test_wrap(arguments, exception, message):
         ),
     ],
 )
-def test_arguments_of_the_wrong_kind(small, call, message):
+def test_arguments_of_the_wrong_type(small, call, message):
     masktorch.wrap(small)
     before = snapshot(small)
     with pytest.raises(TypeError, match=re.escape(message)):
@@ -225,7 +227,7 @@ def test_a_flag_is_a_bool(small, function, flag, value):
     assert snapshot(small) == before
 
 
-def test_nothing_to_wrap():
+def test_a_model_without_targets_is_refused():
     message = (
         "wrap() found nothing to mask in Sequential(ReLU, Flatten): it has no Linear or Conv layer."
         " Name tensors with targets=[...]."
@@ -234,7 +236,7 @@ def test_nothing_to_wrap():
         masktorch.wrap(nn.Sequential(nn.ReLU(), nn.Flatten()))
 
 
-def test_under_torch_prune():
+def test_a_tensor_pruned_by_torch_is_refused():
     model = nn.Sequential(nn.Linear(2, 2))
     prune.identity(model[0], "weight")
     message = "wrap() can't mask 0.weight: not a parameter, computed by weight_norm, torch.nn.utils.prune"
@@ -249,7 +251,7 @@ def test_under_torch_prune():
     assert masktorch.report(masktorch.wrap(model)).kept == 4
 
 
-def test_wrapped_already(small):
+def test_a_tensor_with_a_mask_is_refused(small):
     masktorch.wrap(small, targets=["head.weight"])
     before = snapshot(small)
     message = "wrap() can't mask 'head.weight': it has a mask already. Call masktorch.unwrap(model)"
@@ -263,7 +265,7 @@ def test_wrapped_already(small):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
-def test_scripted_modules():
+def test_scripted_modules_are_refused():
     scripted = torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2))
     with pytest.raises(
         ValueError, match=r"'weight': a TopLevelTracedModule can't hold masks"
@@ -283,7 +285,7 @@ def test_scripted_modules():
         masktorch.report,
     ],
 )
-def test_not_wrapped(function):
+def test_functions_for_wrapped_models_refuse_plain_ones(function):
     message = r"\(\) expected a wrapped model: nothing is masked in Linear. Call masktorch.wrap"
     with pytest.raises(ValueError, match=message):
         function(nn.Linear(2, 2))
@@ -291,7 +293,7 @@ def test_not_wrapped(function):
         function(3)
 
 
-def test_wrap_of_no_module():
+def test_wrap_refuses_a_list_of_modules():
     with pytest.raises(
         TypeError, match=r"wrap\(\) expected a torch.nn.Module, found list."
     ):
@@ -303,7 +305,7 @@ class BoolMask(HalfKept):
         return self.mode(scores)
 
 
-def test_an_estimator_whose_mask_has_no_gradient():
+def test_an_estimator_that_returns_a_bool_mask_in_training_is_refused():
     layer = masktorch.wrap(nn.Linear(2, 2), BoolMask())
     with pytest.raises(
         TypeError, match=r"HalfKept\(\) expected to return a floating-point mask"
@@ -311,7 +313,7 @@ def test_an_estimator_whose_mask_has_no_gradient():
         layer(torch.ones(1, 2))
 
 
-def test_an_estimator_whose_mask_is_cut_off_from_the_scores():
+def test_an_estimator_whose_mask_does_not_depend_on_the_scores_is_refused():
     layer = masktorch.wrap(nn.Linear(2, 2), HalfKept())
     with pytest.raises(TypeError, match="depends on the scores differentiably"):
         layer(torch.ones(1, 2))

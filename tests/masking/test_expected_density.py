@@ -74,7 +74,7 @@ def test_the_expected_density_and_its_gradient(estimator, probability, slope):
 @pytest.mark.parametrize(
     "estimator", [TopK(0.25), TopK(0.25, absolute=False), NOfM(1, 2)]
 )
-def test_where_the_count_is_fixed_the_expected_density_is_a_constant(estimator):
+def test_the_expected_density_of_ranked_estimators_is_a_constant(estimator):
     model = two_layers(estimator)
     density = masktorch.expected_density(model)
     assert not density.requires_grad
@@ -84,13 +84,13 @@ def test_where_the_count_is_fixed_the_expected_density_is_a_constant(estimator):
 @pytest.mark.parametrize(
     "make", [lambda: masktorch.freeze_mask(two_layers(Bernoulli())), given]
 )
-def test_a_mask_that_does_not_learn_has_the_density_it_has(make):
+def test_the_expected_density_of_frozen_and_fixed_masks_is_their_density(make):
     density = masktorch.expected_density(make())
     assert not density.requires_grad
     assert density == 1.0
 
 
-def test_the_expected_density_of_half_precision_is_not_rounded_to_it():
+def test_the_expected_density_of_bfloat16_is_computed_in_float32():
     layer = masktorch.wrap(nn.Linear(100, 100).bfloat16(), Bernoulli(), init=0.0)
     density = masktorch.expected_density(layer)
     assert density.dtype is torch.float32

@@ -36,7 +36,7 @@ def test_scores_start_where_init_says():
     assert torch.equal(layer.parametrizations.weight.scores, weight.abs())
 
 
-def test_init_can_not_write_into_the_weight():
+def test_init_cannot_write_into_the_weight():
     layer = nn.Linear(4, 3)
     before = layer.weight.detach().clone()
     masktorch.wrap(layer, init=nn.init.zeros_)

@@ -34,14 +34,14 @@ def test_one_cut_for_all_tensors(density, dtype):
         assert torch.equal(scores[name], before[name])
 
 
-def test_among_equals_the_earlier_tensor_stays_then_the_lower_index():
+def test_ties_go_to_the_earlier_tensor_then_to_the_lower_index():
     scores = {"late": torch.ones(2), "early": torch.ones(2, 2).t()}
     assert [m.flatten().tolist() for m in keep_largest(scores, 0.5).values()] == [
         [True, True], [True, False, False, False]
     ]  # fmt: skip
 
 
-def test_each_tensor_its_own_density():
+def test_each_tensor_may_have_its_own_density():
     scores = {"a": torch.arange(10.0), "b": torch.arange(4.0)}
     masks = keep_largest(scores, {"b": 0.25, "a": 0.2})
     assert list(masks) == ["a", "b"]
@@ -49,7 +49,7 @@ def test_each_tensor_its_own_density():
     assert masks["b"].nonzero().flatten().tolist() == [3]
 
 
-def test_nothing_to_keep_and_parameters_and_what_is_not_a_number():
+def test_empty_tensors_parameters_and_nan():
     assert keep_largest({}, 0.5) == {}
     assert keep_largest({}, {}) == {}
     layer = nn.Linear(2, 2)

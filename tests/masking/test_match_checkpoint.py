@@ -714,7 +714,7 @@ def test_a_model_and_a_state_dict_on_the_meta_device():
     assert_equal(model, saved)
 
 
-def test_a_compiled_model_has_the_names_of_its_own():
+def test_the_warning_names_tensors_of_a_compiled_model():
     saved = torch.compile(mix(network(Bernoulli(0.3))), backend="eager")
     model = torch.compile(plain(), backend="eager")
     load_into(model, saved.state_dict())

@@ -13,7 +13,7 @@ from masktorch import (
 from tools.models import SIX_ROWS, ReadsTwice, assert_equal, weight_under, what_is_held
 
 
-def test_a_stochastic_mask_is_drawn_once_per_forward_and_anew_per_call():
+def test_a_stochastic_mask_is_drawn_once_per_forward():
     class Twice(nn.Linear):
         def forward(self, x):
             self.reads = self.weight, self.weight
@@ -34,7 +34,7 @@ def test_one_draw_can_be_held_over_several_calls():
     assert not torch.equal(layer(x), layer(x))
 
 
-def test_reading_twice():
+def test_two_reads_in_one_forward_see_the_same_draw():
     layer = masktorch.wrap(ReadsTwice(30, 30, bias=False), Bernoulli())
     x = torch.randn(2, 30)
     assert torch.count_nonzero(layer(x)) == 0
@@ -59,7 +59,7 @@ def test_one_held_draw_trains_like_one_draw():
     assert_equal(scores.grad, held, rtol=1e-5, atol=1e-6)
 
 
-def test_a_forward_that_raises_leaves_what_is_held():
+def test_a_forward_that_raises_releases_its_draw():
     class Fails(nn.Linear):
         fails = True
 
@@ -79,7 +79,7 @@ def test_a_forward_that_raises_leaves_what_is_held():
     assert not torch.equal(layer(x), layer(x))
 
 
-def test_a_module_that_calls_itself():
+def test_recursive_forwards_have_their_own_draws():
     class Recursive(nn.Linear):
         def forward(self, x, depth=2):
             before = self.weight
@@ -97,7 +97,7 @@ def test_a_module_that_calls_itself():
     assert not what_is_held(layer)
 
 
-def test_masked_modules_inside_masked_modules():
+def test_nested_masked_modules_draw_once_each():
     class Outer(nn.Module):
         def __init__(self):
             super().__init__()
@@ -112,7 +112,7 @@ def test_masked_modules_inside_masked_modules():
     assert not what_is_held(model)
 
 
-def test_a_cached_weight_is_that_of_its_mode_and_of_its_tensors():
+def test_cached_weights_depend_on_mode_and_tensors():
     layer = masktorch.wrap(nn.Linear(30, 30, bias=False), Bernoulli(), init=1.0)
     with parametrize.cached():
         drawn, mode = layer.weight, layer.eval().weight

@@ -58,7 +58,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize(("targets", "names"), TARGETS)
-def test_targets(targets, names):
+def test_targets_select_tensors(targets, names):
     model = masktorch.wrap(Model(), targets=targets)
     assert sorted(masktorch.masks(model)) == sorted(names)
 

@@ -57,7 +57,7 @@ def test_evaluation_and_frozen_masks_are_deterministic(small, estimator):
 
 
 @each_elementwise
-def test_the_whole_life_with_one_optimiser(small, batch, estimator):
+def test_one_optimiser_continues_across_all_phases(small, batch, estimator):
     parameters = list(copies(small))
     masktorch.wrap(small, estimator)
     opt = adamw(small)
@@ -100,9 +100,7 @@ def test_the_whole_life_with_one_optimiser(small, batch, estimator):
 
 
 @each_elementwise
-def test_a_masked_entry_contributes_zero_whatever_stands_under_it(
-    small, batch, estimator
-):
+def test_a_masked_entry_contributes_zero_even_over_nan(small, batch, estimator):
     masktorch.wrap(small, estimator)
     masktorch.set_masks(small, half(small))
     masktorch.freeze_mask(small).eval()
@@ -117,7 +115,7 @@ def test_a_masked_entry_contributes_zero_whatever_stands_under_it(
 
 
 @each_elementwise
-def test_learning_goes_on_where_it_was_after_unfreezing(small, batch, estimator):
+def test_learning_continues_after_unfreezing(small, batch, estimator):
     masktorch.wrap(small, estimator)
     opt = adamw(small)
     train(small, batch, opt)  # the last step leaves gradients and momentum behind
@@ -144,7 +142,7 @@ def test_a_weight_with_a_stale_gradient_does_not_move_after_wrap(small, batch):
     assert torch.equal(parameter_under(small, "head.weight"), before)
 
 
-def test_unwrap_without_baking_gives_the_original_back_bit_for_bit(small, batch):
+def test_unwrap_without_baking_restores_the_original_bits(small, batch):
     before = copies(small)
     buffers = {name: b.clone() for name, b in small.named_buffers()}
     small.head.weight.requires_grad_(False)
@@ -187,7 +185,7 @@ def test_freezing_under_warnings_as_errors_freezes_all_or_none(small):
 
 
 @each_elementwise
-def test_a_first_read_without_gradient_leaves_the_next_its_own(estimator):
+def test_a_read_under_no_grad_does_not_hide_later_gradients(estimator):
     class Normed(nn.Linear):
         def forward(self, x):
             with torch.no_grad():

@@ -39,7 +39,7 @@ def test_report_counts_and_prints():
     ]
 
 
-def test_what_has_no_gradient_does_not_train():
+def test_rows_say_whether_scores_train():
     model = masktorch.wrap(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
     assert [row.trains for row in masktorch.report(model).rows] == [True, True]
     model[0].requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A report says whether the weights under a mask train, and refuses what has no values."""
+"""A report says whether the weights under a mask train."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def phases(model):
     return [(row.trains, row.weights_train) for row in rows]
 
 
-def test_the_phases():
+def test_weights_train_in_each_phase():
     model = masktorch.wrap(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
     assert phases(model) == [(True, False)] * 2
     masktorch.freeze_weights(masktorch.freeze_mask(model), False)
@@ -21,7 +21,7 @@ def test_the_phases():
     assert phases(model) == [(False, True), (False, False)]
 
 
-def test_what_unfreezes_weights_from_outside_is_visible():
+def test_requires_grad_on_the_model_is_visible_in_the_report():
     model = masktorch.wrap(nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)))
     model[0].requires_grad_(True)
     assert phases(model) == [(True, True), (True, False)]

@@ -27,7 +27,7 @@ def test_rescale_bakes_what_the_layer_used(small, batch, estimator):
     assert torch.equal(small.head.weight, weight)
 
 
-def test_rescale_in_half_precision_and_of_nothing():
+def test_rescale_in_half_precision_and_of_an_empty_mask():
     layer = nn.Linear(400, 400, dtype=torch.float16)
     masktorch.wrap(layer, rescale=True, init=-1.0)
     assert torch.count_nonzero(layer.weight) == 0
@@ -42,7 +42,7 @@ def test_rescale_in_half_precision_and_of_nothing():
         assert torch.count_nonzero(weight) == 1
 
 
-def test_soft_masks_are_rescaled_by_their_sum_however_small(monkeypatch):
+def test_soft_masks_are_rescaled_by_their_sum(monkeypatch):
     u = torch.full((1, 2), 0.5)
     monkeypatch.setattr(
         "masktorch._methods.concrete.uniform_like", lambda scores, generator: u

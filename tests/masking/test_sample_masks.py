@@ -41,7 +41,7 @@ def test_masks_are_sampled_by_their_probability(estimator, p):
 
 
 @pytest.mark.parametrize("kind", ["threshold", "frozen", "given"])
-def test_what_is_not_drawn_is_sampled_as_it_is(kind):
+def test_deterministic_masks_are_sampled_unchanged(kind):
     model = MODELS[kind]()
     sampled = masktorch.sample_masks(model)
     for name, mask in masktorch.masks(model).items():
@@ -50,8 +50,8 @@ def test_what_is_not_drawn_is_sampled_as_it_is(kind):
     assert_same(state(model), state(model))
 
 
-def test_averaging_draws_of_clients_into_scores():
-    """Federated masks: a draw a client up, the average's scores down."""
+def test_scores_can_be_set_to_the_average_of_samples():
+    """Federated masks: clients send draws, the server sends scores of their average."""
     server = masktorch.wrap(nn.Linear(50, 40), Bernoulli(), init=0.0)
     clients = [
         masktorch.sample_masks(server, torch.Generator().manual_seed(i))["weight"]

@@ -59,7 +59,7 @@ def test_densities_as_a_number_and_by_name():
     assert model[0].parametrizations.weight.estimator == TopK(1)
 
 
-def test_a_density_is_set_where_there_is_one():
+def test_a_density_is_set_only_where_an_estimator_has_one():
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
     masktorch.wrap(model, {"0.weight": Threshold(), "1.weight": TopK(0.5)})
     masktorch.set_density(model, 0.25)
@@ -134,7 +134,7 @@ def test_what_set_estimator_refuses(make, estimator, exception, message):
     assert repr(model) == before
 
 
-def test_a_density_that_is_no_field_is_not_set():
+def test_a_density_that_is_no_dataclass_field_is_left_alone():
     class Dense:
         density = 0.25
 
@@ -200,7 +200,7 @@ def test_a_compiled_model_takes_another_step_size():
         compiled(torch.randn(2, 6)).sum().backward()
 
 
-def test_what_is_cached_is_of_the_estimator_and_the_phase_that_computed_it():
+def test_cached_weights_depend_on_the_estimator():
     layer = masktorch.wrap(nn.Linear(4, 4), TopK(1.0))
     with torch.nn.utils.parametrize.cached():
         assert (layer.weight != 0).sum() == 16

@@ -37,7 +37,7 @@ def test_set_masks_gives_exactly_the_mask_and_moves_only_what_it_must():
             assert torch.equal(scores[agreed], before[agreed])
 
 
-def test_set_masks_decides_scores_that_stand_on_the_threshold():
+def test_set_masks_moves_scores_off_the_threshold():
     layer = masktorch.wrap(nn.Linear(2, 1), Bernoulli(), init=0.0)
     masktorch.set_masks(layer, {"weight": torch.tensor([[True, False]])})
     assert layer.parametrizations.weight.scores.tolist() == [[1.0, -1.0]]
@@ -49,7 +49,7 @@ def test_masks_are_copies():
     assert masktorch.report(layer).masked == 0
 
 
-def test_a_plain_model_gets_masks_that_do_not_learn():
+def test_set_masks_puts_fixed_masks_on_a_plain_model():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     given = YES.clone()
     assert masktorch.set_masks(model, {"1.weight": given}) is model
@@ -62,7 +62,7 @@ def test_a_plain_model_gets_masks_that_do_not_learn():
     np.testing.assert_array_equal((model[1].weight != 0).numpy(), YES.numpy())
 
 
-def test_a_given_mask_is_switched():
+def test_a_fixed_mask_can_be_replaced():
     model = two_fixed_masks()
     for masks in (MASKS, {name: ~mask for name, mask in MASKS.items()}):
         masktorch.set_masks(model, masks)
@@ -121,14 +121,14 @@ SET_MASKS = [
 
 
 @pytest.mark.parametrize(("given", "exception", "message"), SET_MASKS)
-def test_set_masks(given, exception, message):
+def test_set_masks_refuses_wrong_names_shapes_and_dtypes(given, exception, message):
     model = masktorch.wrap(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), init=-1.0)
     with pytest.raises(exception, match=re.escape(message)):
         masktorch.set_masks(model, given)
     assert not any(mask.any() for mask in masktorch.masks(model).values())
 
 
-def test_set_masks_of_no_dict():
+def test_set_masks_refuses_a_list():
     with pytest.raises(
         TypeError, match=r"expected a dict from tensor names to masks.*found list"
     ):

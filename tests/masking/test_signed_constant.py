@@ -27,7 +27,7 @@ from masktorch.init import signed_constant_
     ],
     ids=repr,
 )
-def test_the_sign_times_one_number(layer, fan_in, dtype):
+def test_the_result_is_the_sign_times_one_constant(layer, fan_in, dtype):
     layer = layer.to(dtype)
     for density in (1.0, 0.3):
         before = layer.weight.detach().double().numpy().copy()
@@ -69,7 +69,7 @@ def test_the_random_stream_is_left_alone():
         (([[1.0]],), TypeError, "found [[1.0]]"),
     ],
 )
-def test_what_it_refuses(arguments, exception, message):
+def test_arguments_that_are_refused(arguments, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         signed_constant_(*arguments)
 

@@ -34,7 +34,7 @@ def test_state_dicts_of_plain_and_wrapped_models_load_into_one_another():
     assert torch.equal(other(ROWS), wrapped(ROWS))
 
 
-def test_the_optimiser_goes_on_after_its_state_is_saved_and_loaded():
+def test_training_continues_from_a_saved_optimiser_state():
     def make():
         torch.manual_seed(3)
         model = masktorch.wrap(nn.Linear(4, 4))
@@ -63,7 +63,7 @@ def test_the_optimiser_goes_on_after_its_state_is_saved_and_loaded():
         assert torch.equal(p, q)
 
 
-def test_a_wrapped_model_moves_and_saves_like_any_other(small):
+def test_wrapping_adds_two_entries_per_mask_to_the_state_dict(small):
     keys = set(small.state_dict())
     masktorch.wrap(small)
     added = set(small.state_dict()) - keys

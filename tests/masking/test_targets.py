@@ -64,7 +64,7 @@ TARGETS = [
 
 
 @pytest.mark.parametrize(("arguments", "names"), TARGETS, ids=range(len(TARGETS)))
-def test_targets(arguments, names):
+def test_targets_select_tensors(arguments, names):
     assert list(masktorch.masks(masktorch.wrap(everything(), **arguments))) == names
 
 
@@ -101,7 +101,9 @@ REFUSED_MAPPINGS = [
 @pytest.mark.parametrize(
     ("arguments", "options", "exception", "message"), REFUSED_MAPPINGS
 )
-def test_what_wrap_refuses(arguments, options, exception, message):
+def test_wrap_refuses_bad_mappings_and_shapes_before_anything_changes(
+    arguments, options, exception, message
+):
     model = nn.Sequential(nn.Linear(6, 4))
     with pytest.raises(exception, match=re.escape(message)):
         masktorch.wrap(model, *arguments, **options)

@@ -25,7 +25,7 @@ from tools.two_layers import (
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kind", MODELS)
-def test_using_masks_for_a_while(kind, training):
+def test_using_computes_with_the_given_masks_and_restores_everything(kind, training):
     model = MODELS[kind]().train(training)
     before = state(model)
     with masktorch.using(model, MASKS) as same:
@@ -39,7 +39,7 @@ def test_using_masks_for_a_while(kind, training):
     assert_same(before, state(model))
 
 
-def test_using_no_masks_is_the_plain_model():
+def test_using_none_is_the_plain_model():
     model = two_layers(init=-1.0, rescale=True)
     everything = {name: torch.ones(2, 2) for name in MASKS}
     with masktorch.using(model, None):
@@ -60,7 +60,7 @@ def test_using_rescales_as_the_layer_does():
         )
 
 
-def test_using_nests_and_ends_by_an_exception():
+def test_using_nests_and_is_left_by_an_exception():
     model = two_layers()
     before = state(model)
     other = {name: ~mask for name, mask in MASKS.items()}
@@ -81,7 +81,7 @@ def test_using_nests_and_ends_by_an_exception():
     assert_same(before, state(model))
 
 
-def test_using_sends_gradients_to_weights_under_the_masks_and_none_to_scores():
+def test_using_gives_gradients_to_kept_weights_and_none_to_scores():
     model = masktorch.freeze_weights(two_layers(), False)
     with masktorch.using(model, MASKS):
         model(ONE_ROW).sum().backward()
@@ -162,7 +162,7 @@ def test_bad_masks_change_nothing(kind, masks, exception, message):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_masks_are_not_set_where_others_are_used(kind):
+def test_set_masks_within_using_is_refused(kind):
     model = MODELS[kind]()
     before = state(model)
     with (
@@ -173,7 +173,7 @@ def test_masks_are_not_set_where_others_are_used(kind):
     assert_same(before, state(model))
 
 
-def test_using_on_a_plain_model():
+def test_using_refuses_a_plain_model():
     with (
         pytest.raises(ValueError, match=r"using\(\) expected a wrapped model"),
         masktorch.using(nn.Linear(2, 2), {"weight": YES}),

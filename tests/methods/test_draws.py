@@ -1,4 +1,4 @@
-"""Random masks and noise: how they are distributed, and that no two draws are one."""
+"""Random masks and noise: their distribution and their independence."""
 
 import copy
 
@@ -47,7 +47,7 @@ def test_a_draw_follows_its_probability_and_generator(function):
 
 @each_function
 @pytest.mark.parametrize("n", [1, 2**18 + 1], ids=["small", "in chunks"])
-def test_a_draw_takes_one_number_of_the_generator(function, n):
+def test_a_draw_consumes_one_number_of_the_generator(function, n):
     for generator in (torch.Generator(), torch.default_generator):
         generator.manual_seed(7)
         given = {} if generator is torch.default_generator else {"generator": generator}
@@ -59,7 +59,7 @@ def test_a_draw_takes_one_number_of_the_generator(function, n):
 
 
 @each_function
-def test_a_default_device_is_not_that_of_a_draw(function):
+def test_a_default_device_does_not_affect_draws(function):
     with torch.device("meta"):
         assert function(torch.zeros(5, device="cpu")).device.type == "cpu"
 
@@ -84,7 +84,7 @@ def drawn_with(bits, monkeypatch, s):
     "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 )
 @pytest.mark.parametrize("bits", [0, 32767])
-def test_what_is_certain_is_drawn_so_from_any_bits(dtype, bits, monkeypatch):
+def test_probabilities_0_and_1_are_certain(dtype, bits, monkeypatch):
     certain = torch.tensor([-torch.inf, torch.inf], dtype=dtype)
     assert drawn_with([bits] * 3, monkeypatch, certain) == [0, 1]
 
@@ -120,7 +120,7 @@ def test_an_entry_is_kept_if_its_thirty_bits_are_below_its_probability(
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["whole", "chunks"])
-def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense):
+def test_draws_of_extreme_probabilities_are_accurate_and_uncorrelated(dense):
     n = 2**22
     for exponent in (2, 6, 10, 13, 16):
         p = 2.0**-exponent
@@ -138,11 +138,11 @@ def test_draws_follow_small_and_large_probabilities_and_hardly_each_other(dense)
 
 
 class Elsewhere(torch.Tensor):
-    """A tensor that may be anything, on a GPU or a shard."""
+    """A tensor subclass, which may be on a GPU or be a shard."""
 
 
 @each_function
-def test_tensors_of_other_kinds_draw_from_uniform_numbers_of_theirs(function):
+def test_tensor_subclasses_draw_from_their_own_uniform_numbers(function):
     s = torch.tensor([-3.0, 0.0, 3.0]).repeat(100_000, 1).as_subclass(Elsewhere)
     drawn = function(s)
     assert type(drawn) is Elsewhere
@@ -193,7 +193,7 @@ def test_small_masks_are_independent_of_each_other(many, exponent):
 
 
 @each_function
-def test_manual_seed_and_the_state_of_the_generator_say_what_is_drawn(function):
+def test_manual_seed_and_generator_state_determine_draws(function):
     s = torch.zeros(50)
     torch.manual_seed(3)
     first, state, second = function(s), torch.get_rng_state(), function(s)
@@ -210,7 +210,7 @@ def test_manual_seed_and_the_state_of_the_generator_say_what_is_drawn(function):
 @pytest.mark.parametrize("shape", [(1,), (0,), (3, 5), (5, 3, 2, 2)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("chunk", [6, 2**18])
-def test_the_operation_that_compiled_code_draws_by(shape, dtype, chunk, monkeypatch):
+def test_the_custom_operation_for_compiled_draws(shape, dtype, chunk, monkeypatch):
     monkeypatch.setattr(chunked, "CHUNK", chunk)
     scores = torch.randn(shape, dtype=dtype)
     if scores.dim() == 4:
@@ -226,7 +226,7 @@ def test_the_operation_that_compiled_code_draws_by(shape, dtype, chunk, monkeypa
 
 
 class Twice(nn.Module):
-    """One layer called twice, or two whose weights are tied: two draws of the same scores."""
+    """One layer called twice, or two tied layers: two draws of the same scores."""
 
     def __init__(self, tied):
         super().__init__()
@@ -242,8 +242,8 @@ class Twice(nn.Module):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("estimator", [Bernoulli(), IntermediateSampling()], ids=repr)
 @pytest.mark.parametrize("tied", [False, True], ids=["called twice", "tied"])
-def test_compiled_draws_are_two(dynamo, backend, estimator, tied):
-    """Of the same scores, their gradients too: where the two are one, all of it is 0."""
+def test_two_compiled_draws_differ(dynamo, backend, estimator, tied):
+    """Outputs and gradients are zero if the two draws are the same."""
     model = masktorch.wrap(Twice(tied), estimator, init=0.0)
     (scores,) = masktorch.mask_parameters(model)
     compiled = torch.compile(model, backend=backend, fullgraph=True)
@@ -282,7 +282,7 @@ def test_compiled_draws_are_distributed_like_eager_ones(dynamo, backend, estimat
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_manual_seed_says_what_compiled_code_draws(dynamo, backend):
+def test_manual_seed_determines_compiled_draws(dynamo, backend):
     layer = masktorch.wrap(nn.Linear(8, 8), Bernoulli(), init=0.0)
     compiled = torch.compile(layer, backend=backend, fullgraph=True)
 
@@ -330,7 +330,7 @@ def test_vmap_over_any_dimension(function, dim):
     assert torch.equal(mask, (scores > 0).float())
 
 
-def test_vmap_draws_apart_for_each_entry_of_a_batch_or_once_for_all():
+def test_vmap_draws_per_batch_entry_or_once_for_all():
     def draw(scores, randomness="error"):
         return torch.func.vmap(functional.bernoulli, randomness=randomness)(scores)
 
@@ -343,7 +343,7 @@ def test_vmap_draws_apart_for_each_entry_of_a_batch_or_once_for_all():
         draw(scores)
 
 
-def test_vmap_draws_apart_for_scores_that_all_share():
+def test_vmap_draws_per_batch_entry_for_shared_scores():
     scores = torch.zeros(200)
     drawn = torch.func.vmap(
         lambda _: functional.bernoulli(scores), randomness="different"
@@ -354,7 +354,7 @@ def test_vmap_draws_apart_for_scores_that_all_share():
 @each_function
 @pytest.mark.parametrize("n", [7, 2**18 + 5], ids=["small", "in chunks"])
 @pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
-def test_a_transform_draws_what_plain_code_draws(function, n, fused):
+def test_draws_under_transforms_equal_plain_draws(function, n, fused):
     scores, weight = torch.randn(n), torch.ones(n) if fused else None
     torch.manual_seed(3)
     drawn = function(scores, weight=weight)

@@ -25,21 +25,21 @@ from tools.estimators import RANKED
 
 @pytest.mark.parametrize("tau", [0, 1, -0.1, 1.5, float("nan")])
 @pytest.mark.parametrize("estimator", [Threshold, Bernoulli, IntermediateSampling])
-def test_tau_outside_the_unit_interval(estimator, tau):
+def test_tau_outside_the_unit_interval_is_refused(estimator, tau):
     message = rf"expected tau in \(0, 1\), found {tau}"
     with pytest.raises(ValueError, match=message):
         estimator(tau=tau)
 
 
 @pytest.mark.parametrize("step_size", [0, -1.0, float("inf"), float("nan")])
-def test_step_size(step_size):
+def test_a_step_size_that_is_not_positive_is_refused(step_size):
     with pytest.raises(
         ValueError, match=rf"expected step_size in \(0, inf\), found {step_size}"
     ):
         IntermediateSampling(step_size)
 
 
-def test_estimators_are_values():
+def test_estimators_are_immutable_and_print_as_themselves():
     for estimator in [Threshold(0.3), Bernoulli(), IntermediateSampling(0.2, tau=0.4)]:
         assert eval(repr(estimator)) == estimator
         with pytest.raises(AttributeError):
@@ -49,7 +49,7 @@ def test_estimators_are_values():
 SCORES = torch.randn(6, 8, generator=torch.Generator().manual_seed(1))
 
 
-def test_values():
+def test_ranked_estimators_compare_copy_and_pickle():
     assert repr(TopK()) == "TopK(density=0.5, absolute=True, block=None)"
     assert repr(NOfM(1)) == "NOfM(n=1, m=4, absolute=True)"
     for estimator in RANKED:
@@ -108,6 +108,6 @@ def test_values():
         (lambda: functional.n_of_m(SCORES[0], 2, 4), ValueError, "shape (8,) is no multiple of 4"),
     ],
 )  # fmt: skip
-def test_what_they_refuse(make, exception, message):
+def test_arguments_that_are_refused(make, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         make()

@@ -1,4 +1,4 @@
-"""Each estimator against its closed form, written out here in numpy, in float64."""
+"""Each elementwise estimator against its closed form in numpy float64."""
 
 import itertools
 
@@ -72,7 +72,7 @@ def intermediate_by_hand(s, m, g, step_size):
     out = np.empty_like(s)
     for i in np.ndindex(s.shape):
         x = min(max(alpha * g[i], -0.5), 0.5)
-        # One step on the draw z = (1 - m, m) with the Jacobian of z / sum(z), then normalised.
+        # A step on z = (1 - m, m) with the Jacobian of z / sum(z), then normalised.
         z = np.array([1 - m[i], m[i]])
         dz = np.array([0.0, x])
         drawn = int(m[i])
@@ -122,7 +122,7 @@ def test_intermediate_is_the_derivative_of_the_divergence_to_the_stepped_draw():
 
 
 @pytest.mark.parametrize("step_size", [0.1, 5.0])
-def test_intermediate_of_no_gradient_is_the_noise_alone(step_size):
+def test_intermediate_with_zero_gradient_is_noise_alone(step_size):
     s = torch.zeros(4, requires_grad=True)
     mask = functional.intermediate(s, step_size)
     mask.backward(torch.zeros(4))
@@ -137,7 +137,7 @@ def test_intermediate_of_no_gradient_is_the_noise_alone(step_size):
         (torch.float64, (1e-150, 1e150)),
     ],
 )
-def test_intermediate_of_gradients_whose_squares_leave_float32(fused, dtype, scales):
+def test_intermediate_with_gradients_whose_squares_overflow(fused, dtype, scales):
     s, w, grad = (a.astype(np.float32) for a in tensors())
     for scale in scales:
         scores, weight = (
@@ -158,7 +158,7 @@ def test_intermediate_of_gradients_whose_squares_leave_float32(fused, dtype, sca
 
 
 def test_intermediate_of_entries_of_every_size():
-    """Parts that are computed one after the other differ as much as their entries do."""
+    """Chunks whose entries differ by orders of magnitude."""
     s, _, grad = tensors(shape=(30,))
     grad *= np.repeat([1e-30, 1e-18, 1.0, 1e-9, 1e-36], 6)
     scores = torch.tensor(s, dtype=torch.float32, requires_grad=True)
@@ -169,7 +169,7 @@ def test_intermediate_of_entries_of_every_size():
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-def test_intermediate_of_a_gradient_that_is_not_finite_says_so(value):
+def test_intermediate_refuses_gradients_that_are_not_finite(value):
     s = torch.zeros(7, requires_grad=True)
     functional.intermediate(s).backward(
         torch.tensor([1.0, 2.0, value, 0.0, 1.0, 1.0, 1.0])
@@ -184,7 +184,7 @@ def test_intermediate_of_no_entries():
 
 
 def test_intermediate_under_a_gradient_scaler():
-    """Its gradient lacks the factor that `unscale_` divides by: give it back, as the class says."""
+    """Multiply by the scale first, as the class says: its gradient is normalised."""
 
     def scores_after(scale, given_back):
         torch.manual_seed(0)
@@ -229,8 +229,10 @@ def probability(m, p):
 
 
 def fixed_draw(function, scores, mask, **kwargs):
-    """Calls a sampling function so that it draws exactly ``mask``: from bits that are all 0 or all
-    1, the smallest and the largest uniform number. The forward is checked to be that mask."""
+    """Call a sampling function so that it draws exactly `mask`.
+
+    Its random bits are all 0 or all 1: the smallest and the largest uniform number.
+    """
 
     class Bits:
         def __init__(self, start):
@@ -305,8 +307,8 @@ def test_dtype_and_shape_are_those_of_the_scores(function, dtype):
     assert s.grad.isfinite().all()
 
 
-def test_half_precision_follows_double():
-    """The rule of intermediate sampling in float16, where alpha itself would overflow."""
+def test_intermediate_in_half_precision_follows_double_precision():
+    """The rule of intermediate sampling in float16, where alpha would overflow."""
     s, _, g = tensors()
     torch.manual_seed(0)
     half = torch.tensor(s, dtype=torch.float16, requires_grad=True)
@@ -322,7 +324,7 @@ def test_half_precision_follows_double():
 
 
 def test_rescale_is_exact_through_the_sum_of_the_mask():
-    """W_eff = W m n / sum(m), and its gradient by the quotient rule, for the threshold."""
+    """W_eff = W m n / sum(m); its gradient by the quotient rule, for the threshold."""
     rng = np.random.default_rng(0)
     w, s, x = rng.normal(size=(3, 5)), rng.normal(size=(3, 5)), rng.normal(size=(2, 5))
     linear = torch.nn.Linear(5, 3, bias=False).double()
@@ -382,15 +384,15 @@ def test_chunks_of_any_layout_are_the_whole(function, layout, dtype, monkeypatch
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_a_weight_that_trains_beside_its_scores(function):
+def test_the_weight_gradient_is_masked(function):
     s, w, grad = tensors(shape=(7, 5))
     out, _, for_weight = run(function, s, w, grad, True)
     np.testing.assert_array_equal(for_weight, grad * (out != 0))
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
-def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(function):
-    """Where a gradient is itself differentiated, nothing on its way is written over."""
+def test_second_derivatives_match_the_closed_form(function):
+    """Second derivatives: no intermediate value of the backward is overwritten."""
     s, w, grad = (torch.tensor(a, requires_grad=True) for a in tensors(shape=(7, 5)))
     out = function(s, weight=w)
     (first,) = torch.autograd.grad(out, s, grad, create_graph=True)
@@ -409,7 +411,7 @@ def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(function):
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
-def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
+def test_batched_gradients_equal_a_loop(function, fused):
     torch.manual_seed(0)
     s, w = torch.randn(7, requires_grad=True), torch.randn(7)
     out = function(s, weight=w) if fused else function(s)
@@ -423,9 +425,7 @@ def test_a_batch_of_gradients_is_one_after_the_other(function, fused):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("function", [functional.threshold, functional.bernoulli])
-def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(
-    function, dtype
-):
+def test_slopes_of_confident_scores_in_half_precision(function, dtype):
     s = torch.tensor([-8.0, -5.0, 5.0, 8.0], dtype=dtype, requires_grad=True)
     function(s).sum().backward()
     exact = sigma(np.array([5.0, 8.0])) * sigma(-np.array([5.0, 8.0]))
@@ -437,7 +437,7 @@ def test_confident_scores_in_half_precision_have_their_slope_on_both_sides(
     "dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 )
 @pytest.mark.parametrize("tau", [0.5, 0.3, 0.9, 0.5001, 1e-6])
-def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks(
+def test_forward_and_mode_agree_next_to_a_threshold_between_representable_values(
     dtype, tau
 ):
     at = torch.tensor(np.log(tau / (1 - tau)))  # float64
@@ -455,7 +455,7 @@ def test_the_forward_and_the_mask_agree_next_to_a_threshold_that_the_dtype_lacks
     )
 
 
-def test_a_score_that_is_not_a_number_is_kept_by_layer_and_mask_alike():
+def test_nan_scores_are_kept_by_forward_and_mode():
     nan = torch.full((3,), torch.nan)
     for draw in (
         functional.bernoulli,

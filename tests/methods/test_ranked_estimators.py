@@ -35,7 +35,7 @@ def network(estimator, **options):
     return masktorch.wrap(model, estimator, **options)
 
 
-def test_what_does_not_divide_names_the_tensor_and_changes_nothing():
+def test_shapes_that_do_not_divide_are_refused_by_name():
     model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 6))
     for estimator, name in ((TopK(block=(4, 1)), "1.weight"), (NOfM(2, 4), "0.weight")):
         with pytest.raises(ValueError, match=f"wrap.. can't mask '{name}': .*6"):
@@ -124,7 +124,7 @@ def test_set_masks_to_any_mask_of_the_count(estimator, dtype, start):
                 assert torch.equal(scores[stays], old[stays])
 
 
-def test_a_mask_of_the_wrong_count_is_refused_by_both_counts():
+def test_a_mask_of_the_wrong_count_is_refused_with_both_counts():
     model = network(TopK(0.5))
     masks = masktorch.masks(model)
     scores = [s.detach().clone() for s in masktorch.mask_parameters(model)]
@@ -149,7 +149,7 @@ def test_a_mask_of_the_wrong_count_is_refused_by_both_counts():
 
 
 @pytest.mark.parametrize("block", [(1, None), (None, 1), (2, None), (1, 1)])
-def test_a_mask_of_blocks_has_memory_of_its_own_for_each_entry(block):
+def test_block_masks_can_be_written_entry_by_entry(block):
     layer = masktorch.wrap(nn.Linear(4, 4), TopK(0.5, block=block))
     masks = masktorch.masks(layer)
     masks["weight"][0, 0] ^= True
@@ -158,7 +158,7 @@ def test_a_mask_of_blocks_has_memory_of_its_own_for_each_entry(block):
 
 
 @each_ranked
-def test_masks_are_set_where_only_what_is_deterministic_may_run(estimator):
+def test_set_masks_under_deterministic_algorithms(estimator):
     masks = masktorch.masks(network(estimator))
     model = network(estimator)
     torch.use_deterministic_algorithms(True)
@@ -170,7 +170,7 @@ def test_masks_are_set_where_only_what_is_deterministic_may_run(estimator):
     assert all(torch.equal(found[name], mask) for name, mask in masks.items())
 
 
-def test_tensors_without_entries_have_their_masks_set():
+def test_set_masks_on_tensors_without_entries():
     model = nn.Module()
     model.none = nn.Parameter(torch.empty(0, 3))
     masktorch.wrap(model, TopK(0.5), targets=["none"])
@@ -216,7 +216,7 @@ def test_checkpointing_recomputes_the_same(estimator):
         assert torch.equal(scores.grad, grad)
 
 
-def test_frozen_masks_follow_the_scores_however_these_change():
+def test_frozen_masks_follow_scores_written_through_data():
     model = masktorch.freeze_mask(network(TopK(0.3)))
     scores = model[0].parametrizations.weight.scores
     for _ in range(20):
@@ -291,7 +291,7 @@ def test_a_schedule_of_densities_compiles_at_most_four_graphs(
     assert counter.frame_count <= 4
 
 
-def test_a_density_in_the_code_of_a_user_compiles_at_most_four_graphs_too(dynamo):
+def test_densities_in_user_code_compile_at_most_four_graphs(dynamo):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     counter = CompileCounterWithBackend("aot_eager")
@@ -316,8 +316,8 @@ def test_training_moves_the_mask_and_keeps_its_count():
     assert any(not torch.equal(after[name], before[name]) for name in before)
 
 
-def test_scores_do_not_leak_between_models_of_the_same_memory():
-    """A guess is bound to an address, which another tensor may get: it must not be believed."""
+def test_no_stale_cut_is_used_at_a_reused_address():
+    """A guess belongs to an address, which another tensor may reuse."""
     for trial in range(50):
         torch.manual_seed(trial)
         scores = torch.round(torch.randn(40), decimals=1)

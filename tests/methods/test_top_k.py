@@ -1,4 +1,4 @@
-"""TopK and NOfM: masks against a stable argsort, gradients against their closed forms in numpy."""
+"""TopK and NOfM: masks by a stable argsort, gradients by closed forms in numpy."""
 
 import math
 
@@ -30,7 +30,7 @@ ABSOLUTE = pytest.mark.parametrize(
 
 
 def tensors(shape, seed=0):
-    """Scores with ties and zeros of both signs, weight and the gradient that arrives, float64."""
+    """Scores with ties and zeros of both signs, weight, incoming gradient: float64."""
     rng = np.random.default_rng(seed)
     s = np.where(
         rng.random(shape) < 0.3,
@@ -122,7 +122,7 @@ def test_n_of_m(fused, absolute, shape, n, m):
 
 
 @ABSOLUTE
-def test_what_is_not_a_number_counts_as_the_largest(absolute):
+def test_nan_ranks_largest(absolute):
     scores = torch.tensor(
         [[1.0, math.inf, -math.nan, 3.0], [math.nan] * 3 + [math.inf]]
     )
@@ -140,8 +140,8 @@ def test_what_is_not_a_number_counts_as_the_largest(absolute):
     assert masktorch.masks(layer)["weight"].tolist() == [[True, True], [False, False]]
 
 
-def test_the_counts_that_others_get_wrong():
-    """hidden-networks: int((1 - 0.9) * 10) = 0 are dropped; kthvalue and >= keep all ties."""
+def test_counts_that_other_libraries_get_wrong():
+    """hidden-networks drops int((1 - 0.9) * 10) = 0; others keep all ties."""
     assert functional.topk(torch.arange(10.0), 0.9).sum() == 9
     assert functional.topk(torch.ones(10), 0.3).tolist() == [
         1,
@@ -186,7 +186,7 @@ each_method = pytest.mark.parametrize("method", METHODS)
 @each_method
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_layouts_and_dtypes_are_as_contiguous_doubles(
+def test_layouts_and_dtypes_match_contiguous_doubles(
     method, layout, dtype, monkeypatch
 ):
     scores, weight, grad = (LAYOUTS[layout]().to(dtype) for _ in range(3))
@@ -208,7 +208,7 @@ def test_layouts_and_dtypes_are_as_contiguous_doubles(
 
 
 @each_method
-def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(method):
+def test_second_derivatives_match_the_closed_form(method):
     s, w, grad = (torch.tensor(a, requires_grad=True) for a in tensors((4, 8)))
     out = METHODS[method](s, weight=w)
     first = torch.autograd.grad(out, s, grad, create_graph=True)[0]
@@ -221,7 +221,7 @@ def test_the_gradient_of_the_gradient_is_that_of_the_closed_form(method):
 
 @each_method
 @pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
-def test_a_batch_of_gradients_is_one_after_the_other(method, fused):
+def test_batched_gradients_equal_a_loop(method, fused):
     s, w = torch.randn(4, 8, requires_grad=True), torch.randn(4, 8)
     out = METHODS[method](s, weight=w) if fused else METHODS[method](s)
     grads = torch.randn(5, 4, 8)
@@ -245,7 +245,7 @@ def test_vmap_over_any_dimension(method, dim):
 
 
 @each_method
-def test_transforms_have_the_gradient(method):
+def test_gradients_under_transforms(method):
     s, w, grad = (torch.tensor(a) for a in tensors((4, 8)))
     found = torch.func.grad(lambda s: (METHODS[method](s, weight=w) * grad).sum())(s)
     leaf = s.clone().requires_grad_()

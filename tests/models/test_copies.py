@@ -60,7 +60,7 @@ WAYS = {
 @pytest.mark.parametrize("of", ["original", "copy"])
 @pytest.mark.parametrize("bias", [False, True])
 @each_learning_everywhere
-def test_taking_the_masks_off_one_copy_leaves_the_other_alive(way, of, bias, estimator):
+def test_unwrapping_one_copy_leaves_the_other_alive(way, of, bias, estimator):
     model = random_masks(Block(), estimator, bias=bias)
     pair = {"original": model.eval(), "copy": copy.deepcopy(model)}
     other = pair["copy" if of == "original" else "original"]
@@ -93,7 +93,7 @@ def test_taking_the_masks_off_one_copy_leaves_the_other_alive(way, of, bias, est
     assert_learns(one)
 
 
-def test_removing_one_of_two_masks_leaves_the_other_one():
+def test_removing_one_of_two_masks_keeps_the_other():
     layer = random_masks(nn.Linear(4, 4), bias=True).eval()
     twin = copy.deepcopy(layer)
     out = layer(SIX_ROWS)
@@ -111,7 +111,7 @@ def test_removing_one_of_two_masks_leaves_the_other_one():
     assert torch.equal(twin(SIX_ROWS), out)
 
 
-def test_a_copy_of_one_tied_layer_stands_alone():
+def test_a_copy_of_one_tied_layer_is_independent():
     model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 7, bias=False))
     model[1].weight = model[0].weight
     random_masks(model).eval()
@@ -183,7 +183,7 @@ def test_pickle_protocols(protocol):
         assert p.requires_grad == (not name.endswith("scores"))
 
 
-def test_a_copy_made_within_a_forward_leaves_its_draw():
+def test_copying_within_a_forward_keeps_the_draw():
     class Copied(nn.Linear):
         def forward(self, x):
             first = self.weight
@@ -194,7 +194,7 @@ def test_a_copy_made_within_a_forward_leaves_its_draw():
     masktorch.wrap(Copied(20, 20), masktorch.Bernoulli(), init=0.0)(torch.ones(1, 20))
 
 
-def test_a_model_survives_a_copy_made_inside_its_own_forward():
+def test_a_copy_made_within_a_forward_draws_for_itself():
     class Copies(nn.Linear):
         def forward(self, x):
             out = F.linear(x, self.weight)
@@ -208,7 +208,7 @@ def test_a_model_survives_a_copy_made_inside_its_own_forward():
     assert not torch.equal(layer.twin.weight, layer.twin.weight)
 
 
-def test_a_buffer_of_bytes_is_enough():
+def test_a_whole_model_in_a_buffer_of_bytes():
     file = io.BytesIO()
     torch.save(random_masks(Block(), Bernoulli(), rescale=True), file)
     file.seek(0)
@@ -233,7 +233,7 @@ def test_a_shallow_copy_has_the_same_masks():
     assert masktorch.masks(masktorch.wrap(layer))
 
 
-def test_a_class_that_copies_itself_goes_on_to():
+def test_a_custom_copy_method_is_respected():
     class Copies(nn.Linear):
         def __copy__(self):
             return "its own"

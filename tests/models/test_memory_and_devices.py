@@ -42,7 +42,7 @@ def test_shared_memory():
     assert layer.parametrizations.weight.scores.grad is not None
 
 
-def test_zero_size_tensors_lead_a_life():
+def test_zero_size_tensors():
     model = nn.Module()
     model.none = nn.Parameter(torch.empty(0, 3))
     model.some = nn.Parameter(torch.ones(3))
@@ -56,7 +56,7 @@ def test_zero_size_tensors_lead_a_life():
     assert masktorch.unwrap(model).none.shape == (0, 3)
 
 
-def test_scores_take_the_memory_format_of_the_weight():
+def test_scores_have_the_memory_format_of_the_weight():
     conv = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
     masktorch.wrap(conv)
     assert conv.parametrizations.weight.scores.is_contiguous(
@@ -65,7 +65,7 @@ def test_scores_take_the_memory_format_of_the_weight():
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_layers_of_no_entries():
+def test_a_layer_without_entries():
     with pytest.warns(UserWarning, match="Initializing zero-element tensors"):
         layer = nn.Linear(0, 3)
     masktorch.freeze_mask(masktorch.wrap(layer))

@@ -12,7 +12,7 @@ import masktorch
 from tools.models import ROWS
 
 
-def test_a_class_can_still_be_called():
+def test_a_masked_class_makes_plain_layers():
     """`type(layer)(...)` is how many tools make a layer like another."""
     layer = masktorch.wrap(nn.Linear(4, 4))
     made = type(layer)(4, 2)
@@ -20,7 +20,7 @@ def test_a_class_can_still_be_called():
     assert not parametrize.is_parametrized(made)
 
 
-def test_a_class_is_subclassed_once():
+def test_each_class_is_subclassed_once():
     made = []
 
     class Listed(nn.Linear):
@@ -50,7 +50,7 @@ def test_a_local_class_lives_no_longer_than_its_modules():
     assert gone() is None
 
 
-def test_a_wrapped_layer_is_what_it_was():
+def test_a_wrapped_layer_is_an_instance_of_its_class():
     layer = masktorch.wrap(nn.Linear(4, 4))
     assert isinstance(layer, nn.Linear)
     assert issubclass(type(layer), nn.Linear)

@@ -305,7 +305,7 @@ NOT_PICKLED_BY_TORCH = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("estimator", [Threshold(), Bernoulli()], ids=repr)
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor is True")
-def test_a_kind_of_model_leads_a_whole_life(kind, estimator):
+def test_each_kind_of_module_leads_a_whole_life(kind, estimator):
     make, call, targets = KINDS[kind]
     model = make()
     if isinstance(model, nn.BatchNorm1d):
@@ -351,7 +351,7 @@ def test_the_fast_path_of_an_encoder_equals_the_slow_one(padded):
         torch.testing.assert_close(run(), fast)
 
 
-def test_embedding_training_leaves_the_padding_row_alone():
+def test_scores_of_a_padding_row_get_no_gradient():
     layer = masktorch.wrap(nn.Embedding(7, 4, padding_idx=0), targets=["weight"])
     layer(TOKENS).sum().backward()
     scores = layer.parametrizations.weight.scores
@@ -364,7 +364,7 @@ def lazy():
     return nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 3))
 
 
-def test_a_materialised_lazy_module_is_like_any_other():
+def test_a_materialised_lazy_module():
     model = lazy()
     model(ROWS)
     assert type(model[0]) is nn.Linear

@@ -18,7 +18,7 @@ def old_weight_norm():
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @each_elementwise
-def test_what_an_old_weight_norm_computes_from_can_be_masked(estimator):
+def test_originals_of_the_old_weight_norm_can_be_masked(estimator):
     model = nn.Sequential(nn.utils.weight_norm(nn.Linear(4, 4)))
     random_masks(model, estimator, targets=["0.weight_v"])
     model(ROWS).square().sum().backward()
@@ -35,7 +35,7 @@ class AddOne(nn.Module):
         return x + 1
 
 
-def test_registering_on_another_tensor_leaves_the_other_layers_alone():
+def test_registering_a_parametrization_beside_a_mask_is_refused():
     class Own(nn.Linear):  # a class that no other test wraps
         pass
 
@@ -51,7 +51,7 @@ def test_registering_on_another_tensor_leaves_the_other_layers_alone():
     assert masktorch.wrap(Own(4, 4))(ROWS).shape == (3, 4)
 
 
-def test_registering_on_the_masked_tensor_changes_nothing():
+def test_registering_a_parametrization_on_a_masked_tensor_is_refused():
     layer = random_masks(nn.Linear(4, 4))
     out = layer.eval()(ROWS)
     for register in (weight_norm, lambda m: parametrize.register_parametrization(
@@ -74,7 +74,7 @@ def test_an_old_weight_norm_on_a_masked_tensor_changes_nothing():
 
 @pytest.mark.xfail(
     strict=True,
-    reason="the masks are a child of the ParametrizationList, which counts its children",
+    reason="masks are a child of the ParametrizationList, which counts its children",
 )
 def test_a_parametrization_appended_where_an_original_is_masked():
     layer = weight_norm(nn.Linear(4, 4))
@@ -98,7 +98,7 @@ def test_assigning_to_a_weight_whose_originals_are_masked():
 @pytest.mark.parametrize(
     "make", [old_weight_norm, lambda: nn.Sequential(weight_norm(nn.Linear(2, 2)))]
 )
-def test_the_default_targets_leave_out_what_is_computed(make):
+def test_default_targets_leave_out_computed_weights(make):
     model = make().append(nn.Linear(2, 2))
     with pytest.warns(
         UserWarning, match=r"wrap\(\) leaves out 0.weight: not a parameter"

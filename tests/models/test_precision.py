@@ -23,7 +23,7 @@ def on(x):
     "dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str
 )
 @each_elementwise
-def test_every_precision(dtype, estimator):
+def test_models_of_every_precision(dtype, estimator):
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)).to(dtype)
     lead_whole_life(model, on(ROWS.to(dtype)), ["0.weight", "2.weight"], estimator)
 
@@ -31,7 +31,7 @@ def test_every_precision(dtype, estimator):
 @pytest.mark.parametrize(
     "convert", [nn.Module.half, nn.Module.bfloat16, nn.Module.double]
 )
-def test_conversion_after_wrap(convert):
+def test_converting_a_wrapped_model(convert):
     model = random_masks(
         nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4)), rescale=True
     )

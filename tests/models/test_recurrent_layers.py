@@ -49,7 +49,7 @@ def test_copying_an_lstm_draws_nothing_from_the_global_stream():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_plain_lstm_again_after_unwrap():
+def test_an_lstm_is_plain_after_unwrap():
     layer = masktorch.wrap(nn.LSTM(8, 4), Bernoulli(), targets=["weight_ih_l0"])
     layer(SEQUENCE)
     masktorch.unwrap(layer)

@@ -136,7 +136,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_refused_is_refused_before_anything_changes(case):
+def test_modules_are_refused_before_anything_changes(case):
     make, targets, message = REFUSED[case]
     model = make()
 

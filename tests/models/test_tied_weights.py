@@ -20,7 +20,7 @@ from tools.two_layers import YES
 TOKENS = torch.tensor([[0, 1, 2, 6], [3, 4, 0, 6]])
 
 
-def test_tied_weights_that_a_load_has_untied_are_all_baked():
+def test_tied_weights_untied_by_a_load_are_all_baked():
     model = random_masks(Tied())
     state = {name: t.clone() for name, t in model.state_dict().items()}
     model.load_state_dict(state, assign=True)  # as on a plain model: the tie is broken
@@ -30,7 +30,7 @@ def test_tied_weights_that_a_load_has_untied_are_all_baked():
     assert model.head.weight.requires_grad
 
 
-def test_freezing_reaches_every_place_of_weights_that_were_tied():
+def test_freezing_reaches_weights_that_came_untied():
     model = random_masks(Tied())
     model.head.weight = nn.Parameter(torch.randn(7, 4))
     masktorch.freeze_weights(model)
@@ -39,7 +39,7 @@ def test_freezing_reaches_every_place_of_weights_that_were_tied():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_tied_weights_share_one_mask_everywhere_they_live():
+def test_tied_weights_share_one_mask():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
     masktorch.wrap(
@@ -56,7 +56,7 @@ def test_tied_weights_share_one_mask_everywhere_they_live():
 
 
 @each_elementwise
-def test_the_mode_is_the_layers_own(estimator):
+def test_tied_layers_may_be_in_different_modes(estimator):
     """Tied layers, one in training mode and one not."""
     model = nn.Sequential(nn.Embedding(50, 40), nn.Linear(40, 50, bias=False))
     model[1].weight = model[0].weight
@@ -70,7 +70,7 @@ def test_the_mode_is_the_layers_own(estimator):
 
 
 @pytest.mark.parametrize(("masked", "chosen"), [(0, "1.weight"), (1, "0.weight")])
-def test_a_tensor_masked_at_another_place_is_not_masked_again(masked, chosen):
+def test_a_tied_tensor_masked_elsewhere_is_refused(masked, chosen):
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
     model[1].weight = model[0].weight
     masktorch.wrap(model[masked], Bernoulli(), targets=["weight"])
@@ -79,7 +79,7 @@ def test_a_tensor_masked_at_another_place_is_not_masked_again(masked, chosen):
     assert model[masked].parametrizations.weight.estimator == Bernoulli()
 
 
-def test_a_tied_tensor_is_named_by_any_of_its_names_and_once():
+def test_set_masks_takes_any_name_of_a_tied_tensor_once():
     def tied():
         model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         model[1].weight = model[0].weight
@@ -91,7 +91,7 @@ def test_a_tied_tensor_is_named_by_any_of_its_names_and_once():
         masktorch.set_masks(tied(), {"0.weight": YES, "1.weight": ~YES})
 
 
-def test_a_tied_tensor_goes_by_any_of_its_names_in_every_call():
+def test_every_function_takes_any_name_of_a_tied_tensor():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     model[1].weight = model[0].weight
     masktorch.wrap(model)
@@ -107,7 +107,7 @@ def test_a_tied_tensor_goes_by_any_of_its_names_in_every_call():
         masktorch.set_masks(model, {"0.weight": YES, "1.weight": ~YES})
 
 
-def test_a_tied_tensor_in_a_mapping():
+def test_wrap_takes_any_name_of_a_tied_tensor_once():
     def tied():
         model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         model[1].weight = model[0].weight
@@ -131,7 +131,7 @@ def tied(**options):
     return masktorch.set_masks(model, {"0.weight": STRIPES.contiguous()})
 
 
-def test_what_has_come_untied_is_tied_again_as_without_masks():
+def test_untied_weights_can_be_tied_again():
     """As transformers' tie_weights does after loading."""
     model = tied()
     model[1].weight = nn.Parameter(torch.randn(4, 4))
@@ -162,7 +162,7 @@ UNTIE = [by_assigning, by_loading, by_emptying]
 
 @pytest.mark.parametrize("untie", UNTIE)
 @pytest.mark.parametrize("way", [lambda m: m, copy.deepcopy])
-def test_each_place_has_its_own_tensor(untie, way):
+def test_untied_places_have_their_own_tensors(untie, way):
     model = tied()
     untie(model)
     model = way(model)
@@ -184,7 +184,7 @@ def test_each_place_has_its_own_tensor(untie, way):
             assert torch.equal(layer.weight, weight_under(layer) * STRIPES)
 
 
-def test_the_mask_of_what_has_come_untied_is_one():
+def test_untied_places_keep_one_mask():
     model = tied()
     by_assigning(model)
     assert model[1].parametrizations.weight is model[0].parametrizations.weight
@@ -196,7 +196,7 @@ def test_the_mask_of_what_has_come_untied_is_one():
     assert copy.deepcopy(model[0].parametrizations.weight).state_dict().keys()
 
 
-def test_two_names_in_one_module_under_one_mask():
+def test_two_names_in_one_module_share_one_mask():
     """The tensor and the mask make what is cached, not a name."""
     module = nn.Module()
     module.one = module.other = nn.Parameter(torch.ones(3))
@@ -208,7 +208,7 @@ def test_two_names_in_one_module_under_one_mask():
         assert module.other.tolist() == [2, 0, 2]
 
 
-def test_one_place_of_tied_weights_is_not_baked_where_the_other_would_scale_it_again():
+def test_baking_one_tied_place_is_refused_where_the_other_would_rescale_it():
     model = tied(rescale=True).eval()
     before, expected = weight_under(model[0]).detach().clone(), model(ROWS)
     with pytest.raises(
@@ -227,7 +227,7 @@ def test_one_place_of_tied_weights_is_not_baked_where_the_other_would_scale_it_a
     assert torch.equal(masktorch.unwrap(tied(rescale=True))[0].weight == 0, ~STRIPES)
 
 
-def test_a_place_that_has_its_own_tensor_may_be_baked():
+def test_an_untied_place_may_be_baked_alone():
     model = tied(rescale=True).eval()
     by_assigning(model)
     expected = model(ROWS)
@@ -236,14 +236,14 @@ def test_a_place_that_has_its_own_tensor_may_be_baked():
     assert torch.equal(masktorch.unwrap(model)[0].weight == 0, ~STRIPES)
 
 
-def test_what_is_gone_is_no_other_place():
+def test_a_deleted_place_does_not_prevent_baking():
     model = tied(rescale=True).eval()
     last = model[1]
     del model
     assert torch.equal(masktorch.unwrap(last).weight == 0, ~STRIPES)
 
 
-def test_a_second_place_that_came_untied_is_not_baked_either():
+def test_untied_places_that_share_a_tensor_are_not_baked_alone():
     a, b, c = (nn.Linear(4, 4, bias=False) for _ in range(3))
     b.weight = c.weight = a.weight
     inner = nn.Sequential(a, b)
@@ -269,7 +269,7 @@ def test_a_tensor_under_two_masks_is_not_baked():
     assert type(masktorch.unwrap(model, bake=False)[1]) is nn.Linear
 
 
-def test_one_place_without_rescaling_may_be_baked_alone():
+def test_a_tied_place_without_rescaling_may_be_baked_alone():
     model = tied().eval()
     expected = model(ROWS)
     masktorch.unwrap(model[1])

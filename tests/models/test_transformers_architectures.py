@@ -1,4 +1,4 @@
-"""Real architectures from transformers, tiny and untrained: equal outputs through a whole life."""
+"""Tiny untrained models of transformers lead a whole life with masks."""
 
 import copy
 import io
@@ -266,7 +266,7 @@ def near(one, other):
 
 @pytest.mark.parametrize("estimator", [Threshold(), Bernoulli()], ids=repr)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_leads_a_whole_life(family, estimator):
+def test_each_architecture_leads_a_whole_life(family, estimator):
     model, inputs, targets = build(family)
     names = list(model.state_dict())
     kinds = [type(m) for m in model.modules()]
@@ -344,7 +344,7 @@ DEFAULTS = {
 
 @pytest.mark.filterwarnings("ignore:.*leaves out encoder.pos_conv_embed.conv.weight")
 @pytest.mark.parametrize("family", DEFAULTS)
-def test_what_the_default_targets_reach(family):
+def test_default_targets_of_each_architecture(family):
     model, _, _ = build(family)
     expected = DEFAULTS[family]
     names = list(masktorch.masks(masktorch.wrap(model)))

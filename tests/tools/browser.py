@@ -1,4 +1,4 @@
-"""Headless Chromium by chromedriver's protocol, JSON over HTTP: nothing need be installed."""
+"""Headless Chromium through chromedriver's protocol, JSON over HTTP."""
 
 import base64
 import contextlib
@@ -92,7 +92,7 @@ class Browser:
         self._ask("url", {"url": address})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a JavaScript function's body returns, or what its promise resolves to."""
+        """Run the body of a JavaScript function; return its result, awaited."""
         return self._ask("execute/sync", {"script": script, "args": list(arguments)})
 
     def console(self) -> list[str]:

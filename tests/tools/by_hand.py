@@ -15,7 +15,7 @@ def kept_count(density, n):
 
 
 def first_of(values, k):
-    """Mark the k largest of a flat array; of equal values the first, by a stable sort."""
+    """Mark the k largest of a flat array; ties go to the lower index."""
     mask = np.zeros(values.size, dtype=bool)
     mask[np.argsort(-values, kind="stable")[:k]] = True
     return mask

@@ -1,9 +1,9 @@
-"""Run by torchrun from torch_features/test_distributed.py: the checks that need two processes.
+"""The checks that need two processes; test_distributed.py runs them.
 
     torchrun --standalone --nproc-per-node 2 distributed_worker.py FOLDER CHECK...
 
-Each rank leaves FOLDER/CHECK.RANK, empty where the check has passed, else with the traceback. A
-failed check ends the run: the other rank may be waiting for this one.
+Each rank leaves FOLDER/CHECK.RANK: empty if the check passed, else a traceback. A failed
+check ends the run, because the other rank may be waiting for this one.
 """
 
 import copy
@@ -53,7 +53,7 @@ def check(function):
 
 
 def network(estimator=Threshold(), **options):
-    """Odd sizes, which two ranks can't halve; doubles, so that rounding decides no mask."""
+    """Odd sizes, which two ranks cannot halve; float64, so no mask hinges on rounding."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(6, 9),
@@ -169,7 +169,7 @@ class _Raises:
 
 
 def both_phases_of_one_process():
-    """What distributed training must arrive at: the state after learning, and after the mix."""
+    """The expected states: after learning masks, and after training weights."""
     model = network()
     opt = optimiser(model)
     train(model, opt, batches())
@@ -412,7 +412,7 @@ def fsdp_with_activation_checkpointing(folder):
 
 @check
 def fsdp_keeps_exactly_as_many_as_one_process(folder):
-    """A rank knows its part of the scores only: the count is exact over all of them."""
+    """Each rank has a part of the scores only; the count over all is exact."""
     for estimator in (
         TopK(0.3),
         TopK(0.3, block=(1, None)),
@@ -576,7 +576,7 @@ def load(model, opt, path):
 
 
 def resumes(distribute, folder):
-    """Interrupted in either phase and resumed in a fresh model: the same bits as in one go."""
+    """Interrupted in either phase and resumed in a fresh model: the same bits."""
     for phase in (None, mix):
         model = network()
         thirds = {
@@ -608,7 +608,7 @@ def resumes(distribute, folder):
 
 
 def says_what_differs(distribute, folder):
-    """A checkpoint knows its phase and estimator; loading in place finds them, on every rank."""
+    """A checkpoint knows its phase and estimator; loading warns on every rank."""
     model = mix(network())
     through = distribute(model)
     dcp.save({"model": get_model_state_dict(through)}, checkpoint_id=folder)
@@ -654,7 +654,7 @@ def fsdp_checkpoints_know_what_they_are(folder):
 
 
 def is_matched_before_it_is_distributed(distribute):
-    """What a distributed model saved, whole or in shards, makes a plain one what it was."""
+    """Checkpoints of distributed models, whole or sharded, restore a plain model."""
     model = mix(network(Bernoulli(0.25)))
     through = distribute(model)
     state = get_model_state_dict(through)

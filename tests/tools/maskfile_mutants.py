@@ -2,7 +2,7 @@
 
     python tests/tools/maskfile_mutants.py 10000
 
-makes so many of them, reads and loads each, and prints how many load and what they cost at most.
+makes that many, reads and loads each, and prints how many load and their cost.
 """
 
 import base64
@@ -156,7 +156,7 @@ class Damage:
         self.onto = masktorch.set_masks(model, self.before)
 
     def loads(self, content, exactly=True):
-        """Whether it loads: then exactly what was saved; else the model is as it was."""
+        """Load it; check that the masks are those saved, or the model unchanged."""
         try:
             masktorch.load_masks(self.onto, io.BytesIO(content))
         except ValueError as error:
@@ -427,7 +427,7 @@ FORMAT_1 = base64.b64decode(
 
 
 def cost(function, *arguments):
-    """Its result, the seconds that it works and the megabytes that it takes."""
+    """Call a function; return its result, its processor seconds and its megabytes."""
     start = time.process_time()
     result = function(*arguments)
     seconds = time.process_time() - start

@@ -30,7 +30,7 @@ from tools.models import (
     ("estimator", "frozen"),
     [(Threshold(), False), (Threshold(), True), (Bernoulli(), True)],
 )
-def test_checkpoints_inside_a_forward_that_reads_a_mask_without_draws(
+def test_checkpointing_inside_a_forward_of_a_deterministic_mask(
     estimator, frozen, reentrant
 ):
     def gradients(checkpointed):

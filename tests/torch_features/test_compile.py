@@ -97,7 +97,7 @@ def test_a_compiled_model_gives_what_eager_gives(dynamo, estimator, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_compiled_model_with_everything_on(dynamo, backend):
+def test_a_compiled_model_with_bias_rescale_and_init(dynamo, backend):
     with torch._inductor.config.patch(fallback_random=True):
         model = nn.Sequential(
             nn.Conv1d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4)
@@ -148,8 +148,8 @@ def test_a_weight_read_twice_in_a_compiled_forward_is_drawn_once(dynamo):
         assert torch.count_nonzero(compiled(x)) == 0
 
 
-def test_what_belongs_to_a_mask_can_be_read_in_compiled_code(dynamo):
-    """A penalty of one's own on the scores, say; tied layers, too, that have come untied."""
+def test_scores_can_be_read_in_compiled_code(dynamo):
+    """For example by a user's penalty; also of tied layers that came untied."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     masktorch.wrap(model)
@@ -172,6 +172,6 @@ def test_one_draw_held_over_compiled_calls(dynamo, estimator):
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="Dynamo of torch 2.6 refuses it")
 @each_elementwise
-def test_compiled_checkpointing_does_too(dynamo, estimator):
+def test_checkpointing_in_compiled_code(dynamo, estimator):
     model = random_masks(Checkpointed(False), estimator)
     compiles(model, "aot_eager")

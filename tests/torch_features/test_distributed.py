@@ -1,4 +1,4 @@
-"""DDP and FSDP2 under torchrun, two gloo processes. The checks are in tools/distributed_worker.py."""
+"""DDP and FSDP2 on two gloo processes; the checks are in tools/distributed_worker.py."""
 
 import importlib.util
 import os
@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 SCRIPTS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 # DDP and FSDP models are reference cycles that keep gloo's threads running past
-# destroy_process_group. One that lets go of a tensor while Python shuts down aborts the process
-# (CI saw it once); so a process that has done all its work leaves without shutting down.
+# destroy_process_group. If such a thread releases a tensor while Python shuts down, the
+# process aborts (seen once), so a process that has finished exits without shutting down.
 EXIT = "\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
 
 spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)
@@ -35,7 +35,7 @@ spec.loader.exec_module(worker)
 
 
 def torchrun(*arguments, cwd, timeout):
-    """Two processes on this machine; what they printed, if both have ended well."""
+    """Run a program in two processes; return the exit code and what they printed."""
     command = [
         sys.executable,
         "-m",
@@ -63,7 +63,7 @@ def torchrun(*arguments, cwd, timeout):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """All checks, in one launch; after a failed one, the rest in another."""
+    """Run all checks in one launch; after a failed check, the rest in another."""
     folder, names = tmp_path_factory.mktemp("ranks"), list(worker.CHECKS)
     while names:
         code, output = torchrun(WORKER, folder, *names, cwd=folder, timeout=240)
@@ -81,7 +81,7 @@ def launched(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", worker.CHECKS)
-def test_two_ranks(launched, name):
+def test_checks_on_two_ranks(launched, name):
     for rank in (0, 1):
         result = launched / f"{name}.{rank}"
         assert result.exists(), f"rank {rank} did not finish"

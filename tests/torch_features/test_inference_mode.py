@@ -10,7 +10,7 @@ from tools.models import SMALL_NAMES, adamw, train
 
 @each_elementwise
 @pytest.mark.parametrize("init", [None, torch.clone])
-def test_what_is_wrapped_in_inference_mode_learns(small, batch, estimator, init):
+def test_a_model_wrapped_in_inference_mode_learns(small, batch, estimator, init):
     with torch.inference_mode():
         masktorch.wrap(small, estimator, init=init)
         small.eval()(batch[0])

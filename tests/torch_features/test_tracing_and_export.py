@@ -28,9 +28,7 @@ WAYS_TO_A_MASK = {
 @each_estimator
 @pytest.mark.parametrize("way", WAYS_TO_A_MASK)
 @pytest.mark.parametrize("pre_dispatch", [False, True])
-def test_what_make_fx_traces_computes_the_mask_of_its_input(
-    estimator, way, pre_dispatch, size
-):
+def test_make_fx_traces_the_mask_of_its_input(estimator, way, pre_dispatch, size):
     def compute(s):
         return WAYS_TO_A_MASK[way](estimator, s)
 
@@ -44,7 +42,7 @@ def test_what_make_fx_traces_computes_the_mask_of_its_input(
 
 @each_estimator
 @pytest.mark.parametrize("way", WAYS_TO_A_MASK)
-def test_a_mode_that_looks_on_changes_nothing(estimator, way, size):
+def test_a_dispatch_mode_that_observes_changes_nothing(estimator, way, size):
     scores = torch.randn(4, 8)
     with torch.random.fork_rng():
         expected = WAYS_TO_A_MASK[way](estimator, scores)
@@ -53,7 +51,7 @@ def test_a_mode_that_looks_on_changes_nothing(estimator, way, size):
 
 
 @each_estimator
-def test_scores_that_a_conjugate_lends_its_negative_imaginary_part(estimator, size):
+def test_scores_with_the_negative_bit(estimator, size):
     scores = torch.randn(4, 8, dtype=torch.complex64).conj().imag
     assert scores.is_neg()
     assert torch.equal(estimator.mode(scores), estimator.mode(scores.resolve_neg()))
@@ -63,7 +61,7 @@ def test_scores_that_a_conjugate_lends_its_negative_imaginary_part(estimator, si
 @pytest.mark.parametrize("rescale", [False, True])
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_a_trace_in_eval_follows_its_scores(estimator, rescale, size):
+def test_a_torchscript_trace_in_eval_follows_the_scores(estimator, rescale, size):
     layer = masktorch.wrap(
         nn.Linear(8, 4), estimator, init=torch.randn_like, rescale=rescale
     )
