@@ -1,5 +1,6 @@
 """The masks of a model: where they are, and what every change to them has to check."""
 
+import inspect
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -191,7 +192,7 @@ def check_estimator(
 def check_is_estimator(caller: str, estimator: Any) -> None:
     """Raise a `TypeError` unless a value has the two methods of an estimator."""
     if isinstance(estimator, type):
-        found = f"the class {estimator.__name__}. Did you mean {estimator.__name__}()?"
+        found = f"the class {estimator.__name__}. Did you mean {_call_of(estimator)}?"
     elif isinstance(estimator, nn.Module) or not isinstance(estimator, Estimator):
         found = f"{estimator!r}."
     else:
@@ -200,6 +201,15 @@ def check_is_estimator(caller: str, estimator: Any) -> None:
         f"{caller}() expected an estimator such as masktorch.Threshold(), with "
         f"__call__(scores) and mode(scores). Found {found}"
     )
+
+
+def _call_of(kind: type) -> str:
+    """How to make a value of a class, for a message."""
+    try:
+        inspect.signature(kind).bind()
+    except (TypeError, ValueError):
+        return f"{kind.__name__}(...)"
+    return f"{kind.__name__}()"
 
 
 def checked_masks(

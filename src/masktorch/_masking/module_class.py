@@ -118,6 +118,16 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             else:
                 original.__setattr__(self, name, value)
 
+        def register_parameter(self, name: str, param: Any) -> None:
+            """Refuse `parallelize_module` before it changes the first parameter: it would
+            go on to the scores and fail there."""
+            if is_sharded(param) and attached(self):
+                raise ValueError(
+                    f"cannot shard {name!r} of a {original.__name__} with masks. Call "
+                    "parallelize_module before masktorch.wrap, or after masktorch.unwrap."
+                )
+            original.register_parameter(self, name, param)
+
         def __delattr__(self, name: str) -> None:
             """Refuse what torch's register_parametrization begins with: it would go on to
             change this class, which other modules share."""

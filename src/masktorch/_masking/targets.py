@@ -88,6 +88,8 @@ def plan(
         if key in chosen:
             _check(caller, place)
             planned.setdefault(key, []).append(place)
+    for same in planned.values():
+        _check_train_alike(caller, same)
     _refuse_overlaps(caller, list(planned.values()), places)
     refuse_learnable_masks_elsewhere(caller, model, list(planned.values()))
     return [(same[0].parameter, same) for same in planned.values()]
@@ -299,6 +301,20 @@ def _reason_against(place: Place) -> str | None:
 
 
 # -- one memory ----------------------------------------------------------------------------
+
+
+def _check_train_alike(caller: str, same: Sequence[Place]) -> None:
+    """Raise if several parameters over one memory differ in whether they train.
+
+    One mask remembers one answer, which `unwrap` restores.
+    """
+    first = same[0]
+    for place in same[1:]:
+        if place.parameter.requires_grad != first.parameter.requires_grad:
+            raise ValueError(
+                f"{caller}() can't mask {first.name!r}: it is one memory with {place.name!r}, "
+                "but only one of the two has requires_grad=True. Set both to the same first."
+            )
 
 
 def _refuse_overlaps(
