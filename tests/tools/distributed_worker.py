@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_state_dict,
 )
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -408,6 +408,96 @@ def fsdp_with_activation_checkpointing(folder):
             train(model, optimiser(model), batches(0, 3), mine())
             states.append(state(model))
         assert_equal(*states)
+
+
+class LowRank:
+    """Scores of another shape than the weight: m = 1[(U V^T) > 0], straight through."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def init(self, weight):
+        generator = torch.Generator().manual_seed(2)
+        return torch.randn(sum(weight.shape), 2, generator=generator)
+
+    def __call__(self, scores):
+        logits = scores[: self.rows] @ scores[self.rows :].T
+        return (logits > 0).to(logits.dtype) + logits - logits.detach()
+
+    def mode(self, scores):
+        return scores[: self.rows] @ scores[self.rows :].T > 0
+
+
+def half_precision_network(estimators, dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 33), nn.ReLU(), nn.Linear(33, 9)).to(dtype)
+    return masktorch.wrap(
+        model, dict(zip(("0.weight", "2.weight"), estimators, strict=True))
+    )
+
+
+def sharded_with_masks_apart(model, policy):
+    """The documented way: each mask is a group of its own, without mixed precision."""
+    for layer in (model[0], model[2]):
+        fully_shard(layer.parametrizations.weight)
+        fully_shard(layer, mp_policy=policy)
+    return fully_shard(model, mp_policy=policy)
+
+
+def kept_in_a_forward(model, index, x):
+    """Which weights of a layer are not zero while its forward runs."""
+    seen = []
+    hook = model[index].register_forward_pre_hook(
+        lambda layer, _: seen.append((layer.weight != 0).clone())
+    )
+    model(x)
+    hook.remove()
+    return seen[0]
+
+
+@check
+def fsdp_never_rounds_float32_scores(folder):
+    """In bfloat16, and in float32 with mixed precision, forwards use the masks reported."""
+    half = torch.bfloat16
+    for dtype, policy in (
+        (half, MixedPrecisionPolicy()),
+        (torch.float32, MixedPrecisionPolicy(param_dtype=half)),
+    ):
+        for estimators in (
+            (Threshold(), Threshold()),
+            (TopK(0.3), TopK(0.3)),
+            (NOfM(2, 4), NOfM(1, 3)),
+            (Bernoulli(), HardConcrete()),
+            (LowRank(33), LowRank(9)),
+        ):
+            plain = half_precision_network(estimators, dtype)
+            model = half_precision_network(estimators, dtype)
+            model.load_state_dict(plain.state_dict())
+            sharded_with_masks_apart(model, policy)
+            assert_equal(masks(model), masks(plain))
+            opt = torch.optim.Adam(masktorch.mask_parameters(model), lr=0.02)
+            x = torch.randn(16, 16, generator=torch.Generator().manual_seed(3))
+            x = x[mine()].to(dtype)
+            before = state(model)
+            for _ in range(10):
+                opt.zero_grad()
+                model(x).float().square().mean().backward()
+                opt.step()
+            for scores in masktorch.mask_parameters(model):
+                assert scores.dtype is scores.grad.dtype is torch.float32
+            after = state(model)
+            for name in ("0.weight", "2.weight"):
+                key = name.replace("weight", "parametrizations.weight.scores")
+                assert (before[key] != after[key]).any(), (estimators, name)
+            frozen = masks(masktorch.freeze_mask(model))
+            assert_ranks_agree(frozen)
+            for index in (0, 2):
+                kept = kept_in_a_forward(model, index, x)
+                assert torch.equal(kept, frozen[f"{index}.weight"]), estimators
+            report = masktorch.report(model)
+            assert report.kept == sum(int(mask.sum()) for mask in frozen.values())
+            plain.load_state_dict(state(model))
+            assert_equal(masks(plain), frozen)
 
 
 @check
