@@ -496,7 +496,7 @@ def fsdp_never_rounds_float32_scores(folder):
                 assert torch.equal(kept, frozen[f"{index}.weight"]), estimators
             report = masktorch.report(model)
             assert report.kept == sum(int(mask.sum()) for mask in frozen.values())
-            plain.load_state_dict(state(model))
+            masktorch.freeze_mask(plain).load_state_dict(state(model))
             assert_equal(masks(plain), frozen)
 
 
