@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
-    """Tiny networks gain nothing from more, and sums come out the same on every machine."""
+    """Tiny networks gain nothing from more, and sums are equal on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -31,7 +31,7 @@ def _one_thread():
 
 @pytest.fixture(autouse=True)
 def _denormals_as_before():
-    """`run` flushes them; the library's own tests should not depend on who ran first."""
+    """`run` flushes them; the library's tests must not depend on the order."""
     yield
     torch.set_flush_denormal(False)
 
@@ -59,13 +59,20 @@ def publish(monkeypatch):
 
 @pytest.fixture
 def tiny():
-    """A configuration with 4 batches an epoch; scores start close enough to 0 to cross it."""
+    """A configuration with 4 batches an epoch; scores start close to 0 and cross it."""
 
     def make(**changes):
         settings = dict(
-            dataset="digits", network="lenet-300-100", depth=None, width=None, init=0.02,
-            epochs=2, batch_size=16, train_images=64, mix_lr=1e-3,
-        )  # fmt: skip
+            dataset="digits",
+            network="lenet-300-100",
+            depth=None,
+            width=None,
+            init=0.02,
+            epochs=2,
+            batch_size=16,
+            train_images=64,
+            mix_lr=1e-3,
+        )
         return Configuration(**{**settings, **changes})
 
     return make
@@ -73,7 +80,7 @@ def tiny():
 
 @pytest.fixture
 def go(tmp_path):
-    """Run arms of a configuration in a folder below tmp_path; their results as written."""
+    """Run arms in a folder below tmp_path; return their results as written."""
 
     def run(configuration, arms, folder="runs"):
         location = Location(tmp_path / "data", tmp_path / folder, "cpu")
@@ -97,7 +104,7 @@ def files_of(tmp_path):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """Run a command line: its exit code and all it says, spaces and line ends made one space."""
+    """Run a command line; return its exit code and all it prints on one line."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["__main__.py", *map(str, arguments)])

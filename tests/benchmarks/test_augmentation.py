@@ -1,3 +1,6 @@
+"""Flips, rotations, shifts and scaling of images."""
+
+import numpy as np
 import pytest
 import torch
 
@@ -91,3 +94,40 @@ def test_the_generator_decides():
 def test_scaling(faithful, top):
     ends = scale(torch.tensor([0, 255], dtype=torch.uint8), faithful)
     assert ends.tolist() == [-1, top]
+
+
+def test_all_together_against_numpy():
+    """Turned by 20 degrees and shifted: bilinear by hand, clipped at the border."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (7, 7)).astype(np.uint8)
+    degrees, shift = 20.0, (0.1, -0.2)
+    out = transform(
+        torch.from_numpy(image)[None, None],
+        torch.tensor([True]),
+        torch.tensor([degrees]),
+        torch.tensor([shift]),
+    )[0, 0]
+    a, centre = np.deg2rad(degrees), 3.0
+    best = []
+    for sign in (
+        1,
+        -1,
+    ):  # which way is up is kornia's choice, as the direction is random anyway
+        expected = np.empty((7, 7))
+        for y in range(7):
+            for x in range(7):
+                dx, dy = x - centre - 7 * shift[0], y - centre - 7 * shift[1]
+                u = np.cos(a) * dx - sign * np.sin(a) * dy
+                v = sign * np.sin(a) * dx + np.cos(a) * dy
+                u, v = (
+                    centre - u,
+                    centre + v,
+                )  # the flip comes first, so it is undone last
+                u, v = min(max(u, 0), 6), min(max(v, 0), 6)
+                i, j = min(int(v), 5), min(int(u), 5)
+                p, q = v - i, u - j
+                expected[y, x] = (1 - p) * (
+                    (1 - q) * image[i, j] + q * image[i, j + 1]
+                ) + p * ((1 - q) * image[i + 1, j] + q * image[i + 1, j + 1])
+        best.append(np.abs(expected - out.numpy()).max())
+    assert min(best) < 0.05, best

@@ -64,7 +64,7 @@ def test_gradient_is_that_of_a_divergence():
 
 
 def test_two_categories_are_the_librarys_rule():
-    """z = (1 - m, m): with logits (0, s), dL/dz = (0, g) and its alpha, step_size / rms(g)."""
+    """z = (1 - m, m): logits (0, s), dL/dz = (0, g), alpha = step_size / rms(g)."""
     generator = torch.Generator().manual_seed(1)
     scores = torch.randn(
         200, dtype=torch.float64, generator=generator, requires_grad=True
@@ -114,8 +114,10 @@ def test_gumbel_softmax():
 
 @pytest.mark.parametrize("a", [0.5, 1, 3])
 def test_the_toy_is_well_posed(a):
-    """Over all pairs of a draw and a target the gradient is that of KL(truth || pi) times
-    a / (1 + a), a half where alpha = EPSILON as in the toy."""
+    """The expected gradient is that of KL(truth || pi) times a / (1 + a).
+
+    That is a half for alpha = EPSILON, as in the toy.
+    """
     logits = torch.tensor([0.2, -0.7, 1.1], dtype=torch.float64, requires_grad=True)
     truth = torch.tensor([0.5, 0.4, 0.1], dtype=torch.float64)
     pi = torch.softmax(logits, -1).detach()
@@ -129,7 +131,7 @@ def test_the_toy_is_well_posed(a):
 
 
 def test_it_recovers():
-    """Uniform at first; what is recovered is the truth, so that the divergence nears zero."""
+    """Uniform at first; the truth is recovered, so the divergence nears zero."""
     history = dict(categorical.recover(800, 4, 0))
     assert history[1].shape == (4, 3, 4)
     coarse = categorical.STEP_SIZES.index(0.1)

@@ -1,4 +1,4 @@
-"""The command line: what it explains, what it runs, what it says when something is wrong."""
+"""The command line: its help, what it runs, its errors."""
 
 import re
 from dataclasses import replace
@@ -54,9 +54,19 @@ def test_defaults_of_run_are_the_blogs(asked, call):
     assert call("run", "--dataset", "cifar10")[0] == 0
     ((options, arms, location, _),) = asked
     assert options == Configuration(
-        "cifar10", network="wrn", depth=28, width=8, estimator="threshold", init=None, epochs=30,
-        batch_size=128, lr=1e-2, mix_lr=1e-5, seed=0, precision="float32",
-    )  # fmt: skip
+        "cifar10",
+        network="wrn",
+        depth=28,
+        width=8,
+        estimator="threshold",
+        init=None,
+        epochs=30,
+        batch_size=128,
+        lr=1e-2,
+        mix_lr=1e-5,
+        seed=0,
+        precision="float32",
+    )
     assert options == Configuration("cifar10")
     assert arms == ["mask", "weights", "mix"]
     assert location == Location(Path("data"), Path("runs"), "auto")
@@ -64,22 +74,42 @@ def test_defaults_of_run_are_the_blogs(asked, call):
 
 def test_every_option_of_run_arrives(asked, call):
     text = (
-        "run --dataset mnist --arms mask,weights-then-weights --estimator intermediate --init 0.5 "
-        "--network lenet-300-100 --depth 16 --width 2 --epochs 3 --batch-size 64 --lr 0.1 "
-        "--mix-lr 0.2 --seed 7 --precision bfloat16 --train-images 99 --faithful-scaling "
-        "--score-lr 0.3 --held-out 50 --rescale --weights signed-constant --no-augmentation "
+        "run --dataset mnist --arms mask,weights-then-weights --estimator intermediate "
+        "--init 0.5 --network lenet-300-100 --depth 16 --width 2 --epochs 3 "
+        "--batch-size 64 --lr 0.1 --mix-lr 0.2 --seed 7 --precision bfloat16 "
+        "--train-images 99 --faithful-scaling --score-lr 0.3 --held-out 50 --rescale "
+        "--weights signed-constant --no-augmentation "
         "--density 0.2 --budget erk --schedule-density cubic --image-size 14 "
         "--schedule cosine --device cuda:1 --data-dir d --output o"
     )
     assert call(*text.split())[0] == 0
     ((options, arms, location, command),) = asked
     assert options == Configuration(
-        "mnist", network="lenet-300-100", depth=16, width=2, estimator="intermediate", init=0.5,
-        epochs=3, batch_size=64, lr=0.1, mix_lr=0.2, seed=7, precision="bfloat16",
-        train_images=99, faithful_scaling=True, score_lr=0.3, held_out=50,
-        rescale=True, weights="signed-constant", schedule="cosine", augmentation=False,
-        density=0.2, budget="erk", schedule_density="cubic", image_size=14,
-    )  # fmt: skip
+        "mnist",
+        network="lenet-300-100",
+        depth=16,
+        width=2,
+        estimator="intermediate",
+        init=0.5,
+        epochs=3,
+        batch_size=64,
+        lr=0.1,
+        mix_lr=0.2,
+        seed=7,
+        precision="bfloat16",
+        train_images=99,
+        faithful_scaling=True,
+        score_lr=0.3,
+        held_out=50,
+        rescale=True,
+        weights="signed-constant",
+        schedule="cosine",
+        augmentation=False,
+        density=0.2,
+        budget="erk",
+        schedule_density="cubic",
+        image_size=14,
+    )
     assert arms == ["mask", "weights-then-weights"]
     assert location == Location(Path("d"), Path("o"), "cuda:1")
     assert command == f"python -m benchmarks {text}"
@@ -191,11 +221,15 @@ def test_the_demos_answer(right, answer, tmp_path):
     }
     found = [
         Result(
-            configuration=catalogue.SMALL.for_arm(arm), estimator=None, environment={}, command="",
-            epochs=[Epoch(1, 0.1, 1, 1, 1, accuracy, 1)], utilisation=[],
+            configuration=catalogue.SMALL.for_arm(arm),
+            estimator=None,
+            environment={},
+            command="",
+            epochs=[Epoch(1, 0.1, 1, 1, 1, accuracy, 1)],
+            utilisation=[],
         )
         for arm, accuracy in accuracies.items()
-    ]  # fmt: skip
+    ]
     for each in found:
         append_result(each, tmp_path)
     text = cli.show(tmp_path)
@@ -212,8 +246,9 @@ def test_download_passes_its_options_on(monkeypatch, call, tmp_path):
     monkeypatch.setitem(download.MD5, "mnist", {})
     monkeypatch.setitem(download.MD5, "cifar10", {"batch": "md5"})
     assert call("download", "mnist", "--data-dir", tmp_path) == (
-        0, f"Written to {tmp_path / 'MNIST' / 'raw'} "
-    )  # fmt: skip
+        0,
+        f"Written to {tmp_path / 'MNIST' / 'raw'} ",
+    )
     code, _ = call("download", "cifar10", "--data-dir", tmp_path, "--base-url", "u/")
     assert (
         "batch: expected the file that was published, with MD5 md5, found [Errno 2]"

@@ -1,15 +1,19 @@
 """The readers: what the published files hold, and nothing else."""
 
 import gzip
+import io
 import lzma
 import os
 import pickle
 import struct
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import benchmarks
 from benchmarks import BenchmarkError
 from benchmarks.experiment import data as module
 from benchmarks.experiment.configuration import Configuration
@@ -112,6 +116,50 @@ def test_cifar10(tmp_path, layout, write_cifar):
     assert data.test.labels.tolist() == test[1]
 
 
+class Python2Pickler(pickle._Pickler):
+    """The format of the published batches: protocol 2 with Python 2's byte strings."""
+
+    dispatch = dict(pickle._Pickler.dispatch)  # noqa: RUF012
+
+    def save_bytes(self, content):
+        self.write(pickle.BINSTRING + len(content).to_bytes(4, "little") + content)
+        self.memoize(content)
+
+    dispatch[bytes] = save_bytes
+
+    @classmethod
+    def dumps(cls, value):
+        file = io.BytesIO()
+        cls(file, 2).dump(value)
+        return file.getvalue().replace(b"cnumpy._core.", b"cnumpy.core.")
+
+
+DATA = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
+GOOD = {
+    b"batch_label": b"one of 5",
+    b"labels": [3, 0, 9],
+    b"data": DATA,
+    b"filenames": [b"a"] * 3,
+}
+
+
+def test_python2_pickles(tmp_path, publish):
+    contents = dict.fromkeys(MD5["cifar10"], Python2Pickler.dumps(GOOD))
+    publish("cifar10", contents)
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    assert b"numpy.core.multiarray" in content
+    assert b"_codecs" not in content
+    data = load("cifar10", tmp_path)
+    assert data.train.images.shape == (15, 3, 32, 32)
+    assert data.test.labels.tolist() == [3, 0, 9]
+    # Red comes first, each channel row by row.
+    assert data.test.images[1, :, 2, 5].tolist() == [
+        DATA[1, c * 1024 + 2 * 32 + 5] for c in range(3)
+    ]
+    data.train.images[0] = 0  # writable
+
+
 def test_train_images(tmp_path, write_mnist):
     pixels, *_ = write_mnist(tmp_path)
     data = load_images(Configuration("mnist", train_images=2), tmp_path)
@@ -145,15 +193,19 @@ def test_nothing_there(tmp_path, name):
 def test_something_missing(tmp_path, write_mnist):
     write_mnist(tmp_path / "mnist", zipped=True)
     (tmp_path / "mnist" / f"{MNIST_FILES[2]}.gz").unlink()
-    message = rf"mnist/{MNIST_FILES[2]}: expected the file .*, found \[Errno 2\] .*Fetch it with"
+    name = f"mnist/{MNIST_FILES[2]}"
+    message = rf"{name}: expected the file .*, found \[Errno 2\] .*Fetch it with"
     with pytest.raises(BenchmarkError, match=message):
         load("mnist", tmp_path)
 
 
 DAMAGES = [
-    lambda b: b[:-20], lambda b: b"not gzip", lambda b: b[:30] + b"x" * 99, lambda b: b"",
+    lambda b: b[:-20],
+    lambda b: b"not gzip",
+    lambda b: b[:30] + b"x" * 99,
+    lambda b: b"",
     lambda b: gzip.compress(b"other"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -161,7 +213,8 @@ def test_a_damaged_file(tmp_path, damage, write_mnist):
     write_mnist(tmp_path, zipped=True)
     path = tmp_path / f"{MNIST_FILES[0]}.gz"
     path.write_bytes(damage(path.read_bytes()))
-    message = rf"{path.name}: expected the file that was published, with MD5 \w+, found .*Fetch it"
+    expected = r"expected the file that was published, with MD5 \w+, found .*Fetch it"
+    message = f"{path.name}: {expected}"
     with pytest.raises(BenchmarkError, match=message):
         load("mnist", tmp_path)
 
@@ -194,8 +247,17 @@ def test_real_mnist(real_data):
     assert data.test.images.shape == (10_000, 1, 28, 28)
     assert data.train.labels[:8].tolist() == [5, 0, 4, 1, 9, 2, 1, 3]
     assert data.test.labels.bincount().tolist() == [
-        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
-    ]  # fmt: skip
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
 
 
 @pytest.mark.realdata
@@ -221,3 +283,64 @@ def test_real_cifar10_batch(real_data, tmp_path, monkeypatch):
     assert data.labels.bincount().tolist() == [1000] * 10
     assert data.labels[:6].tolist() == [3, 8, 8, 0, 6, 6]
     assert data.images[0, :, 0, 0].tolist() == [158, 112, 49]
+
+
+ROOT = Path(benchmarks.__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def all_real_data(tmp_path_factory):
+    for folder in (os.environ.get("MASKTORCH_DATA"), ROOT / "data"):
+        if folder and Path(folder).is_dir():
+            return Path(folder)
+    unpack = ROOT.parent / "shared" / "data" / "unpack"
+    if not unpack.is_file():
+        pytest.skip("no real data: set MASKTORCH_DATA to its folder")
+    folder = tmp_path_factory.mktemp("data")
+    subprocess.run([unpack, folder], check=True, capture_output=True)
+    return folder
+
+
+MNIST_TRAIN = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+MNIST_TEST = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+# (data set, shape of train, of test, their label counts, mean pixel of train by
+# channel, of test)
+REAL = [
+    (
+        "mnist",
+        (60_000, 1, 28, 28),
+        (10_000, 1, 28, 28),
+        MNIST_TRAIN,
+        MNIST_TEST,
+        [0.1307],
+        [0.1325],
+    ),
+    (
+        "cifar10",
+        (50_000, 3, 32, 32),
+        (10_000, 3, 32, 32),
+        [5000] * 10,
+        [1000] * 10,
+        [0.4914, 0.4822, 0.4465],
+        [0.4942, 0.4851, 0.4504],
+    ),
+]
+
+
+@pytest.mark.realdata
+@pytest.mark.parametrize("case", REAL, ids=lambda case: case[0])
+def test_real_data(case, all_real_data):
+    name, train, test, train_counts, test_counts, train_mean, test_mean = case
+    try:
+        data = load(name, all_real_data)
+    except BenchmarkError as error:
+        pytest.skip(str(error))
+    assert data.train.images.shape == train
+    assert data.test.images.shape == test
+    assert data.train.labels.bincount().tolist() == train_counts
+    assert data.test.labels.bincount().tolist() == test_counts
+    for split, mean in ((data.train, train_mean), (data.test, test_mean)):
+        assert split.images.dtype == torch.uint8
+        found = split.images.numpy().mean((0, 2, 3)) / 255
+        assert found.round(4).tolist() == mean

@@ -1,4 +1,9 @@
+"""Downloads, from a server on loopback: good ones, broken ones and none."""
+
+import gc
 import io
+import re
+import socketserver
 import tarfile
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -43,7 +48,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def mirror(publish):
-    """A server on loopback whose files can be set, and the MD5s of what it should have."""
+    """A server on loopback with files to set, and the MD5s it should have."""
     publish(
         "mnist", {name.removesuffix(".gz"): content for name, content in MNIST.items()}
     )
@@ -154,3 +159,58 @@ def test_digits_need_no_download(call):
     code, text = call("download", "digits")
     assert code == 2
     assert "mnist" in text
+
+
+class Short(socketserver.BaseRequestHandler):
+    """Promises more than it sends, or speaks no HTTP at all."""
+
+    def handle(self):
+        self.request.recv(4096)
+        self.request.sendall(self.server.answer)
+
+
+@pytest.fixture
+def server():
+    with socketserver.TCPServer(("127.0.0.1", 0), Short) as one:
+        thread = threading.Thread(target=one.serve_forever, args=(0.01,))
+        thread.start()
+        one.url = f"http://127.0.0.1:{one.server_address[1]}/"
+        yield one
+        one.shutdown()
+        thread.join()
+
+
+ANSWERS = [
+    (
+        b"HTTP/1.0 200 OK\r\nContent-Length: 99\r\n\r\nabc",
+        "train-images-idx3-ubyte.gz: expected "
+        "the file that was published, with MD5 6bbc9ace898e44ae57da46a324031adb, "
+        "found 900150983cd2",
+    ),
+    (b"nonsense\r\n\r\n", "could not be fetched: nonsense"),
+    (b"", "could not be fetched: Remote end closed connection"),
+    (
+        b"HTTP/1.0 503 Busy\r\n\r\n",
+        "could not be fetched: HTTP Error 503: Busy. Try again, or put",
+    ),
+]
+
+
+@pytest.mark.parametrize(("answer", "message"), ANSWERS, ids=range(len(ANSWERS)))
+def test_a_broken_server(answer, message, server, tmp_path):
+    server.answer = answer
+    with pytest.raises(BenchmarkError, match=re.escape(message)) as raised:
+        download.download("mnist", tmp_path, server.url)
+    assert server.url in str(raised.value) or "found 9001" in str(raised.value)
+    del raised
+    gc.collect()  # a connection that was left open would warn here
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("url", ["ftpp://nowhere/", "http://:x/"])
+def test_an_address_that_is_none(url, tmp_path):
+    with pytest.raises(
+        BenchmarkError, match=f"^{url}train-images.* could not be fetched: "
+    ):
+        download.download("mnist", tmp_path, url)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]

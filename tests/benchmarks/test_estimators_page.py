@@ -1,4 +1,4 @@
-"""The table of docs/estimators.md: settings and costs are those of the committed results."""
+"""The table of docs/estimators.md has the settings and costs of the results."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,8 @@ def table(results):
         for run in full
     )
     lines = [
-        "| estimator | signed constants | Glorot's weights | step, MLP 4x2048 | step, WRN-28-8 |",
+        "| estimator | signed constants | Glorot's weights | step, MLP 4x2048 | "
+        "step, WRN-28-8 |",
         "| --- | --- | --- | --- | --- |",
     ]
     for estimator, density in found:

@@ -1,4 +1,4 @@
-"""What a run does with what it finds: results, checkpoints and states of earlier ones."""
+"""What a run reads and prepares: images, networks, masks, earlier states."""
 
 import contextlib
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_impossible_devices(device, tmp_path):
 
 
 def test_held_out_images(tmp_path):
-    """The last of the training set are measured on, the test set by no one, and none is in both."""
+    """The last training images replace the test set; no image is in both splits."""
     whole = read_digits(tmp_path)
     some = load_images(replace(LENET, held_out=100), tmp_path)
     assert len(some.train.labels) == 96

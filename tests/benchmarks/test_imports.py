@@ -1,4 +1,4 @@
-"""The benchmarks are a consumer: public names of masktorch only, and arrows in one direction."""
+"""The benchmarks use public names of masktorch only, and import downwards only."""
 
 import ast
 import sys
@@ -10,17 +10,28 @@ import benchmarks
 import masktorch
 
 ROOT = Path(benchmarks.__file__).parent
+REPOSITORY = ROOT.parent
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path
     for path in ROOT.rglob("*.py")
 }
 OUTSIDE = {
-    "jinja2", "kornia", "matplotlib", "numpy", "pandas", "ray", "scipy", "sklearn", "tabulate",
-    "torch", "tqdm", "tyro",
-}  # fmt: skip
+    "jinja2",
+    "kornia",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "ray",
+    "scipy",
+    "sklearn",
+    "tabulate",
+    "torch",
+    "tqdm",
+    "tyro",
+}
 
-# The rooms, from the ground up, and their floors. A file imports from rooms below its own, and in
-# its own from floors below.
+# The rooms, from the ground up, and their floors. A file imports from rooms below its
+# own, and in its own from floors below.
 ROOMS = {
     "": [["__init__"], ["files"]],
     "experiment": [
@@ -99,3 +110,21 @@ def test_imports(name):
     )
     below = {file_of(name) for name in names if name.startswith("benchmarks")}
     assert [other for other in below if LEVEL[other] >= LEVEL[name]] == []
+
+
+def test_no_torchvision():
+    files = [
+        p
+        for part in ("src", "benchmarks", "tests", "docs")
+        for p in (REPOSITORY / part).rglob("*.py")
+    ]
+    assert len(files) > 20
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [
+                alias.name
+                for alias in getattr(node, "names", [])
+                if hasattr(alias, "name")
+            ]
+            names.append(getattr(node, "module", None) or "")
+            assert not any(str(n).split(".")[0] == "torchvision" for n in names), path

@@ -1,4 +1,4 @@
-"""The masks of a run: every estimator by its name, how dense, where the sparse arms start."""
+"""The masks of a run: estimators, densities, where the sparse arms start."""
 
 import json
 from dataclasses import replace
@@ -25,8 +25,9 @@ SHAPE = (1, 8, 8)
 def test_every_estimator_has_a_name_and_trains(method, tiny, go, files_of):
     one = masks.make_estimator(replace(LENET, estimator=method))
     assert type(one).__name__.lower() == {
-        "intermediate": "intermediatesampling", "hard-concrete": "hardconcrete",
-    }.get(method, method)  # fmt: skip
+        "intermediate": "intermediatesampling",
+        "hard-concrete": "hardconcrete",
+    }.get(method, method)
     (result,) = go(tiny(estimator=method, init=None, epochs=1), ["mask"])
     assert result.estimator == repr(one)
     name = files_of(result).best_state.name
@@ -98,7 +99,7 @@ def test_a_scheduled_density_in_one_epoch():
 
 @pytest.mark.parametrize("budget", ["none", "overall", "erk"])
 def test_the_masks_of_a_falling_density(budget, tiny, go, monkeypatch):
-    """As dense as they should be in each epoch and at its end; mix has those of the best epoch."""
+    """They have the density of each epoch; mix has the masks of the best epoch."""
     seen = []
     original = training.evaluate
 
@@ -110,9 +111,13 @@ def test_the_masks_of_a_falling_density(budget, tiny, go, monkeypatch):
 
     monkeypatch.setattr(training, "evaluate", watch)
     options = tiny(
-        estimator="topk", init=None, density=0.2, budget=budget, schedule_density="geometric",
+        estimator="topk",
+        init=None,
+        density=0.2,
+        budget=budget,
+        schedule_density="geometric",
         epochs=4,
-    )  # fmt: skip
+    )
     mask, mix = go(options, ["mask", "mix"])
     expected = [0.2 ** (t / 3) for t in range(4)] + [0.2] * 4
     assert seen == pytest.approx(expected, abs=1e-4)
@@ -123,9 +128,13 @@ def test_the_masks_of_a_falling_density(budget, tiny, go, monkeypatch):
 
 def test_a_falling_density_resumed(tiny, go, outcome, tmp_path, monkeypatch):
     options = tiny(
-        estimator="topk", init=None, density=0.2, budget="overall", schedule_density="cubic",
+        estimator="topk",
+        init=None,
+        density=0.2,
+        budget="overall",
+        schedule_density="cubic",
         epochs=4,
-    )  # fmt: skip
+    )
     go(options, ["mask"], "whole")
     original, calls = training.evaluate, []
 
@@ -147,7 +156,7 @@ def test_a_falling_density_resumed(tiny, go, outcome, tmp_path, monkeypatch):
 def test_the_sparse_arms_start_from_w0_under_a_given_mask(
     budget, tiny, go, files_of, tmp_path, monkeypatch
 ):
-    """A ticket keeps the largest trained weights; the controls keep as many of each tensor."""
+    """A ticket keeps the largest trained weights; controls keep as many per tensor."""
     seen = {}
     train = experiment.train
 
@@ -230,8 +239,10 @@ def test_what_no_run_can_be_made_of(changes, arm, message, tiny, go, tmp_path):
 
 
 def test_recalibrated(tiny, go, files_of):
-    """Plain means over the augmented training images in place of the running averages; the best
-    state that is kept has its own."""
+    """Plain means over the training images replace the running averages.
+
+    The best state that is kept has its own.
+    """
     options = tiny(network="wrn", depth=10, width=1, batch_size=32, augmentation=False)
     (result,) = go(options, ["weights"])
     model = build(result.configuration, SHAPE)

@@ -193,6 +193,9 @@ def test_signed_constant():
 
 @pytest.mark.parametrize("depth", [-2, 4, 9, 11, 27, 29])
 def test_bad_depth(depth):
-    message = f"The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); found {depth}."
+    message = (
+        "The depth of a wide residual network is 6n + 4 (10, 16, 22, 28, ...); "
+        f"found {depth}."
+    )
     with pytest.raises(BenchmarkError, match=re.escape(message)):
         wide_resnet(3, depth, 1)

@@ -1,4 +1,4 @@
-"""Two processes of torchrun train one arm: the numbers of one process, each file written once."""
+"""Two processes of torchrun give the numbers of one, and write each file once."""
 
 import importlib.util
 import json
@@ -19,7 +19,8 @@ launching = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(launching)
 pytestmark = launching.pytestmark
 
-# Each process notes what it writes and which images it trains on; the one that is told to, dies.
+# Each process notes what it writes and which images it trains on; the one that is told
+# to, dies.
 LAUNCH = f"""
 import os, sys
 from pathlib import Path
@@ -62,10 +63,26 @@ def torchrun(tmp_path):
 
     def run(name, arms):
         return launching.torchrun(
-            "launch.py", "run", "--dataset", "digits", *OPTIONS[name].split(), "--epochs", 2,
-            "--batch-size", 16, "--mix-lr", 1e-3, "--arms", arms, "--device", "cpu",
-            "--output", "runs", cwd=tmp_path, timeout=240,
-        )  # fmt: skip
+            "launch.py",
+            "run",
+            "--dataset",
+            "digits",
+            *OPTIONS[name].split(),
+            "--epochs",
+            2,
+            "--batch-size",
+            16,
+            "--mix-lr",
+            1e-3,
+            "--arms",
+            arms,
+            "--device",
+            "cpu",
+            "--output",
+            "runs",
+            cwd=tmp_path,
+            timeout=240,
+        )
 
     return run
 

@@ -1,4 +1,4 @@
-"""The page of the blog's question: what it says follows from the results, and it is up to date."""
+"""The page of the blog's question says what the results say, and is up to date."""
 
 import json
 import re
@@ -133,14 +133,14 @@ def test_the_answer(write):
     text = write(blog_small=MNIST)
     assert (
         "A mask alone** reaches 51.0 (50.0 to 52.0) % on MNIST, `blog-small`. Trained "
-        "weights reach 61.3 (60.0 to 63.0) % on MNIST, `blog-small`. Compared with these, "
-        "a mask is better in 0, worse in 1 (MNIST, -10.33) and undecided in 0 of 1 "
-        "comparison."
+        "weights reach 61.3 (60.0 to 63.0) % on MNIST, `blog-small`. Compared with "
+        "these, a mask is better in 0, worse in 1 (MNIST, -10.33) and undecided in 0 "
+        "of 1 comparison."
     ) in prose(text)  # the same pair under both learning rates counts once
     assert (
         "a mask, is better in 1 (MNIST at 1e-05, +6.00), worse in 0 and undecided in 1 "
-        "(MNIST at 0.001, +0.00) of 2 comparisons. So a mask is the better start in some settings, "
-        "and the others cannot tell."
+        "(MNIST at 0.001, +0.00) of 2 comparisons. So a mask is the better start in "
+        "some settings, and the others cannot tell."
     ) in prose(text)
 
 
@@ -200,8 +200,10 @@ def test_no_verdict_from_one_seed(write):
     assert "One seed so far, which has no interval: no answer yet." in prose(text)
     assert "**A mask alone**" not in text
     assert cells(text, "MNIST, `blog-small`", "1e-05", "`mix` - `weights`")[0][3:] == [
-        "1", "+0.00 (one seed)", "+0.00 (one seed)"
-    ]  # fmt: skip
+        "1",
+        "+0.00 (one seed)",
+        "+0.00 (one seed)",
+    ]
 
 
 def test_the_table(write):
@@ -209,8 +211,15 @@ def test_the_table(write):
     (row,) = cells(text, "MNIST, `blog-small`", "`mix`, lr 1e-05")
     values = "71.67 (70.00 to 73.00)"
     assert row[2:] == [
-        "2 after 2", "3", values, values, "20.0 (20.0 to 20.0)", "-", "99.4", "99.3"
-    ]  # fmt: skip
+        "2 after 2",
+        "3",
+        values,
+        values,
+        "20.0 (20.0 to 20.0)",
+        "-",
+        "99.4",
+        "99.3",
+    ]
     assert (
         len(cells(text, "MNIST, `blog-small`", "`mask`")) == 1
     )  # under both learning rates
@@ -219,7 +228,7 @@ def test_the_table(write):
 
 
 def test_what_the_second_phase_adds_and_what_is_batch_norms(write):
-    """Of the seeds that both arms have; nothing is said of runs without recalibration."""
+    """Over the seeds that both arms have; runs without recalibration have no row."""
     recalibrated = [
         replace(run, recalibrated={"best": x, "last": x + 0.02})
         for run, x in zip(MNIST[:3], (0.60, 0.62, 0.60), strict=True)
@@ -242,10 +251,14 @@ def test_differences_are_of_one_seed_and_learning_rate(write, one):
     text = write(blog_small=MNIST)
     (row,) = cells(text, "MNIST, `blog-small`", "0.001", f"`mix` - `{CONTROL}`")
     assert row[5] == str(Paired((0.01, -0.02, 0.01)))
-    (found,) = one([
-        result("mask", 0, 0.5), result("mask", 2, 0.8, 0.9), result("weights", 1, 0.1),
-        result("weights", 2, 0.6),
-    ]).differences()  # fmt: skip
+    (found,) = one(
+        [
+            result("mask", 0, 0.5),
+            result("mask", 2, 0.8, 0.9),
+            result("weights", 1, 0.1),
+            result("weights", 2, 0.6),
+        ]
+    ).differences()
     assert found.pair == ("mask", "weights")
     assert found.last.differences == pytest.approx((0.2,))
     assert found.best.differences == pytest.approx((0.3,))
@@ -296,7 +309,8 @@ def test_earlier_runs_stand_apart_from_those_that_answer(write):
 def test_deviations(write):
     text = write(blog_small=seeds("mask", (0.5, 0.6), width=8))
     assert (
-        "- MNIST, `blog-small`: `depth` 16 (28), `epochs` 2 (30), `image_size` 14 (all).\n"
+        "- MNIST, `blog-small`: `depth` 16 (28), `epochs` 2 (30), "
+        "`image_size` 14 (all).\n"
     ) in text
 
 
@@ -323,10 +337,15 @@ LENET = dict(network="lenet-300-100", depth=None, width=None, image_size=None)
 
 def test_estimators(write, tmp_path):
     trial = result("mask", 0, 0.99, estimator="piggyback", held_out=10_000, **LENET)
-    text = write(which_estimator=[
-        *seeds("mask", (0.9, 0.8), lr=0.1, **LENET), trial,
-        *seeds("mask", (0.95,), estimator="topk", density=0.3, init="normal", **LENET),
-    ])  # fmt: skip
+    text = write(
+        which_estimator=[
+            *seeds("mask", (0.9, 0.8), lr=0.1, **LENET),
+            trial,
+            *seeds(
+                "mask", (0.95,), estimator="topk", density=0.3, init="normal", **LENET
+            ),
+        ]
+    )
     assert "piggyback" not in text
     first, second = (line for line in text.splitlines() if "| glorot" in line)
     assert cells(second, "topk 0.3")[0][1:6] == [
@@ -337,17 +356,21 @@ def test_estimators(write, tmp_path):
         "95.00",
     ]
     assert cells(first, "threshold")[0][5:] == [
-        "85.00 (80.00 to 90.00)", "85.00 (80.00 to 90.00)", "20.0 (20.0 to 20.0)"
-    ]  # fmt: skip
+        "85.00 (80.00 to 90.00)",
+        "85.00 (80.00 to 90.00)",
+        "20.0 (20.0 to 20.0)",
+    ]
     assert (tmp_path / "docs" / "figures" / "estimators.png").exists()
 
 
 def test_tickets(write, tmp_path):
-    text = write(tickets=[
-        *seeds("weights", (0.9,), **LENET),
-        *seeds("ticket", (0.8, 0.7), density=0.5, **LENET),
-        *seeds("mask", (0.6,), estimator="topk", density=0.1, **LENET),
-    ])  # fmt: skip
+    text = write(
+        tickets=[
+            *seeds("weights", (0.9,), **LENET),
+            *seeds("ticket", (0.8, 0.7), density=0.5, **LENET),
+            *seeds("mask", (0.6,), estimator="topk", density=0.1, **LENET),
+        ]
+    )
     assert cells(text, "density")[0] == ["density", "mask", "ticket", "weights"]
     assert cells(text, "100 %")[0][1:] == ["-", "-", "90.00"]
     assert cells(text, "50 %")[0][1:] == ["-", "75.00 (70.00 to 80.00)", "-"]
@@ -358,12 +381,14 @@ def test_tickets(write, tmp_path):
 def test_a_supermask_beside_a_ticket(write):
     learned = {"estimator": "topk", "density": 0.5, "mix_lr": 1e-3, **LENET}
     given = {"density": 0.5, "mix_lr": 1e-3, **LENET}
-    text = write(tickets=[
-        *seeds("mix", (0.8, 0.81), **learned),
-        *seeds("random-mix", (0.7, 0.79), **learned),
-        *seeds("ticket", (0.9, 0.911), **given),
-        *seeds("random-ticket", (0.89, 0.915), **given),
-    ])  # fmt: skip
+    text = write(
+        tickets=[
+            *seeds("mix", (0.8, 0.81), **learned),
+            *seeds("random-mix", (0.7, 0.79), **learned),
+            *seeds("ticket", (0.9, 0.911), **given),
+            *seeds("random-ticket", (0.89, 0.915), **given),
+        ]
+    )
     answer = prose(text.partition("**The answer**")[2].partition("\n\n")[0])
     assert (
         "of its densities, is better in 0, worse in 0 and undecided in 1 "
@@ -388,11 +413,13 @@ def test_superseded_supermasks_are_in_the_appendix(write):
 
 
 def test_supermasks(write):
-    text = write(supermasks=[
-        *seeds("mask", (0.97, 0.98), lr=0.1, **LENET),
-        *seeds("mask", (0.5,), lr=0.1, rescale=True, **LENET),
-        *seeds("mask", (0.6, 0.601), **LENET),
-    ])  # fmt: skip
+    text = write(
+        supermasks=[
+            *seeds("mask", (0.97, 0.98), lr=0.1, **LENET),
+            *seeds("mask", (0.5,), lr=0.1, rescale=True, **LENET),
+            *seeds("mask", (0.6, 0.601), **LENET),
+        ]
+    )
     (base,) = cells(text, "lenet-300-100", "epochs 2, lr 0.1")
     assert base[4:5] + base[6:9] == ["97.50 (97.00 to 98.00)", "-", "98.0", "-"]
     rescaled = cells(text, "lenet-300-100", "the same, but rescale True")[0]

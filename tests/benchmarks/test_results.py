@@ -1,4 +1,4 @@
-"""Results: a line each in one file; and the numbers of the blog they are compared with."""
+"""Results, one line each; and the blog's numbers, which they are compared with."""
 
 import json
 import multiprocessing
@@ -70,23 +70,57 @@ def test_a_results_schema(tiny, go, files_of, tmp_path):
     lines = (tmp_path / "runs" / "results.jsonl").read_text().splitlines()
     content, plain = map(json.loads, lines)
     assert content.keys() == {
-        "configuration", "estimator", "epochs", "utilisation", "environment", "command",
-        "best", "last", "wall_seconds", "masked_fraction", "recalibrated",
-    }  # fmt: skip
+        "configuration",
+        "estimator",
+        "epochs",
+        "utilisation",
+        "environment",
+        "command",
+        "best",
+        "last",
+        "wall_seconds",
+        "masked_fraction",
+        "recalibrated",
+    }
     assert content["configuration"] == {
-        "dataset": "digits", "arm": "mask", "network": "lenet-300-100", "depth": None,
-        "width": None, "estimator": "threshold", "init": 0.02, "epochs": 2, "batch_size": 16,
-        "lr": 1e-2, "score_lr": None, "mix_lr": None, "seed": 3, "precision": "float32",
-        "train_images": 64, "held_out": None, "faithful_scaling": False, "augmentation": True,
-        "weights": "glorot", "rescale": False, "schedule": "plateau", "image_size": None,
-        "density": None, "budget": "none", "schedule_density": "none",
-    }  # fmt: skip
+        "dataset": "digits",
+        "arm": "mask",
+        "network": "lenet-300-100",
+        "depth": None,
+        "width": None,
+        "estimator": "threshold",
+        "init": 0.02,
+        "epochs": 2,
+        "batch_size": 16,
+        "lr": 1e-2,
+        "score_lr": None,
+        "mix_lr": None,
+        "seed": 3,
+        "precision": "float32",
+        "train_images": 64,
+        "held_out": None,
+        "faithful_scaling": False,
+        "augmentation": True,
+        "weights": "glorot",
+        "rescale": False,
+        "schedule": "plateau",
+        "image_size": None,
+        "density": None,
+        "budget": "none",
+        "schedule_density": "none",
+    }
     assert content["estimator"] == "Threshold(tau=0.5)"
     assert [e["epoch"] for e in content["epochs"]] == [1, 2]
     for e in content["epochs"]:
         assert e.keys() == {
-            "epoch", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "seconds"
-        }  # fmt: skip
+            "epoch",
+            "lr",
+            "train_loss",
+            "train_accuracy",
+            "test_loss",
+            "test_accuracy",
+            "seconds",
+        }
         assert 0 <= e["train_accuracy"] <= 1
         assert 0 < e["seconds"] < 60
     assert content["best"] in content["epochs"]
@@ -202,37 +236,47 @@ def test_what_a_killed_writer_left_is_no_line(tmp_path):
     assert path.read_text() == "first\nsecond\n"
 
 
-def append_many(path, name):
-    for number in range(40):
-        append_line(f"{name} {number} " + "x" * 20_000, path)
+def append_many(path, name, start):
+    start.wait()
+    for number in range(200):
+        append_line(f"{name} {number} " + "x" * 2_000, path)
 
 
 def test_processes_append_to_one_file(tmp_path):
     """Each line whole, and each writer's lines in its order."""
     context, path = multiprocessing.get_context("spawn"), tmp_path / "lines"
-    writers = [context.Process(target=append_many, args=(path, name)) for name in "ab"]
+    start = context.Barrier(2)
+    writers = [
+        context.Process(target=append_many, args=(path, name, start)) for name in "ab"
+    ]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
     lines = [line.split(" ") for line in read_lines(path)]
-    assert {len(filling) for _, _, filling in lines} == {20_000}
+    assert {len(filling) for _, _, filling in lines} == {2_000}
     for name in "ab":
-        assert [int(n) for writer, n, _ in lines if writer == name] == list(range(40))
+        assert [int(n) for writer, n, _ in lines if writer == name] == list(range(200))
+
+
+def append_when_ready(path, ready):
+    ready.set()
+    append_line("late", path)
 
 
 def test_appending_waits_for_the_lock(tmp_path):
     fcntl = pytest.importorskip("fcntl")
-    path = tmp_path / "lines"
+    context, path = multiprocessing.get_context("spawn"), tmp_path / "lines"
+    ready = context.Event()
+    writer = context.Process(target=append_when_ready, args=(path, ready))
     with path.open("a") as file:
         fcntl.lockf(file, fcntl.LOCK_EX)
-        context = multiprocessing.get_context("spawn")
-        writer = context.Process(target=append_line, args=("late", path))
         writer.start()
-        writer.join(3)
+        assert ready.wait(120)
+        writer.join(1)
         assert writer.is_alive()
-        assert path.read_text() == ""
+        assert path.stat().st_size == 0
     writer.join()
     assert read_lines(path) == ["late"]
 
@@ -247,7 +291,7 @@ def test_a_run_that_was_made_twice_counts_once(tmp_path):
 
 
 def test_results_do_not_make_a_checkout_dirty(tmp_path, monkeypatch):
-    """A run appends to a file in git; only other changes say that the code has changed."""
+    """A run appends to a file in git; only other changes make the checkout dirty."""
 
     def git(*arguments):
         subprocess.run(
@@ -315,9 +359,16 @@ def test_a_finished_arm_is_skipped(tiny, go, tmp_path, capsys, monkeypatch):
 
 
 OTHERS = [
-    ("epochs", 3), ("batch_size", 8), ("lr", 0.5), ("init", None), ("init", "normal"),
-    ("precision", "bfloat16"), ("train_images", 65), ("augmentation", False), ("image_size", 4),
-]  # fmt: skip
+    ("epochs", 3),
+    ("batch_size", 8),
+    ("lr", 0.5),
+    ("init", None),
+    ("init", "normal"),
+    ("precision", "bfloat16"),
+    ("train_images", 65),
+    ("augmentation", False),
+    ("image_size", 4),
+]
 
 
 @pytest.mark.parametrize(("field", "value"), OTHERS)
@@ -336,7 +387,7 @@ def test_another_configuration_has_another_result(field, value, tiny, go, files_
 
 
 def test_old_results_load(tmp_path):
-    """Without the fields that are younger than they are, and `rescale` None where nothing is."""
+    """They lack newer fields, and have None for `rescale` without a mask."""
     for arm in ("mask", "weights"):
         written = result(arm)
         content = json.loads(written.to_json())
@@ -359,26 +410,39 @@ def test_the_state_an_arm_starts_from_is_missing(tiny, go, files_of):
     best = files_of(go(tiny(), ["mask"])[0]).best_state
     best.unlink()
     message = (
-        f"{best} is missing: the arm mix starts from it. Copy it there, or run with another "
-        f"--output folder, which trains the arm mask again."
+        f"{best} is missing: the arm mix starts from it. Copy it there, or run with "
+        f"another --output folder, which trains the arm mask again."
     )
     with pytest.raises(FileNotFoundError, match=re.escape(message)):
         go(tiny(), ["mix"])
 
 
 FOREIGN = [
-    "", "{", "[]", "3", "null", '"x"', "{}", '{"configuration": {}}', '{"name": "package.json"}',
-    json.dumps({**asdict(result()), "configuration": {"dataset": "mnist", "colour": 1}}),
+    "",
+    "{",
+    "[]",
+    "3",
+    "null",
+    '"x"',
+    "{}",
+    '{"configuration": {}}',
+    '{"name": "package.json"}',
+    json.dumps(
+        {**asdict(result()), "configuration": {"dataset": "mnist", "colour": 1}}
+    ),
     json.dumps({**asdict(result()), "epochs": [{"epoch": 1}]}),
     json.dumps({k: v for k, v in asdict(result()).items() if k != "command"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
 def test_a_foreign_line(content, tmp_path):
     path = results_file(save(tmp_path, result()))
     append_line(content, path)
-    message = f"{path}, line 2: expected a result of `python -m benchmarks run`, found something else ("
+    message = (
+        f"{path}, line 2: expected a result of `python -m benchmarks run`, "
+        "found something else ("
+    )
     with pytest.raises(BenchmarkError, match=re.escape(message)) as raised:
         read_results(tmp_path)
     assert str(raised.value).endswith("). Remove that line.")
@@ -417,10 +481,13 @@ def test_the_blogs_numbers():
         for arm in numbers["accuracy"]
     }
     protocol = {
-        ("mnist", "mask"): (0.991, 0.991), ("mnist", "weights"): (0.991, 0.991),
-        ("mnist", "mix"): (0.994, 0.993), ("cifar10", "mask"): (0.83, 0.80),
-        ("cifar10", "weights"): (0.87, 0.87), ("cifar10", "mix"): (0.907, 0.904),
-    }  # fmt: skip
+        ("mnist", "mask"): (0.991, 0.991),
+        ("mnist", "weights"): (0.991, 0.991),
+        ("mnist", "mix"): (0.994, 0.993),
+        ("cifar10", "mask"): (0.83, 0.80),
+        ("cifar10", "weights"): (0.87, 0.87),
+        ("cifar10", "mix"): (0.907, 0.904),
+    }
     assert found.keys() == protocol.keys()
     for key, (best, last) in protocol.items():
         assert found[key] == pytest.approx((best, last), abs=0.006), key

@@ -1,4 +1,4 @@
-"""The measurements of speed: what the rivals compute, what trains, what comes out. Never a time."""
+"""The speed measurements: what rivals compute, what trains, the output. No times."""
 
 import json
 import os
@@ -123,7 +123,7 @@ def test_about_half_is_masked(name):
     "name", [name for name in contestants.CONTESTANTS if name != "plain"]
 )
 def test_a_step_trains(name, monkeypatch):
-    """The parameters of a step change by about Adam's learning rate, and no others do."""
+    """Trained parameters change by about Adam's learning rate, others don't."""
     models = []
     keep = contestants.CONTESTANTS[name]
     monkeypatch.setitem(
@@ -205,7 +205,7 @@ def test_precision(precision, monkeypatch):
 
 
 def test_inference_is_a_forward(monkeypatch):
-    """In eval mode with nothing that trains; unwrapped, a frozen mask computes the same."""
+    """In eval mode, nothing trains; unwrapped, a frozen mask computes the same."""
     models, make = {}, dict(contestants.CONTESTANTS)
     for name in steps.CONTESTANTS_BY_MODE["inference"]:
         monkeypatch.setitem(
@@ -269,9 +269,11 @@ class TestTiming:
         times = side_by_side(calls, seconds=0, at_least=11, device=CPU)
         rounds = {name: times.index[times[name].notna()].tolist() for name in calls}
         assert rounds == {
-            "quick": list(range(11)), "same": [0, 2, 4, 6, 8, 10], "slow": [0, 3, 6, 9],
+            "quick": list(range(11)),
+            "same": [0, 2, 4, 6, 8, 10],
+            "slow": [0, 3, 6, 9],
             "slowest": [0, 5, 10],
-        }  # fmt: skip
+        }
         measured = turns[2 * len(calls) :]
         assert dict(measured) == {
             0.001: 20,
@@ -351,10 +353,20 @@ class TestCosts:
     def test_a_size_is_measured(self):
         row = costs.measure_functions(1000, CPU)
         names = [
-            "pass", "wrap", "masks", "report", "budget.overall", "set_masks, learning", "using",
-            "freeze_mask", "save_masks", "load_masks", "unwrap", "set_masks on a plain model",
+            "pass",
+            "wrap",
+            "masks",
+            "report",
+            "budget.overall",
+            "set_masks, learning",
+            "using",
+            "freeze_mask",
+            "save_masks",
+            "load_masks",
+            "unwrap",
+            "set_masks on a plain model",
             "set_masks, given",
-        ]  # fmt: skip
+        ]
         assert list(row["seconds"]) == list(row["multiple"]) == names
         assert row["repetitions"] == costs.REPETITIONS
         assert row["multiple"]["pass"] == 1
@@ -368,9 +380,12 @@ class TestCosts:
 @pytest.fixture
 def small_parts(monkeypatch):
     rows = {
-        "steps": (LENET,), "floor": (("eager", 100),), "memory": (), "costs": (1000,),
+        "steps": (LENET,),
+        "floor": (("eager", 100),),
+        "memory": (),
+        "costs": (1000,),
         "files": (0.5,),
-    }  # fmt: skip
+    }
     for name, of_part in rows.items():
         part = costs.PARTS[name]._replace(cases=lambda device, rows=of_part: rows)
         monkeypatch.setitem(costs.PARTS, name, part)
@@ -409,38 +424,92 @@ class TestCommand:
 @pytest.fixture
 def content():
     def step(threshold, **changes):
-        case = dict(network="MLP 4x2048", batch=128, precision="float32", mode="eager",
-                    keeps_memory=False)  # fmt: skip
+        case = dict(
+            network="MLP 4x2048",
+            batch=128,
+            precision="float32",
+            mode="eager",
+            keeps_memory=False,
+        )
         return {
-            **case, **changes, "seconds": {"plain": 0.1, "threshold": threshold / 10},
-            "ratio": {"plain": [1, 1, 1], "threshold": [0.9 * threshold, threshold, 9.0]},
-        }  # fmt: skip
+            **case,
+            **changes,
+            "seconds": {"plain": 0.1, "threshold": threshold / 10},
+            "ratio": {
+                "plain": [1, 1, 1],
+                "threshold": [0.9 * threshold, threshold, 9.0],
+            },
+        }
 
     def alone(mode, size):
         return {
-            "mode": mode, "size": size, "gigabytes_per_second": 9.5,
-            "multiple": {"add": [0.5, 1.0, 1.5], "threshold": [1.0, 1.5, 1.6],
-                         "bernoulli": [3.0, 4.0, 5.0], "intermediate": [0.7, 0.8, 0.9],
-                         "textbook": [2.0, 3.0, 4.0]},
-        }  # fmt: skip
+            "mode": mode,
+            "size": size,
+            "gigabytes_per_second": 9.5,
+            "multiple": {
+                "add": [0.5, 1.0, 1.5],
+                "threshold": [1.0, 1.5, 1.6],
+                "bernoulli": [3.0, 4.0, 5.0],
+                "intermediate": [0.7, 0.8, 0.9],
+                "textbook": [2.0, 3.0, 4.0],
+            },
+        }
 
     return {
         "command": "python -m benchmarks speed",
-        "environment": dict(masktorch="0.1.0", torch="2.13.0", commit="abc", dirty=False,
-                            device="cpu", processor="Some CPU", threads=2),
-        "steps": [step(1.25), step(1.35, keeps_memory=True), step(1.5, precision="bfloat16"),
-                  step(1.2, mode="compiled")],
-        "floor": [alone("eager", 10**4), alone("eager", 10**6), alone("compiled", 10**6)],
-        "memory": [{
-            "network": "MLP 4x2048", "batch": 128, "masked": 400, "largest_layer": 100,
-            "bytes_per_entry": {"plain": 16.5, "threshold": 26.4, "bernoulli": 26.6,
-                                "intermediate": 20, "textbook": 30},
-        }],
-        "costs": [{"size": 10**6, "repetitions": 1, "seconds": {"pass": 0.001, "wrap": 0.002},
-                   "multiple": {"pass": 1.0, "wrap": 3.5}}],
-        "files": [{"size": 4 * 10**6, "density": 0.08, "bytes / entropy": 1.02,
-                   "save, ns": 6.0, "load, ns": 5.0}],
-    }  # fmt: skip
+        "environment": dict(
+            masktorch="0.1.0",
+            torch="2.13.0",
+            commit="abc",
+            dirty=False,
+            device="cpu",
+            processor="Some CPU",
+            threads=2,
+        ),
+        "steps": [
+            step(1.25),
+            step(1.35, keeps_memory=True),
+            step(1.5, precision="bfloat16"),
+            step(1.2, mode="compiled"),
+        ],
+        "floor": [
+            alone("eager", 10**4),
+            alone("eager", 10**6),
+            alone("compiled", 10**6),
+        ],
+        "memory": [
+            {
+                "network": "MLP 4x2048",
+                "batch": 128,
+                "masked": 400,
+                "largest_layer": 100,
+                "bytes_per_entry": {
+                    "plain": 16.5,
+                    "threshold": 26.4,
+                    "bernoulli": 26.6,
+                    "intermediate": 20,
+                    "textbook": 30,
+                },
+            }
+        ],
+        "costs": [
+            {
+                "size": 10**6,
+                "repetitions": 1,
+                "seconds": {"pass": 0.001, "wrap": 0.002},
+                "multiple": {"pass": 1.0, "wrap": 3.5},
+            }
+        ],
+        "files": [
+            {
+                "size": 4 * 10**6,
+                "density": 0.08,
+                "bytes / entropy": 1.02,
+                "save, ns": 6.0,
+                "load, ns": 5.0,
+            }
+        ],
+    }
 
 
 def tables(content):

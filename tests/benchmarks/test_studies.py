@@ -1,4 +1,4 @@
-"""Studies as data: what is missing is run, once, and each run can be made again by its command."""
+"""Studies: missing runs are made once, and their commands make them again."""
 
 import shlex
 from dataclasses import replace
@@ -88,12 +88,17 @@ def test_the_blogs_steps_on_small_images():
         blog = Configuration(configuration.dataset).for_arm(configuration.arm)
         side = {"cifar10": 16, "mnist": 14}[configuration.dataset]
         changed = replace(
-            blog, depth=16, width=1, image_size=side, precision="bfloat16",
+            blog,
+            depth=16,
+            width=1,
+            image_size=side,
+            precision="bfloat16",
             seed=configuration.seed,
-        )  # fmt: skip
+        )
         assert configuration in (
-            changed, replace(changed, mix_lr=1e-3 if configuration.start else None)
-        )  # fmt: skip
+            changed,
+            replace(changed, mix_lr=1e-3 if configuration.start else None),
+        )
 
 
 def test_every_method_tries_as_much_and_its_best_is_run():
@@ -131,7 +136,7 @@ def test_the_best_estimator_goes_on_to_the_supermasks():
 
 @pytest.fixture
 def small(tiny, monkeypatch):
-    """A study of two arms and what goes on from them, a run more once these are there."""
+    """A study of four arms, and one more run once their results are there."""
 
     def runs(results):
         for arm in list(ARMS)[:4]:
@@ -189,3 +194,11 @@ def test_expected_seconds(tiny, monkeypatch):
 def test_a_step_is_timed(tiny):
     study.step_seconds.cache_clear()
     assert 0 < study.expected_seconds(tiny()) < 60
+
+
+def test_the_results_are_described(committed_results):
+    """The README of the results says what each folder is."""
+    text = (committed_results / "README.md").read_text()
+    for folder in committed_results.iterdir():
+        if folder.is_dir():
+            assert f"`{folder.name}" in text

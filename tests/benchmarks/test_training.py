@@ -1,4 +1,4 @@
-"""The schedule, evaluation, what each arm trains, and that a stopped run goes on to the same."""
+"""The schedule, evaluation, what each arm trains; a stopped run resumes exactly."""
 
 import itertools
 import os
@@ -71,7 +71,7 @@ def test_plateau(accuracies, drops):
 
 
 class ReduceLROnPlateau:
-    """Keras's callback (monitor="acc", factor=0.1, patience=2, min_delta=1e-4), retold."""
+    """Keras's callback: monitor="acc", factor=0.1, patience=2, min_delta=1e-4."""
 
     def __init__(self, lr):
         self.lr, self.best, self.wait = lr, -float("inf"), 0
@@ -160,7 +160,7 @@ def rates(monkeypatch):
 
 
 def test_scores_have_a_learning_rate_of_their_own(tiny, go, rates, monkeypatch):
-    """It falls when the other one does; the arms without learning scores know nothing of it."""
+    """It falls when the other one does; arms without learnable scores ignore it."""
     monkeypatch.setattr(
         training, "plateau", lambda lr, accuracies: lr * 0.5 ** len(accuracies)
     )
@@ -205,7 +205,7 @@ def test_best_epoch(accuracies, best):
 
 
 def test_the_best_epoch_has_the_last_density():
-    """While it falls the latest epoch is kept: here it has fallen after three of four."""
+    """While it falls the latest epoch is the best: here three of four epochs."""
     falling = Configuration(
         "digits", estimator="topk", schedule_density="cubic", epochs=4
     )
@@ -278,8 +278,7 @@ def states(found):
 
 @pytest.fixture
 def watched(monkeypatch):
-    """Every arm's model: its state when it starts to train and when it has trained, and what of
-    it may train."""
+    """Every arm's state before and after training, and what of it may train."""
     seen = {}
 
     def train(model, data, configuration, *rest):
@@ -409,7 +408,7 @@ def test_seeds(tiny, go, watched, outcome, tmp_path):
 
 
 def test_arms_see_the_same_images(tiny, go, monkeypatch):
-    """The arms that start anew do; those that go on get images of their own; no epoch repeats."""
+    """Arms from the initial weights do, the others see other ones; no epoch repeats."""
     seen = []
     scale = training.scale
 
@@ -516,10 +515,29 @@ def test_resuming_does_not_train_again(tiny, go, monkeypatch):
 def test_killed(tiny, go, outcome, tmp_path):
     options = tiny(estimator="bernoulli", epochs=100, mix_lr=1e-5)
     command = [
-        sys.executable, "-m", "benchmarks", "run", "--dataset", "digits", "--arms", "mask",
-        "--network", "lenet-300-100", "--estimator", "bernoulli", "--init", "0.02", "--epochs",
-        "100", "--batch-size", "16", "--train-images", "64", "--output", tmp_path / "killed",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "benchmarks",
+        "run",
+        "--dataset",
+        "digits",
+        "--arms",
+        "mask",
+        "--network",
+        "lenet-300-100",
+        "--estimator",
+        "bernoulli",
+        "--init",
+        "0.02",
+        "--epochs",
+        "100",
+        "--batch-size",
+        "16",
+        "--train-images",
+        "64",
+        "--output",
+        tmp_path / "killed",
+    ]
     threads = str(torch.get_num_threads())  # sums depend on their number
     checkpoint = RunFiles(tmp_path / "killed", options.for_arm("mask")).checkpoint
     with subprocess.Popen(
@@ -567,7 +585,7 @@ def test_without_augmentation(tiny, go, monkeypatch):
 
 
 def test_bfloat16(tiny, go, files_of, monkeypatch):
-    """The network computes in it; parameters, loss and what is reported stay float32."""
+    """The network computes in it; parameters, loss and numbers stay float32."""
     found, cross_entropy = set(), training.cross_entropy
 
     def watch(logits, labels):
@@ -624,7 +642,7 @@ def test_adam_as_kerass(tiny, go, monkeypatch):
 
 
 def test_the_loss_of_uneven_batches(tiny, digits, monkeypatch):
-    """Means over images, not over batches; here the last batch is a third of the others."""
+    """Means over images, not over batches; the last batch is smaller here."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(False)
     model[0].anchor = nn.Parameter(torch.zeros(()))
     data = Split(*(part[:40] for part in digits.train))
