@@ -26,9 +26,7 @@ class Arm:
     mask: MaskOrigin = MaskOrigin.NO_MASK
     shuffles_mask: bool = False  # random, with the same density in each tensor
     starts_from: str | None = None  # the arm whose best epoch it needs
-    continues_training: bool = (
-        False  # from that epoch's state, not from the initial weights
-    )
+    continues_training: bool = False  # from that epoch's state; else: initial weights
 
     @property
     def has_mask(self) -> bool:

@@ -33,14 +33,11 @@ WITHOUT_WRN = {"depth": None, "width": None}
 
 @dataclass(frozen=True)
 class Configuration:
-    """One run of one arm; the defaults are the blog's.
+    """One run of one arm; the defaults are the blog's."""
 
-    The command line of `run` is made from these fields and their comments.
-    """
-
-    dataset: (
-        DatasetName  # digits come with scikit-learn; for the others see `download`.
-    )
+    # The options of `run` and their help are these fields and their comments.
+    dataset: DatasetName
+    """digits come with scikit-learn; for the others see `download`."""
     arm: Suppress[str] = "mask"
     network: Literal["wrn", "lenet-300-100", "conv-2", "conv-4", "conv-6"] = "wrn"
     """wrn: the blog's wide residual network."""
@@ -48,8 +45,8 @@ class Configuration:
     width: int | None = 8  # Channels of the wrn / 16.
     weights: Literal["glorot", "signed-constant", "signed-kaiming"] = "glorot"
     """Initial weights. signed-constant: sign(W) * std(W) of each glorot kernel W.
-    signed-kaiming: sign(W) * sqrt(2 / fan_in), divided by sqrt(density) if the mask has
-    a fixed one."""
+    signed-kaiming: sign(W) * sqrt(2 / fan_in), divided by sqrt(density) if the
+    configuration has one."""
     estimator: EstimatorName | None = "threshold"  # How scores give a mask.
     density: float | None = None
     """Fraction kept by topk, ticket and random-ticket. None: the estimator's own."""
@@ -62,7 +59,7 @@ class Configuration:
     """Initial scores. normal: standard normal. None: the estimator's own."""
     rescale: bool = False  # Divide the weights under the mask by its density.
     epochs: int = 30  # Per arm.
-    batch_size: int = 128
+    batch_size: int = 128  # Images per step, over all processes.
     lr: float = 1e-2  # Adam's, in mask and weights.
     score_lr: float | None = None  # Adam's, for the scores in mask. None: lr.
     mix_lr: float | None = 1e-5  # Adam's, in arms that start from another.
@@ -74,15 +71,12 @@ class Configuration:
     train_images: int | None = None  # Train on the first so many only. None: all.
     held_out: int | None = None
     """Measure on so many held-out last training images. None: on the test set."""
-    image_size: int | None = (
-        None  # Averaged to so many pixels a side. None: as they are.
-    )
-    faithful_scaling: bool = (
-        False  # 2x - 1 of the bytes, -1 to 509, as the blog has MNIST.
-    )
-    augmentation: bool = (
-        True  # Flip, rotate and shift the training images as the blog does.
-    )
+    image_size: int | None = None
+    """Average the images to so many pixels a side. None: as they are."""
+    faithful_scaling: bool = False
+    """Scale bytes to 2x - 1, from -1 to 509, as the blog scales MNIST."""
+    augmentation: bool = True
+    """Flip, rotate and shift the training images as the blog does."""
 
     @classmethod
     def from_stored(cls, content: Mapping[str, Any]) -> "Configuration":

@@ -117,8 +117,7 @@ def expected_seconds(configuration: Configuration) -> float:
     available = IMAGE_SETS[configuration.dataset].train_images
     images = configuration.train_images or available - (configuration.held_out or 0)
     steps = -(-images // configuration.batch_size)  # rounded up
-    # What does not change the time of a step is made equal, so that it is measured
-    # once.
+    # Settings that don't change the time of a step are made equal: one measurement.
     plain = configuration.for_arm("weights")
     plain = replace(plain, epochs=1, lr=0, seed=0, held_out=None)
     return configuration.epochs * steps * step_seconds(plain)

@@ -41,6 +41,11 @@ def test_help_of_run_explains_arms_and_options(call):
         "mask: scores train",
         "mix: weights train under the frozen mask",
         "auto: cuda",
+        "digits come with scikit-learn",
+        "Images per step",
+        "Average the images",
+        "from -1 to 509",
+        "Flip, rotate and shift",
     ):
         assert words in text
     for field in Configuration.__dataclass_fields__:
