@@ -95,7 +95,7 @@ def adam(model: nn.Module, configuration: Configuration) -> Optimizer:
     Scores are a group of their own, with `score_lr` if there is one. A group's
     `initial_lr` is what its schedule starts from.
     """
-    has_scores = configuration.estimator is not None
+    has_scores = configuration.arm_definition.has_scores
     scores = set(masktorch.mask_parameters(model)) if has_scores else set()
     trainable = [p for p in model.parameters() if p.requires_grad]
     lr = configuration.first_lr
