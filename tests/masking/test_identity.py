@@ -88,7 +88,7 @@ def tied(tie):
     return model
 
 
-# -- what is tied --------------------------------------------------------------------------
+# -- what is tied ----------------------------------------------------------------------
 
 
 @each_tie
@@ -187,7 +187,7 @@ def test_a_load_that_unties_is_baked_right(rescale):
         assert torch.equal(model(tokens), expected)
 
 
-# -- what overlaps in another way ----------------------------------------------------------
+# -- what overlaps in another way ------------------------------------------------------
 
 
 def transposed(model):
@@ -362,7 +362,7 @@ def test_tied_meta_parameters_share_one_mask():
     model.to_empty(device="cpu")
 
 
-# -- masks elsewhere -----------------------------------------------------------------------
+# -- masks elsewhere -------------------------------------------------------------------
 
 
 def encoder_and_decoder(tie=same_object):
@@ -412,8 +412,10 @@ def list_of(layer):
 
 def test_loading_masks_onto_memory_under_a_learnable_mask_elsewhere(tmp_path):
     model, _ = encoder_and_decoder()
-    masktorch.save_masks(masktorch.set_masks(copy.deepcopy(model[1]), {"weight": CHECKS}),
-                         tmp_path / "masks")  # fmt: skip
+    plain = copy.deepcopy(model[1])
+    masktorch.save_masks(
+        masktorch.set_masks(plain, {"weight": CHECKS}), tmp_path / "masks"
+    )
     masktorch.wrap(model[0])
     with pytest.raises(ValueError, match="a learnable mask lies on the same memory"):
         masktorch.load_masks(model[1], tmp_path / "masks")
@@ -453,7 +455,7 @@ def test_fixed_masks_may_differ_for_modules_that_share_a_weight(tie):
 
 
 def test_a_shared_weight_under_equal_frozen_masks_is_baked():
-    """It changes nothing: W * m * m is W * m. A checkpoint loaded by assignment does this."""
+    """Harmless, since W * m * m is W * m; loading by assignment does this."""
     model, _ = encoder_and_decoder()
     masktorch.set_masks(model[0], {"weight": STRIPES})
     masktorch.set_masks(model[1], {"weight": STRIPES})

@@ -54,8 +54,10 @@ def test_ranked_estimators_compare_copy_and_pickle():
     assert repr(NOfM(1)) == "NOfM(n=1, m=4, absolute=True)"
     for estimator in RANKED:
         for other in (
-            eval(repr(estimator)), copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator))
-        ):  # fmt: skip
+            eval(repr(estimator)),
+            copy.deepcopy(estimator),
+            pickle.loads(pickle.dumps(estimator)),
+        ):
             assert other == estimator
             assert hash(other) == hash(estimator)
             assert torch.equal(
@@ -93,21 +95,64 @@ def test_ranked_estimators_compare_copy_and_pickle():
         (lambda: NOfM(2.0, 4), TypeError, "whole numbers, found n=2.0"),
         (lambda: NOfM("2", 4), TypeError, "whole numbers, found n='2', m=4"),
         (lambda: NOfM(1, True), TypeError, "whole numbers, found n=1, m=True"),
-        (lambda: TopK(absolute="no"), TypeError, "absolute to be True or False, found 'no'"),
+        (
+            lambda: TopK(absolute="no"),
+            TypeError,
+            "absolute to be True or False, found 'no'",
+        ),
         (lambda: NOfM(absolute=0), TypeError, "expected absolute to be True or False"),
-        (lambda: Concrete(hard=None), TypeError, "Concrete expected hard to be True or False"),
-        (lambda: functional.topk(SCORES, 0.5, absolute="no"), TypeError, "topk() expected absolute"),
-        (lambda: functional.n_of_m(SCORES, absolute=None), TypeError, "n_of_m() expected absolute"),
-        (lambda: functional.concrete(SCORES, hard=1), TypeError, "concrete() expected hard"),
-        (lambda: functional.topk(SCORES, 1.5), ValueError, "topk() expected a density in (0, 1]"),
-        (lambda: functional.topk(SCORES, 0.5, block=(4, None)), ValueError,
-         "blocks of (4, None) don't divide shape (6, 8): take others"),
-        (lambda: functional.topk(SCORES, 0.5, block=(None, 3)), ValueError, "(None, 3) don't divide"),
-        (lambda: functional.topk(SCORES[0], 0.5, block=(1, None)), ValueError, "divide shape (8,)"),
-        (lambda: functional.n_of_m(SCORES, 2, 3), ValueError, "shape (6, 8) is no multiple of 3"),
-        (lambda: functional.n_of_m(SCORES[0], 2, 4), ValueError, "shape (8,) is no multiple of 4"),
+        (
+            lambda: Concrete(hard=None),
+            TypeError,
+            "Concrete expected hard to be True or False",
+        ),
+        (
+            lambda: functional.topk(SCORES, 0.5, absolute="no"),
+            TypeError,
+            "topk() expected absolute",
+        ),
+        (
+            lambda: functional.n_of_m(SCORES, absolute=None),
+            TypeError,
+            "n_of_m() expected absolute",
+        ),
+        (
+            lambda: functional.concrete(SCORES, hard=1),
+            TypeError,
+            "concrete() expected hard",
+        ),
+        (
+            lambda: functional.topk(SCORES, 1.5),
+            ValueError,
+            "topk() expected a density in (0, 1]",
+        ),
+        (
+            lambda: functional.topk(SCORES, 0.5, block=(4, None)),
+            ValueError,
+            "blocks of (4, None) don't divide shape (6, 8): take others",
+        ),
+        (
+            lambda: functional.topk(SCORES, 0.5, block=(None, 3)),
+            ValueError,
+            "(None, 3) don't divide",
+        ),
+        (
+            lambda: functional.topk(SCORES[0], 0.5, block=(1, None)),
+            ValueError,
+            "divide shape (8,)",
+        ),
+        (
+            lambda: functional.n_of_m(SCORES, 2, 3),
+            ValueError,
+            "shape (6, 8) is no multiple of 3",
+        ),
+        (
+            lambda: functional.n_of_m(SCORES[0], 2, 4),
+            ValueError,
+            "shape (8,) is no multiple of 4",
+        ),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_are_refused(make, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         make()
