@@ -113,8 +113,11 @@ def test_every_count_over_special_values(dtype, layout, absolute, monkeypatch):
             assert mask.stride() == torch.empty_like(values).stride()
             again = largest(values, k, absolute=absolute)  # from the guess
             assert torch.equal(again, expected)
-            with monkeypatch.context() as elsewhere:  # as on accelerators
+            with monkeypatch.context() as elsewhere:
                 elsewhere.setattr(top_k, "is_unseen", lambda _: False)
+                # as on an accelerator, and as under a transform
+                assert torch.equal(largest(values, k, absolute=absolute), expected)
+                elsewhere.setattr(top_k, "is_plain", lambda _: False)
                 assert torch.equal(largest(values, k, absolute=absolute), expected)
 
 

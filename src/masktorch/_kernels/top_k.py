@@ -4,8 +4,8 @@ Order: NaN ranks above every number, -0.0 equals 0.0, ties go to the earlier ten
 to the lower row-major index. All ways to select give the same mask:
 
 - on a CPU one pass over the values, or a partition if they are few;
-- elsewhere, and under transforms, one `topk` of unique keys, without waiting for the
-  device; in float64 a stable sort.
+- on an accelerator one `topk` of unique keys, without waiting for the device;
+- under transforms, and in float64 on an accelerator, a stable sort.
 
 The *cut* is the largest value that is not kept. An entry is kept if it is above the cut; of
 the entries equal to the cut, its *ties*, the first ones are kept until there are k.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from masktorch._kernels import chunked
-from masktorch._kernels.chunked import is_unseen
+from masktorch._kernels.chunked import is_plain, is_unseen
 
 Values = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -86,8 +86,8 @@ def largest_of(
     else:
         parts = [values.flatten() for values in tensors]
         flat = torch.cat(parts) if len(parts) > 1 else parts[0]
-        by = _largest_by_sort if flat.dtype is torch.float64 else _largest_by_keys
-        mask = by(flat, k, absolute)
+        largest = _largest_by_keys if _may_have_keys(flat) else _largest_by_sort
+        mask = largest(flat, k, absolute)
     return _shaped_like(mask, tensors)
 
 
@@ -317,6 +317,16 @@ def _array(tensor: Tensor) -> Values:
 # Elsewhere
 
 
+def _may_have_keys(flat: Tensor) -> bool:
+    """Whether the bits of the values are at hand, and leave bits of a key for the place."""
+    return (
+        is_plain(flat)
+        and flat.dtype is not torch.float64
+        and not flat.is_neg()
+        and torch._C._get_tracing_state() is None  # TorchScript has no view of bits
+    )
+
+
 def _largest_by_keys(flat: Tensor, k: int, absolute: bool) -> Tensor:
     """Rank by unique 64-bit keys, which no device has to wait for.
 
@@ -342,7 +352,7 @@ def _largest_by_keys(flat: Tensor, k: int, absolute: bool) -> Tensor:
 
 
 def _largest_by_sort(flat: Tensor, k: int, absolute: bool) -> Tensor:
-    """Rank float64 by a stable sort: it leaves no bits of a key for the place."""
+    """Rank by a stable sort, which every transform and exporter knows."""
     flat = flat.abs() if absolute else flat
     flat = torch.where(flat == flat, flat + 0.0, math.nan)  # one NaN, one zero
     order = flat.argsort(descending=True, stable=True)
