@@ -1,4 +1,4 @@
-"""Everything is checked before anything changes: a call that raises leaves the model alone."""
+"""Everything is checked first: a call that raises leaves the model unchanged."""
 
 import pytest
 import torch

@@ -457,7 +457,7 @@ def kept_in_a_forward(model, index, x):
 
 @check
 def fsdp_never_rounds_float32_scores(folder):
-    """In bfloat16, and in float32 with mixed precision, forwards use the masks reported."""
+    """In bfloat16, and with mixed precision, forwards use the masks reported."""
     half = torch.bfloat16
     for dtype, policy in (
         (half, MixedPrecisionPolicy()),
