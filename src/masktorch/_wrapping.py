@@ -20,14 +20,8 @@ from masktorch._masking.lookup import (
     set_trains,
     warn_if_empty,
 )
-from masktorch._masking.mask import Mask
-from masktorch._masking.module_class import (
-    attach,
-    attached,
-    detach,
-    masked_class,
-    original_class,
-)
+from masktorch._masking.mask import Mask, attached
+from masktorch._masking.module_class import attach, detach, masked_class, original_class
 from masktorch._masking.names import enumerated
 from masktorch._masking.places import Place
 from masktorch._masking.scores import Init, initial_scores, undrawn_scores

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masktorch._masking.mask import Mask, deterministic, total
-from masktorch._masking.module_class import attached
+from masktorch._masking.mask import Mask, attached, deterministic, total
 from masktorch._masking.names import enumerated, is_pattern, matching
 from masktorch._masking.places import Place, places_of
 from masktorch._methods.protocol import Estimator
