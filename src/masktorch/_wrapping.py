@@ -12,6 +12,7 @@ from masktorch._masking.lookup import (
     Masked,
     Model,
     by_name,
+    check_can_change,
     check_estimator,
     check_is_estimator,
     check_not_distributed,
@@ -125,6 +126,9 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         model, "unwrap", "Unwrap DDP's .module, or a gathered copy of FSDP2's."
     )
     found = masked_tensors(model, "unwrap")
+    for mask, places in found:
+        if bake or mask.was_trainable:
+            check_can_change("unwrap", places)
     if bake:
         _bake(model, found)
     for mask, places in found:

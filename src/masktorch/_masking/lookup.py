@@ -3,7 +3,7 @@
 import inspect
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -259,6 +259,18 @@ def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
             f"{caller}() can't change a model that is distributed already: it found a "
             f"{type(module).__name__}, which has fixed what the parameters are. {instead}"
         )
+
+
+def check_can_change(caller: str, places: Iterable[Place]) -> None:
+    """Raise if PyTorch would refuse to write into a parameter or to let it train."""
+    if torch.is_inference_mode_enabled():
+        return
+    for place in places:
+        if place.parameter.is_inference():
+            raise ValueError(
+                f"{caller}() can't change {place.name!r}, which was created in inference "
+                "mode. Call it within torch.inference_mode(), or load the weights outside."
+            )
 
 
 # -- changes -------------------------------------------------------------------------------
