@@ -108,6 +108,34 @@ def test_equal_views_share_one_mask(tied, rescale):
 
 
 @each_tie
+def test_one_memory_is_counted_once(tied):
+    counted = masktorch.report(masktorch.wrap(tied))
+    assert (counted.size, counted.parameters, counted.share) == (16, 16, 1.0)
+
+
+@each_tie
+def test_the_tensor_under_the_mask_is_one(tied):
+    masktorch.wrap(tied)
+    mask = tied[0].parametrizations.weight
+    assert mask is tied[1].parametrizations.weight
+    assert mask.original is parameter(tied[0])
+
+
+@each_tie
+def test_mask_files_know_both_names(tied, tmp_path):
+    mask = torch.rand(4, 4) < 0.5
+    masktorch.save_masks(
+        masktorch.set_masks(tied, {"0.weight": mask}), tmp_path / "file"
+    )
+    for other_tie in (same_object, parameter_of_data):
+        other = two_layers()
+        other_tie(other)
+        masktorch.load_masks(other, tmp_path / "file", any_weights=True)
+        assert torch.equal(masktorch.masks(other)["0.weight"], mask)
+        assert len(masktorch.masks(other)) == 1
+
+
+@each_tie
 def test_a_target_is_masked_wherever_its_memory_lives(tied):
     masktorch.wrap(tied, targets=["1.weight"])
     assert list(masktorch.masks(tied)) == ["0.weight"]
