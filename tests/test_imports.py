@@ -23,6 +23,7 @@ FLOORS = [
         "_kernels/chunked",
         "_kernels/selecting",
         "_kernels/top_k",
+        "_kernels/top_k_rows",
         "_kernels/random",
         "_kernels/autograd",
     ],
@@ -39,6 +40,8 @@ FLOORS = [
     [
         "_methods/top_k",
         "_methods/n_of_m",
+        "_methods/concrete_n_of_m",
+        "_methods/blocks",
         "_methods/fixed",
     ],
     [
@@ -48,8 +51,6 @@ FLOORS = [
         "_masking/overrides",
         "_masking/forward_state",
         "_masking/mask",
-        "_masking/assigning",
-        "_masking/reading",
         "_masking/module_class",
         "_masking/places",
         "_masking/scores",

@@ -46,7 +46,8 @@ def readers(model):
 
 def learn_channels(model, density, data, epochs):
     """A plain model whose layers read a share of their inputs, and the weights that do so."""
-    masktorch.wrap(model, masktorch.TopK(density, block=(None, 1)), targets=readers(model))
+    inputs = masktorch.Blocks(masktorch.TopK(density), (None, 1))
+    masktorch.wrap(model, inputs, targets=readers(model))
     masktorch.freeze_weights(model, False)  # scores and weights together
     scores = set(masktorch.mask_parameters(model))
     groups = [

@@ -6,7 +6,9 @@ from masktorch._density import expected_density, set_density, set_estimator
 from masktorch._files.save_load import load_masks, read_masks, save_masks
 from masktorch._masks import masks, sample_masks, set_masks, using
 from masktorch._methods.bernoulli import Bernoulli
+from masktorch._methods.blocks import Blocks
 from masktorch._methods.concrete import Concrete
+from masktorch._methods.concrete_n_of_m import ConcreteNOfM
 from masktorch._methods.hard_concrete import HardConcrete
 from masktorch._methods.intermediate_sampling import IntermediateSampling
 from masktorch._methods.n_of_m import NOfM
@@ -27,9 +29,39 @@ from masktorch._wrapping import unwrap, wrap
 __version__ = "0.1.0"
 
 __all__ = [
-    "Bernoulli", "Concrete", "Estimator", "HardConcrete", "IntermediateSampling", "NOfM",
-    "Piggyback", "Report", "Threshold", "TopK", "budget", "expected_density", "freeze_mask",
-    "freeze_weights", "functional", "init", "keep_largest", "load_masks", "mask_parameters",
-    "masks", "match_checkpoint", "named_mask_parameters", "read_masks", "regrow", "report", "sample_masks", "save_masks",
-    "set_density", "set_estimator", "set_masks", "unwrap", "using", "wrap",
-]  # fmt: skip
+    "Bernoulli",
+    "Blocks",
+    "Concrete",
+    "ConcreteNOfM",
+    "Estimator",
+    "HardConcrete",
+    "IntermediateSampling",
+    "NOfM",
+    "Piggyback",
+    "Report",
+    "Threshold",
+    "TopK",
+    "budget",
+    "expected_density",
+    "freeze_mask",
+    "freeze_weights",
+    "functional",
+    "init",
+    "keep_largest",
+    "load_masks",
+    "mask_parameters",
+    "masks",
+    "match_checkpoint",
+    "named_mask_parameters",
+    "read_masks",
+    "regrow",
+    "report",
+    "sample_masks",
+    "save_masks",
+    "set_density",
+    "set_estimator",
+    "set_masks",
+    "unwrap",
+    "using",
+    "wrap",
+]

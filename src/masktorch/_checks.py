@@ -6,8 +6,6 @@ from collections.abc import Callable
 from math import inf
 from typing import Any
 
-Block = tuple[int | None, int | None]  # rows and columns; None is the whole dimension
-
 
 def check_number(
     caller: str,
@@ -66,25 +64,6 @@ def check_n_of_m(caller: str, n: Any, m: Any) -> None:
 def is_whole_number(value: Any) -> bool:
     """Whether `value` is an int; True and False are not."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def check_block(block: Any, shape: tuple[int, ...] = (0, 0)) -> None:
-    """Raises unless it is (rows, columns), at most one of them None, that tile the shape."""
-    pair = (
-        isinstance(block, tuple)
-        and [type(n) in (int, type(None)) for n in block] == [True] * 2
-    )
-    if not pair or block == (None, None) or any(n is not None and n < 1 for n in block):
-        raise (ValueError if pair else TypeError)(
-            "expected block to be (rows, columns), positive whole numbers or one None, such as "
-            f"(1, None) for output channels, found {block!r}."
-        )
-    if len(shape) < 2 or any(
-        size % (n or 1) for n, size in zip(block, shape, strict=False)
-    ):
-        raise ValueError(
-            f"blocks of {block} don't divide shape {shape}: take others, or none."
-        )
 
 
 def check_takes(expected: str, function: Callable[..., Any], arguments: int) -> None:

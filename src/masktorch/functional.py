@@ -12,6 +12,7 @@ with `G` the gradient of the product, the rule gets `g = G * weight` and the wei
 
 from masktorch._methods.bernoulli import bernoulli
 from masktorch._methods.concrete import concrete
+from masktorch._methods.concrete_n_of_m import concrete_n_of_m
 from masktorch._methods.hard_concrete import hard_concrete
 from masktorch._methods.intermediate_sampling import intermediate
 from masktorch._methods.n_of_m import n_of_m
@@ -22,6 +23,7 @@ from masktorch._methods.top_k import topk
 __all__ = [
     "bernoulli",
     "concrete",
+    "concrete_n_of_m",
     "hard_concrete",
     "intermediate",
     "n_of_m",

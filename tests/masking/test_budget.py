@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import masktorch
-from masktorch import NOfM, Threshold, TopK, budget, keep_largest
+from masktorch import Blocks, NOfM, Threshold, TopK, budget, keep_largest
 from tools.by_hand import first_of, kept_count, together
 from tools.models import kept_counts
 
@@ -28,14 +28,9 @@ def lenet():
 
 def conv4():
     return nn.Sequential(
-        nn.Conv2d(3, 64, 3),
-        nn.Conv2d(64, 64, 3),
-        nn.Conv2d(64, 128, 3),
-        nn.Conv2d(128, 128, 3),
-        nn.Linear(8192, 256),
-        nn.Linear(256, 256),
-        nn.Linear(256, 10),
-    )
+        nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 128, 3), nn.Conv2d(128, 128, 3),
+        nn.Linear(8192, 256), nn.Linear(256, 256), nn.Linear(256, 10),
+    )  # fmt: skip
 
 
 def small(estimator=None, sizes=((4, 3), (3, 2), (2, 5)), **options):
@@ -178,12 +173,9 @@ def test_erk_keeps_at_least_one_entry_of_each_tensor():
 def test_erk_is_in_proportion_up_to_rounding():
     model = small(sizes=((300, 200), (200, 100), (50, 400)))
     densities = budget.erk(model, 0.1)
-    raw = {
-        name: (a + b) / (a * b)
-        for name, (a, b) in zip(
-            densities, ((300, 200), (200, 100), (50, 400)), strict=True
-        )
-    }
+    raw = {name: (a + b) / (a * b) for name, (a, b) in zip(
+        densities, ((300, 200), (200, 100), (50, 400)), strict=True
+    )}  # fmt: skip
     ratios = [densities[name] / raw[name] for name in raw]
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
 
@@ -209,7 +201,7 @@ def test_arguments_that_are_refused(allocate):
         (small(NOfM(1, 1)), 0.5, ValueError, "a density, as TopK, found NOfM(n=1, m=1"),
         (nn.Linear(2, 2), 0.5, ValueError, f"{name} expected a wrapped model"),
         (
-            small(TopK(block=(1, None))),
+            small(Blocks(TopK(), (1, None))),
             0.5,
             ValueError,
             "has blocks in '0.weight' of shape (3, 4)",

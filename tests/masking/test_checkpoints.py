@@ -16,9 +16,8 @@ KEY = "0.parametrizations.weight._extra_state"
 
 
 def network(estimator=Threshold(), **options):
-    return masktorch.wrap(
-        nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), estimator, **options
-    )
+    return masktorch.wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
+                          estimator, **options)  # fmt: skip
 
 
 def mix(model):
@@ -72,8 +71,7 @@ def test_a_difference_is_warned_of_once(case, assign):
     assert len(caught) == 1
     assert str(caught[0].message) == (
         "load_state_dict(): The masks of '0.weight' and 1 more tensor were saved in "
-        f"another state. '0.weight' had {difference}. Loading changes scores and "
-        f"weights "
+        f"another state. '0.weight' had {difference}. Loading changes scores and weights "
         "only. Before it, to make them agree: "
         "masktorch.match_checkpoint(model, state_dict)."
     )

@@ -9,6 +9,7 @@ from torch import nn
 import masktorch
 from masktorch import (
     Bernoulli,
+    Blocks,
     NOfM,
     Threshold,
     TopK,
@@ -93,7 +94,7 @@ REFUSED_MAPPINGS = [
     ),
     (({"0.weight": 0.5},), {}, TypeError, "Found 0.5"),
     (({},), {}, ValueError, "found nothing to mask"),
-    ((TopK(block=(4, 4)),), {}, ValueError, "'0.weight'"),
+    ((Blocks(TopK(), (4, 4)),), {}, ValueError, "'0.weight'"),
     ((NOfM(2, 4),), {}, ValueError, "'0.weight'"),
 ]
 

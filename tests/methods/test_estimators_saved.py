@@ -1,4 +1,4 @@
-"""Estimators are plain values: they compare, hash, print, copy and pickle."""
+"""Estimators are plain values: they compare, hash, print, copy, pickle and load safely."""
 
 import copy
 import dataclasses

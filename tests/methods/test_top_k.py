@@ -10,15 +10,12 @@ from torch import nn
 import masktorch
 from masktorch import TopK, functional
 from masktorch._kernels import chunked
-from tools.by_hand import blocks_of, kept_count, n_of_m_by_hand, topk_by_hand
+from tools.by_hand import kept_count, n_of_m_by_hand, topk_by_hand
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 SHAPES = [(6, 8), (6, 8, 3), (6, 8, 2, 2)]
-
-
-BLOCKS = [(1, None), (None, 1), (2, 2), (3, 8), (1, 1), (6, None)]
 
 
 FUSED = pytest.mark.parametrize("fused", [False, True], ids=["mask", "product"])
@@ -71,35 +68,6 @@ def test_topk(fused, absolute, shape, density):
     np.testing.assert_array_equal(out, w * m)
     np.testing.assert_array_equal(for_scores, grad * w * (sign(s) if absolute else 1))
     np.testing.assert_array_equal(for_weight, grad * m)
-
-
-@FUSED
-@ABSOLUTE
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("block", BLOCKS)
-def test_topk_by_blocks(fused, absolute, shape, block):
-    s, w, grad = tensors(shape)
-    for density in (1e-9, 0.3, 0.5, 1.0):
-        out, for_scores, for_weight = run(
-            lambda s, density=density, **kw: functional.topk(
-                s, density, absolute=absolute, block=block, **kw
-            ), s, w, grad, fused,
-        )  # fmt: skip
-        m = topk_by_hand(s, density, absolute, block)
-        np.testing.assert_array_equal(out, w * m)
-        g, number = grad * w, blocks_of(shape, block)
-        mean = np.array([g[number == b].mean() for b in range(number.max() + 1)])[
-            number
-        ]
-        np.testing.assert_allclose(
-            for_scores, mean * (sign(s) if absolute else 1), rtol=1e-12
-        )
-        np.testing.assert_array_equal(for_weight, grad * m)
-
-
-def test_means_of_blocks_are_compared_in_double_precision():
-    scores = torch.tensor([[1.0, 0.0], [1.0, 2.0**-26]])
-    assert functional.topk(scores, 0.5, block=(1, None)).tolist() == [[0, 0], [1, 1]]
 
 
 @FUSED
@@ -175,7 +143,6 @@ LAYOUTS = {
 METHODS = {
     "topk": lambda s, **kw: functional.topk(s, 0.3, **kw),
     "signed": lambda s, **kw: functional.topk(s, 0.3, absolute=False, **kw),
-    "block": lambda s, **kw: functional.topk(s, 0.3, block=(2, None), **kw),
     "n of m": functional.n_of_m,
 }
 
@@ -214,8 +181,6 @@ def test_second_derivatives_match_the_closed_form(method):
     first = torch.autograd.grad(out, s, grad, create_graph=True)[0]
     (second,) = torch.autograd.grad(first.square().sum(), grad)
     g = grad.detach() * w.detach()
-    if method == "block":  # mean over two rows and all columns, twice
-        g = g.view(2, 16).mean(1, keepdim=True).expand(2, 16).reshape(4, 8)
     torch.testing.assert_close(second, 2 * g * w.detach())
 
 

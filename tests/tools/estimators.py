@@ -4,6 +4,7 @@ import pytest
 
 from masktorch import (
     Bernoulli,
+    Blocks,
     Concrete,
     HardConcrete,
     IntermediateSampling,
@@ -26,12 +27,12 @@ ELEMENTWISE = [
 RANKED = [
     TopK(0.4),
     TopK(0.4, absolute=False),
-    TopK(0.5, block=(2, None)),
-    TopK(0.3, block=(2, 2)),
     TopK(1.0),
     NOfM(),
     NOfM(1, 2, absolute=False),
 ]
+# The same with one score per block: fewer scores than entries.
+RANKED_BLOCKS = [Blocks(TopK(0.5), (2, None)), Blocks(TopK(0.3), (2, 2))]
 
 # Hardly ever 0 or 1, where a score gets no gradient: every score learns in each step.
 LEARNING_EVERYWHERE = [
@@ -44,6 +45,9 @@ each_learning_everywhere = pytest.mark.parametrize(
     "estimator", LEARNING_EVERYWHERE, ids=repr
 )
 each_ranked = pytest.mark.parametrize("estimator", RANKED, ids=repr)
+each_ranked_or_blocks = pytest.mark.parametrize(
+    "estimator", [*RANKED, *RANKED_BLOCKS], ids=repr
+)
 each_estimator = pytest.mark.parametrize("estimator", [*ELEMENTWISE, *RANKED], ids=repr)
 
 

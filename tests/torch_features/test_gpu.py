@@ -28,7 +28,7 @@ ESTIMATORS = [
     *ELEMENTWISE,
     masktorch.TopK(0.3),
     masktorch.TopK(0.3, absolute=False),
-    masktorch.TopK(0.5, block=(1, None)),
+    masktorch.Blocks(masktorch.TopK(0.5), (1, None)),
     masktorch.NOfM(2, 4),
 ]
 each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)

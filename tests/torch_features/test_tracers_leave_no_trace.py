@@ -1,4 +1,4 @@
-"""Tracing a wrapped model leaves it as it was, also when the tracer refuses it."""
+"""Tracing a wrapped model leaves it exactly as it was, also where the tracer refuses."""
 
 import contextlib
 import copy
@@ -40,7 +40,7 @@ TRACERS = {
 
 
 def described(model):
-    """Everything a tracer could change: values, flags, classes and ties."""
+    """All that could be left behind: values, kinds, flags, classes, and how they tie."""
     tensors = [*model.parameters(), *model.buffers()]
     return {
         "values": {name: value.clone() for name, value in model.state_dict().items()},

@@ -1,14 +1,19 @@
-"""The largest scores of every group (N:M sparsity)."""
+"""N:M sparsity: keep the n largest scores of every m consecutive inputs.
+
+Source: Mishra et al., "Accelerating Sparse Deep Neural Networks" (arXiv 2104.08378).
+"""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from masktorch._checks import check_flag, check_n_of_m
-from masktorch._kernels import chunked, selecting
+from masktorch._kernels import chunked
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.selecting import select
+from masktorch._kernels.top_k_rows import largest_of_groups
 from masktorch._methods.ranked import Ranked, straight_rule
 from masktorch._sharding import whole
 
@@ -16,20 +21,37 @@ from masktorch._sharding import whole
 def n_of_m(
     scores: Tensor,
     n: int = 2,
-    m: int = 4,
+    m: int | None = 4,
     *,
     absolute: bool = True,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """The largest scores of every group.
+    """Keep the largest scores of every group.
 
-    Forward `m = 1` at the `n` largest `|s|` (or `s` with `absolute=False`) of every `m`
-    consecutive entries along dimension 1, for each position of a kernel apart; all else as in
-    `topk`. `ValueError` where `m` does not divide that. Source: Mishra et al. (arXiv 2104.08378).
+    A group is `m` consecutive entries along dimension 1, at one position of a
+    convolution's kernel; with `m=None` all of them. Forward `m = 1` at the `n` largest
+    `|s|` of each group; backward `dL/ds = g * sign(s)` with `sign(0) = 1`. With
+    `absolute=False` the `n` largest `s`, and `dL/ds = g`. Ties go to the lower index; -0.0
+    equals 0.0; NaN ranks largest.
+
+    Args:
+        scores: floating point, two dimensions or more; `m` divides `scores.shape[1]`.
+        n: how many entries of a group to keep.
+        m: the length of a group.
+        absolute: compare magnitudes.
+        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+
+    Raises:
+        ValueError: unless `1 <= n <= m`, and `m` divides dimension 1.
+        TypeError: if `n` or `m` is not an int, or `absolute` not a bool.
+
+    Source: Mishra et al. (arXiv 2104.08378).
 
     Examples:
         >>> n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 1, 2)
         tensor([[1., 0., 1., 0.]])
+        >>> n_of_m(torch.tensor([[-3.0, 1.0, 2.0, 0.0]]), 3, None)
+        tensor([[1., 1., 1., 0.]])
     """
     check_flag("n_of_m()", "absolute", absolute)
     kept = keeps_n_of_m(scores, n, m, absolute=absolute)
@@ -37,38 +59,70 @@ def n_of_m(
 
 
 def keeps_n_of_m(
-    scores: Tensor, n: int = 2, m: int = 4, *, absolute: bool = True
+    scores: Tensor, n: int = 2, m: int | None = 4, *, absolute: bool = True
 ) -> Tensor:
-    """The mask of `n_of_m`, as a bool tensor shaped like `scores`."""
+    """Return the mask of `n_of_m`, bool, of the scores' shape."""
     check_n_of_m("n_of_m()", n, m)
-    if scores.dim() < 2 or scores.shape[1] % m:
-        raise ValueError(
-            f"dimension 1 of shape {tuple(scores.shape)} is no multiple of {m}."
-        )
+    length = group_length(tuple(scores.shape), n, m)
 
     def kept(scores: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling():
-            rows = max(1, chunked.CHUNK * len(scores) // max(1, scores.numel()))
-            if rows < len(scores):
-                return torch.cat([kept(part) for part in torch.split(scores, rows)])
-        groups = torch.unflatten(scores.abs() if absolute else scores, 1, (-1, m))
-        groups = groups.movedim(2, 0).contiguous()
-        number = groups == groups
-        lost = torch.zeros_like(groups, dtype=torch.uint8 if m < 2**8 else torch.int32)
-        for apart in range(1, m):  # each pair in a group: one of them loses
-            wins = (groups[apart:] <= groups[:-apart]).logical_not_()
-            wins = selecting.as_number(wins.logical_and_(number[:-apart]), lost.dtype)
-            lost[:-apart] += wins
-            lost[apart:] += 1 - wins
-        return (lost < n).movedim(0, 2).flatten(1, 2)
+        sizes = scores.abs() if absolute else scores
+        return largest_of_groups(grouped(sizes, length), n, dim=2).flatten(1, 2)
 
-    return whole(kept, scores.detach())
+    def kept_in_chunks(scores: Tensor) -> Tensor:
+        """Take as many rows at a time as fit into the cache."""
+        entries_per_row = max(1, scores.numel() // max(1, len(scores)))
+        rows = max(1, chunked.CHUNK // entries_per_row)
+        if torch.compiler.is_compiling() or rows >= len(scores):
+            return kept(scores)
+        return torch.cat([kept(part) for part in torch.split(scores, rows)])
+
+    return whole(kept_in_chunks, scores.detach())
+
+
+def group_length(shape: tuple[int, ...], n: int, m: int | None) -> int:
+    """Return how many entries of dimension 1 form a group, for tensors of this shape.
+
+    Raises:
+        ValueError: if dimension 1 does not consist of such groups.
+    """
+    leave_out = (
+        "Leave such tensors out: name the others in targets=[...] or in a mapping "
+        "{name: estimator}."
+    )
+    if len(shape) < 2:
+        raise ValueError(
+            f"shape {shape} has no dimension 1 to form groups. {leave_out}"
+        )
+    if m is None:
+        if n > shape[1]:
+            raise ValueError(
+                f"dimension 1 of shape {shape} has fewer than {n} entries. {leave_out}"
+            )
+        return shape[1]
+    if shape[1] % m:
+        raise ValueError(
+            f"dimension 1 of shape {shape} is no multiple of {m}. {leave_out}"
+        )
+    return m
+
+
+def grouped(tensor: Tensor, length: int) -> Tensor:
+    """View dimension 1 as (groups, entries): the entries of a group are dimension 2."""
+    return torch.unflatten(tensor, 1, (tensor.shape[1] // length, length))
 
 
 @dataclass(frozen=True)
 class NOfM(Ranked):
-    """The `n` largest scores of every `m` along dimension 1: `masktorch.functional.n_of_m`. Start
-    and training as for `TopK`. `ValueError` unless `1 <= n <= m`, `TypeError` for no numbers.
+    """Keep the `n` largest scores of every `m` consecutive inputs, such as 2:4.
+
+    The formula is `masktorch.functional.n_of_m`. Groups lie along dimension 1, at each
+    position of a convolution's kernel; `m=None` makes the whole dimension a group, so
+    that each row keeps `n` entries. Start and training as for `TopK`.
+
+    Raises:
+        ValueError: unless `1 <= n <= m`.
+        TypeError: if `n` or `m` is not an int, or `absolute` not a bool.
 
     Examples:
         >>> import torch
@@ -79,22 +133,28 @@ class NOfM(Ranked):
     __module__ = "masktorch"
 
     n: int = 2
-    m: int = 4
+    m: int | None = 4
     absolute: bool = field(default=True, kw_only=True)
 
+    @override
     def __post_init__(self) -> None:
         check_n_of_m("NOfM", self.n, self.m)
         check_flag("NOfM", "absolute", self.absolute)
 
+    @override
+    def init(self, weight: Tensor) -> Tensor:
+        group_length(tuple(weight.shape), self.n, self.m)
+        return super().init(weight)
+
+    @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
         return n_of_m(scores, self.n, self.m, absolute=self.absolute, weight=weight)
 
+    @override
     def mode(self, scores: Tensor) -> Tensor:
         return keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
 
-    def _rivals(self, tensor: Tensor) -> Tensor:
-        return (
-            torch.unflatten(tensor, 1, (-1, self.m))
-            .movedim(2, -1)
-            .reshape(-1, self.m, 1)
-        )
+    @override
+    def _groups(self, tensor: Tensor) -> Tensor:
+        length = group_length(tuple(tensor.shape), self.n, self.m)
+        return grouped(tensor, length).movedim(2, -1).reshape(-1, length)

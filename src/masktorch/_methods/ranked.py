@@ -1,112 +1,106 @@
-"""What the estimators that keep a fixed number share."""
+"""What the estimators that keep the largest scores of each group share."""
 
 import math
-from collections.abc import Callable
-from typing import ClassVar, cast
+from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from masktorch._checks import Block
 from masktorch._kernels.autograd import Rule
-from masktorch._kernels.chunked import Out, chunkwise, is_plain
-from masktorch._kernels.selecting import select
+from masktorch._kernels.chunked import Out, chunkwise
 from masktorch._methods.built_in import BuiltIn, wide, widened
+from masktorch._methods.piggyback import identity_rule
 from masktorch._sharding import whole
 
 
 class Ranked(BuiltIn):
-    """Of so many rivals a fixed number is kept, the largest."""
+    """Base class of the estimators that keep the largest scores of each group.
+
+    How many they keep does not depend on the scores. With `absolute`, magnitudes count.
+    """
 
     draws: ClassVar[bool] = False
     absolute: bool
-    _rivals: Callable[[Tensor], Tensor]  # as (groups, rivals, entries that go together)
 
+    @abstractmethod
+    def _groups(self, tensor: Tensor) -> Tensor:
+        """Lay a tensor out as (groups, entries that compete)."""
+
+    @override
     def init(self, weight: Tensor) -> Tensor:
-        bound = 1 / math.sqrt(max(math.prod(weight.shape[1:] or weight.shape), 1))
+        """Start Kaiming-uniform with a = sqrt(5), from torch's random stream."""
+        fan_in = max(math.prod(weight.shape[1:] or weight.shape), 1)
+        bound = 1 / math.sqrt(fan_in)
         scores = torch.empty_like(
             weight, dtype=widened(weight.dtype), requires_grad=False
         )
         return scores.uniform_(-bound, bound)
 
-    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
-        if is_plain(scores):
-            return self.product(scores.detach(), weight)
-        return select(
-            self.mode(scores), weight
-        )  # which forward mode can differentiate too
-
     def expected(self, scores: Tensor) -> Tensor:
-        return self(scores.detach())  # how many it keeps does not depend on them
+        return self(scores.detach())  # a constant: the count does not depend on them
 
+    @override
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """The scores, exchanged between those on the wrong sides; of equal ones then on both sides,
-        those kept are raised by a rounding step. A mask of another count stays unmet."""
-        return whole(self._exchanged, scores, mask)
+        return whole(self._scores_for, scores, mask)
 
-    def _exchanged(self, scores: Tensor, mask: Tensor) -> Tensor:
-        kept, now = (self._rivals(m).any(-1) for m in (mask, self.mode(scores)))
-        rising, falling = kept & ~now, now & ~kept
-        if not rising.any() or rising.sum() != falling.sum():
+    def _scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
+        """Swap scores between the entries to keep and those to mask, then break ties."""
+        keep, now = self._groups(mask), self._groups(self.mode(scores))
+        self._check_counts(keep, now)
+        if torch.equal(keep, now):
             return scores
-        values = self._rivals(scores).clone()
+        values = self._groups(scores).clone()
+        rising, falling = keep & ~now, now & ~keep
         values[rising], values[falling] = values[falling], values[rising]
-        sizes = (values.abs() if self.absolute else values).mean(
-            -1, dtype=torch.float64
+        self._break_ties(values, keep)
+        return self._ungroup(values, scores)
+
+    def _check_counts(self, keep: Tensor, now: Tensor) -> None:
+        """Raise unless a mask keeps as many entries of each group as this estimator."""
+        wanted, kept = keep.sum(1), now.sum(1)
+        if torch.equal(wanted, kept):
+            return
+        group = int((wanted != kept).nonzero()[0])
+        raise ValueError(
+            f"{self!r} keeps {int(kept[group])} of {keep.shape[1]} entries, the mask "
+            f"{int(wanted[group])}. Call masktorch.set_density or "
+            "masktorch.set_estimator first."
         )
-        tied = kept & (
-            sizes <= sizes.masked_fill(kept, -math.inf).amax(1, keepdim=True)
-        )
-        low, limits = values[tied], torch.finfo(scores.dtype)
+
+    def _break_ties(self, values: Tensor, keep: Tensor) -> None:
+        """Raise the kept values that do not exceed every masked one by a rounding step,
+        in place."""
+        sizes = values.abs() if self.absolute else values
+        largest_masked = sizes.masked_fill(keep, -math.inf).amax(1, keepdim=True)
+        tied = keep & (sizes <= largest_masked)
+        low, limits = values[tied], torch.finfo(values.dtype)
         step = (low.abs() * limits.eps).clamp(min=limits.tiny)
-        values[tied] = torch.where((low < 0) & self.absolute, low - step, low + step)
-        index = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
-        flat = scores.new_empty(scores.numel())
-        flat[self._rivals(index).flatten()] = (
-            values.flatten()
-        )  # put_ is not deterministic
-        return torch.empty_like(scores).copy_(flat.view(scores.shape))
+        away_from_zero = torch.where(low < 0, low - step, low + step)
+        values[tied] = away_from_zero if self.absolute else low + step
+
+    def _ungroup(self, values: Tensor, like: Tensor) -> Tensor:
+        """Undo `_groups`, in the layout of `like`."""
+        index = torch.arange(like.numel(), device=like.device).view(like.shape)
+        flat = like.new_empty(like.numel())
+        flat[self._groups(index).flatten()] = values.flatten()
+        return torch.empty_like(like).copy_(flat.view(like.shape))
 
 
-def straight_rule(absolute: bool, block: Block | None = None) -> Rule:
-    """`g`, or `g * sign(s)` with `sign(0) = 1`; by blocks with the mean of `g`."""
-
-    @chunkwise
-    def rule(
-        scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
-    ) -> Tensor:
-        g = torch.mul(wide(grad, scores), weight, out=out)
-        if absolute:
-            g.mul_(scores.detach().sign().add_(0.5).sign_())
-        return g.to(scores.dtype)
-
-    def by_blocks(scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor) -> Tensor:
-        g = wide(grad, scores) * weight
-        mean = by_means(g, cast(Block, block), lambda means: means.to(scores.dtype))
-        return rule(scores, scores.new_ones(()), read, mean)
-
-    return rule if block is None else by_blocks
+def straight_rule(absolute: bool) -> Rule:
+    """The gradient of edge-popup, or of movement pruning."""
+    return magnitude_rule if absolute else identity_rule
 
 
-def tiled(tensor: Tensor, block: Block) -> Tensor:
-    """A view by blocks: (blocks down, blocks across, rows, columns, kernel positions)."""
-    rows, columns = (
-        length or size or 1 for length, size in zip(block, tensor.shape, strict=False)
-    )
-    down, across = tensor.shape[0] // rows, tensor.shape[1] // columns
-    return tensor.view(down, rows, across, columns, *tensor.shape[2:]).transpose(1, 2)
-
-
-def by_means(
-    tensor: Tensor, block: Block, function: Callable[[Tensor], Tensor]
+@chunkwise
+def magnitude_rule(
+    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
 ) -> Tensor:
-    """A function of the means of blocks, on all entries of each."""
-    tiles = tiled(tensor, block)
-    means = tiles.mean(tuple(range(2, tiles.dim())), keepdim=True)
-    return (
-        function(means)
-        .expand(tiles.shape)
-        .transpose(1, 2)
-        .reshape(tensor.shape)
-        .contiguous()
-    )
+    """`dL/ds = g * sign(s)`, with `g = grad * weight` and `sign(0) = 1`.
+
+    `g` is the gradient of `|s|`. With PyTorch's `sign(0) = 0` a score of 0 would be dead.
+    """
+    g = torch.mul(wide(grad, scores), weight, out=out)
+    sign = scores.detach().sign().add_(0.5).sign_()
+    return g.mul_(sign).to(scores.dtype)

@@ -1,17 +1,23 @@
-"""The largest scores of a tensor (edge-popup, movement pruning)."""
+"""Keep a fixed share of each tensor: its largest scores.
+
+Sources: edge-popup, Ramanujan et al., "What's Hidden in a Randomly Weighted Neural
+Network?" (arXiv 1911.13299); with `absolute=False`, movement pruning, Sanh et al.
+(arXiv 2005.07683).
+"""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from masktorch._checks import Block, check_block, check_density, check_flag
+from masktorch._checks import check_density, check_flag
 from masktorch._kernels import top_k
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.selecting import select
 from masktorch._kernels.top_k import count
-from masktorch._methods.ranked import Ranked, by_means, straight_rule, tiled
+from masktorch._methods.ranked import Ranked, straight_rule
 from masktorch._sharding import whole
 
 
@@ -20,21 +26,26 @@ def topk(
     density: float | Tensor,
     *,
     absolute: bool = True,
-    block: Block | None = None,
     weight: Tensor | None = None,
 ) -> Tensor:
-    """The largest scores.
+    """Keep the largest scores.
 
-    Forward `m = 1` at the `k = max(1, floor(density * n + 1/2))` largest `|s|` of the `n` entries,
-    or the largest `s` with `absolute=False`; backward `dL/ds = g * sign(s)` with `sign(0) = 1`, or
-    `g`. Among equal scores the lower row-major index stays, -0.0 equals 0.0, and one that is not a
-    number counts as the largest. `block=(rows, columns)` tiles the first two dimensions, kernel
-    positions go together, None is the whole dimension: the `k` of the `n` blocks with the largest
-    mean `|s|` (or `s`) are kept, and `g` becomes its mean over the block.
+    Forward `m = 1` at the `k = max(1, floor(density * n + 1/2))` largest `|s|` of the `n`
+    entries; backward `dL/ds = g * sign(s)` with `sign(0) = 1`. With `absolute=False` the
+    `k` largest `s`, and `dL/ds = g`. Ties go to the lower row-major index; -0.0 equals
+    0.0; NaN ranks largest.
 
-    `ValueError` unless `density` lies in (0, 1] (a 0-d tensor is taken as it is) and blocks divide
-    the shape. Sources: edge-popup, Ramanujan et al. (arXiv 1911.13299); with `absolute=False`
-    movement pruning, Sanh et al. (arXiv 2005.07683).
+    Args:
+        scores: floating point, any shape.
+        density: the share to keep; a 0-d float64 tensor is taken without a check.
+        absolute: compare magnitudes.
+        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+
+    Raises:
+        ValueError: if `density` is not in (0, 1].
+        TypeError: if `density` is not a number or `absolute` not a bool.
+
+    Sources: arXiv 1911.13299; with `absolute=False`, arXiv 2005.07683.
 
     Examples:
         >>> topk(torch.tensor([-3.0, 1.0, 2.0, 0.0]), 0.5)
@@ -43,46 +54,42 @@ def topk(
     check_flag("topk()", "absolute", absolute)
     if not isinstance(density, Tensor):
         check_density(density, "topk()")
-    kept = keeps_largest(scores, density, absolute=absolute, block=block)
-    return masked(scores, weight, kept, select, straight_rule(absolute, block))
+    kept = keeps_largest(scores, density, absolute=absolute)
+    return masked(scores, weight, kept, select, straight_rule(absolute))
 
 
 def keeps_largest(
-    scores: Tensor,
-    density: float | Tensor,
-    *,
-    absolute: bool = True,
-    block: Block | None = None,
+    scores: Tensor, density: float | Tensor, *, absolute: bool = True
 ) -> Tensor:
-    """The mask of `topk`, as a bool tensor shaped like `scores`."""
-    if block is not None:
-        check_block(block, tuple(scores.shape))
-
-    def kept(scores: Tensor) -> Tensor:
-        if block is None:
-            return _largest(scores, density, absolute)
-        sizes = scores.abs() if absolute else scores
-        return by_means(
-            sizes.double(), block, lambda means: _largest(means, density, False)
-        )
-
-    return whole(kept, scores.detach())
+    """Return the mask of `topk`, bool, of the scores' shape."""
+    return whole(lambda s: _largest(s, density, absolute), scores.detach())
 
 
 def _largest(values: Tensor, density: float | Tensor, absolute: bool) -> Tensor:
-    """To compiled code one operation on a tensor: another density is no other graph."""
-    if torch.compiler.is_compiling():
-        number = density * torch.ones((), dtype=torch.float64, device="cpu")
-        return cast(Tensor, _operation(values, number, absolute))
-    k = count(float(density), values.numel())
+    """Select now, or add one operation to a graph.
+
+    To a compiler the density is a tensor, so that another density is not another graph.
+    """
+    if not torch.compiler.is_compiling():
+        return _select(values, float(density), absolute)
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "ONNX has no operator for the largest entries by their count. Export "
+            "masktorch.unwrap(copy.deepcopy(model)), which has the same output."
+        )
+    number = density * torch.ones((), dtype=torch.float64, device="cpu")
+    return cast(Tensor, _operation(values, number, absolute))
+
+
+def _select(values: Tensor, density: float, absolute: bool) -> Tensor:
+    k = count(density, values.numel())
     return top_k.largest_of([values], k, absolute=absolute)[0]
 
 
 @torch.library.custom_op("masktorch::largest", mutates_args=())
 def _operation(values: Tensor, density: Tensor, absolute: bool) -> Tensor:
-    return torch.empty_like(values, dtype=torch.bool).copy_(
-        _largest(values, density, absolute)
-    )
+    kept = torch.empty_like(values, dtype=torch.bool)
+    return kept.copy_(_select(values, float(density), absolute))
 
 
 @_operation.register_fake
@@ -92,12 +99,17 @@ def _(values: Tensor, density: Tensor, absolute: bool) -> Tensor:
 
 @dataclass(frozen=True)
 class TopK(Ranked):
-    """The largest scores, exactly as many as the density says: `masktorch.functional.topk`.
+    """Keep the largest scores of each tensor, exactly as many as the density says.
 
-    `block=(1, None)` keeps output channels, `(None, 1)` input channels. Scores start
-    Kaiming-uniform (a = sqrt(5), from torch's random stream). Usual training: SGD, learning rate
-    0.1, momentum 0.9, cosine schedule, on weights from `masktorch.init.signed_constant_`.
-    `ValueError` for a density outside (0, 1] or block lengths below 1, `TypeError` for no numbers.
+    The formula is `masktorch.functional.topk`: edge-popup, or with `absolute=False`
+    movement pruning. For whole channels or tiles see `masktorch.Blocks`. Scores start
+    Kaiming-uniform (a = sqrt(5), from torch's random stream). Usual training: SGD,
+    learning rate 0.1, momentum 0.9, cosine schedule, on weights from
+    `masktorch.init.signed_constant_`.
+
+    Raises:
+        ValueError: if `density` is not in (0, 1].
+        TypeError: if `density` is not a number or `absolute` not a bool.
 
     Examples:
         >>> import torch
@@ -109,37 +121,33 @@ class TopK(Ranked):
 
     density: float = 0.5
     absolute: bool = field(default=True, kw_only=True)
-    block: Block | None = field(default=None, kw_only=True)
     # The density as an input of compiled code; derived, so no part of the value.
     _number: ClassVar[Tensor]
 
+    @override
     def __post_init__(self) -> None:
         check_density(self.density, "TopK")
         check_flag("TopK", "absolute", self.absolute)
-        if self.block is not None:
-            check_block(self.block)
-        object.__setattr__(self, "density", float(self.density))
         number = torch.tensor(self.density, dtype=torch.float64, device="cpu")
+        object.__setattr__(self, "density", float(self.density))
         object.__setattr__(self, "_number", number)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: value for k, value in self.__dict__.items() if k != "_number"}
 
+    @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return topk(
-            scores,
-            self._number,
-            absolute=self.absolute,
-            block=self.block,
-            weight=weight,
-        )
+        return topk(scores, self._share(), absolute=self.absolute, weight=weight)
 
+    @override
     def mode(self, scores: Tensor) -> Tensor:
-        return keeps_largest(
-            scores, self._number, absolute=self.absolute, block=self.block
-        )
+        return keeps_largest(scores, self._share(), absolute=self.absolute)
 
-    def _rivals(self, tensor: Tensor) -> Tensor:
-        if self.block is None:
-            return tensor.reshape(1, -1, 1)
-        return tiled(tensor, self.block).flatten(2).flatten(0, 1)[None]
+    def _share(self) -> float | Tensor:
+        """The density, as an input of what Dynamo compiles."""
+        dynamo = torch.compiler.is_dynamo_compiling()
+        return self._number if dynamo else self.density
+
+    @override
+    def _groups(self, tensor: Tensor) -> Tensor:
+        return tensor.reshape(1, -1)
