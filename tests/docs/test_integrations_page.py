@@ -1,4 +1,4 @@
-"""The programs of docs/integrations.md run."""
+"""The programs of the pages on other libraries run."""
 
 import re
 from pathlib import Path
@@ -26,9 +26,10 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
-def test_the_programs_of_the_page_run(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["huggingface", "lightning", "peft"])
+def test_the_programs_of_the_page_run(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = ROOT / "docs" / "integrations.md"
+    page = ROOT / "docs" / f"{name}.md"
     text, namespace = page.read_text(), {"__name__": "page"}
     for block in BLOCK.finditer(text):
         lines_before = text.count("\n", 0, block.start(1))
