@@ -117,7 +117,7 @@ def test_numbers_on_the_home_page_match_the_results(committed_results):
     assert (
         f"[at {mean(row['accuracy'] for row in tuned):.1%}]".replace("%", " %") in text
     )
-    assert f"**{cost:.2f}** of the time" in text
+    assert f"**{cost:.2f}** times a plain training step" in text
 
 
 def steps(model, optimiser, n=30):

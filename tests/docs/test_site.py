@@ -84,7 +84,7 @@ def test_pages_load_nothing_from_another_host(site_folder):
         ("edge-popup", "estimators/"),
         ("lottery ticket", "recipes/tickets/"),
         ("density", "density/"),
-        ("resume", "phases/"),
+        ("resume", "saving/"),
         ("set_density", "reference/"),
     ],
 )
