@@ -33,8 +33,10 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
         exec(compile("\n" * lines_before + code, str(page), "exec"), namespace)
 
 
-def test_the_readme_prints_what_it_says(capsys):
-    text = (ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_a_page_prints_what_it_says(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / page).read_text()
     exec("".join(block[2] for block in BLOCK.finditer(text)), {"__name__": "page"})
     (shown,) = re.findall(r"^```text\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert capsys.readouterr().out == shown

@@ -121,7 +121,7 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
         def register_parameter(self, name: str, param: Any) -> None:
             """Refuse `parallelize_module` before it changes the first parameter: it would
             go on to the scores and fail there."""
-            if is_sharded(param) and attached(self):
+            if name in names and is_sharded(param) and attached(self):
                 raise ValueError(
                     f"cannot shard {name!r} of a {original.__name__} with masks. Call "
                     "parallelize_module before masktorch.wrap, or after masktorch.unwrap."
