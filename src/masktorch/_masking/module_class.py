@@ -115,13 +115,15 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             """`layer.weight = tensor` assigns the tensor under the mask."""
             if name in names and name in attached(self):
                 _assign(self, name, value)
+            elif is_sharded(value) and name in self._parameters:  # by fully_shard
+                original.register_parameter(self, name, value)
             else:
                 original.__setattr__(self, name, value)
 
         def register_parameter(self, name: str, param: Any) -> None:
             """Refuse `parallelize_module` before it changes the first parameter: it would
             go on to the scores and fail there."""
-            if name in names and is_sharded(param) and attached(self):
+            if is_sharded(param) and attached(self):
                 raise ValueError(
                     f"cannot shard {name!r} of a {original.__name__} with masks. Call "
                     "parallelize_module before masktorch.wrap, or after masktorch.unwrap."
