@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from masktorch._kernels import chunked
+from masktorch._kernels import chunked, random, top_k
 from tools.models import Small
 
 
@@ -44,6 +44,8 @@ def dynamo():
 
 @pytest.fixture(params=["whole", "chunks"])
 def size(request, monkeypatch):
-    """Kernels compute a tensor in one go, or a few entries at a time."""
+    """Kernels compute a tensor as they do small ones, or as large ones: in chunks."""
     if request.param == "chunks":
         monkeypatch.setattr(chunked, "CHUNK", 6)
+        monkeypatch.setattr(random, "SMALL", 0)
+        monkeypatch.setattr(top_k, "FEW", 0)

@@ -51,6 +51,8 @@ FLOORS = [
         "_masking/overrides",
         "_masking/forward_state",
         "_masking/mask",
+        "_masking/assigning",
+        "_masking/reading",
         "_masking/module_class",
         "_masking/places",
         "_masking/scores",

@@ -22,14 +22,8 @@ from masktorch._masking.lookup import (
     find_masks,
     set_trains,
 )
-from masktorch._masking.mask import Mask, deterministic
-from masktorch._masking.module_class import (
-    attach,
-    attached,
-    detach,
-    masked_class,
-    original_class,
-)
+from masktorch._masking.mask import Mask, attached, deterministic
+from masktorch._masking.module_class import attach, detach, masked_class, original_class
 from masktorch._masking.places import Place, places_of
 from masktorch._masking.scores import scores_dtype
 from masktorch._masking.targets import plan, refuse_learnable_masks_elsewhere

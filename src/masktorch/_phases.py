@@ -8,6 +8,7 @@ from masktorch._checks import check_flag
 from masktorch._masking.identity import identity
 from masktorch._masking.lookup import (
     Model,
+    check_can_change,
     masked_tensors,
     set_trains,
     warn_if_empty,
@@ -80,9 +81,11 @@ def freeze_weights(model: Model, frozen: bool = True) -> Model:
     check_flag("freeze_weights()", "frozen", frozen)
     found = masked_tensors(model, "freeze_weights")
     masked = {identity(place.parameter) for _, places in found for place in places}
-    for place in places_of(model):
-        if identity(place.parameter) in masked:
-            set_trains(place.parameter, not frozen)
+    reached = [p for p in places_of(model) if identity(p.parameter) in masked]
+    if not frozen:
+        check_can_change("freeze_weights", reached)
+    for place in reached:
+        set_trains(place.parameter, not frozen)
     return model
 
 

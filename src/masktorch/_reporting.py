@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from masktorch._masking.identity import identity
 from masktorch._masking.lookup import Masked, masked_tensors
 from masktorch._masking.mask import total
 
@@ -74,8 +75,9 @@ def report(model: nn.Module) -> Report:
     found = masked_tensors(model, "report")
     rows = _rows(found)
     counts = _counts(sum(row.size for row in rows), sum(row.kept for row in rows))
-    scores = {id(mask.scores) for mask, _ in found}
-    parameters = sum(p.numel() for p in model.parameters() if id(p) not in scores)
+    scores = {identity(mask.scores) for mask, _ in found}
+    sizes = {identity(p): p.numel() for p in model.parameters()}  # tied weights once
+    parameters = sum(size for key, size in sizes.items() if key not in scores)
     share = counts.size / max(parameters, 1)
     return Report(tuple(rows), *counts, parameters=parameters, share=share)
 

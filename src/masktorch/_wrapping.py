@@ -12,6 +12,7 @@ from masktorch._masking.lookup import (
     Masked,
     Model,
     by_name,
+    check_can_change,
     check_estimator,
     check_is_estimator,
     check_not_distributed,
@@ -20,14 +21,8 @@ from masktorch._masking.lookup import (
     set_trains,
     warn_if_empty,
 )
-from masktorch._masking.mask import Mask
-from masktorch._masking.module_class import (
-    attach,
-    attached,
-    detach,
-    masked_class,
-    original_class,
-)
+from masktorch._masking.mask import Mask, attached
+from masktorch._masking.module_class import attach, detach, masked_class, original_class
 from masktorch._masking.names import enumerated
 from masktorch._masking.places import Place
 from masktorch._masking.scores import Init, initial_scores, undrawn_scores
@@ -131,6 +126,9 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         model, "unwrap", "Unwrap DDP's .module, or a gathered copy of FSDP2's."
     )
     found = masked_tensors(model, "unwrap")
+    for mask, places in found:
+        if bake or mask.was_trainable:
+            check_can_change("unwrap", places)
     if bake:
         _bake(model, found)
     for mask, places in found:

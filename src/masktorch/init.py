@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from masktorch._checks import check_density
-from masktorch._masking.module_class import was_computed
+from masktorch._masking.assigning import was_computed
 
 __all__ = ["signed_constant_"]
 

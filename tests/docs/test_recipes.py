@@ -146,8 +146,13 @@ def test_tickets(data, tmp_path):
         "4",
     )
     assert [row["arm"] for row in rows] == [
-        "dense", "ticket", "ticket", "random mask", "supermask", "supermask, then weights",
-    ]  # fmt: skip
+        "dense",
+        "ticket",
+        "ticket",
+        "random mask",
+        "supermask",
+        "supermask, then weights",
+    ]
     assert [row["density"] for row in rows] == [1, 0.8, *[0.64] * 4]
     assert all(row["accuracy"] > 0.5 for row in rows)
 
@@ -260,7 +265,9 @@ def test_a_channel_that_a_norm_reads_is_kept():
         nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 3)
     )
     masktorch.wrap(
-        model, masktorch.Blocks(masktorch.TopK(0.5), (None, 1)), targets=program.readers(model)
+        model,
+        masktorch.Blocks(masktorch.TopK(0.5), (None, 1)),
+        targets=program.readers(model),
     )
     with pytest.raises(AssertionError, match="not close"):
         program.without_unread_channels(masktorch.unwrap(model), torch.randn(4, 8))
@@ -325,7 +332,7 @@ def test_masks_of_hidden_networks(kept, task):
 
 @pytest.mark.parametrize("tile", [1, 3, 4])
 def test_masks_of_supermask_linear(tile):
-    """Its rule: keep tiles from the nearest percentile up, cut to the weight's shape."""
+    """Its rule: keep tiles from the nearest percentile up, cut to the weight."""
     program = importlib.import_module("elsewhere")
     weight, bias = torch.randn(7, 10), torch.randn(7)
     tiles = (-(-7 // tile), -(-10 // tile))

@@ -25,11 +25,12 @@ if (document.documentElement.scrollWidth > width) {
 }
 for (const image of document.images) {
   if (!image.complete || !image.naturalWidth) faults.push("missing: " + image.src)
-  if (!image.alt && image.closest("article")) faults.push("no alternative: " + image.src)
+  if (!image.alt && image.closest("article"))
+    faults.push("no alternative: " + image.src)
 }
-if (/\\$|\\\\[a-z]+/.test([...document.querySelectorAll("article p, article td, article li")]
-    .map(element => [...element.childNodes].filter(n => n.nodeType == 3).map(n => n.data)).join()))
-  faults.push("a formula that is not one")
+const prose = [...document.querySelectorAll("article p, article td, article li")]
+  .map(element => [...element.childNodes].filter(n => n.nodeType == 3).map(n => n.data))
+if (/\\$|\\\\[a-z]+/.test(prose.join())) faults.push("a formula that is not one")
 for (const example of document.querySelectorAll(".home pre > code"))
   if (example.scrollWidth > example.clientWidth) faults.push("the example scrolls")
 return faults
@@ -94,7 +95,8 @@ def test_search_finds(site, words, page):
         window.open(f"{address}?q={words.replace(' ', '+')}")
         for _ in range(50):
             links = window.run(
-                "return [...document.querySelectorAll('.md-search-result__link')].map(a => a.href)"
+                "return [...document.querySelectorAll('.md-search-result__link')]"
+                ".map(a => a.href)"
             )
             if links:
                 break

@@ -65,49 +65,117 @@ UNREADABLE = [
     (lambda b: b"\x93NUMPY" * 99, "found 594 bytes that are none (BadZipFile: "),
     (lambda b: b[: len(b) // 2], "bytes that are none (BadZipFile: "),
     (lambda b: b[:-1], "bytes that are none (BadZipFile: "),
-    (checkpoint, "bytes that are none (KeyError: \"There is no item named 'header.npy'"),
+    (
+        checkpoint,
+        "bytes that are none (KeyError: \"There is no item named 'header.npy'",
+    ),
     (other_npz, "There is no item named 'header.npy'"),
-    (lambda b: rewritten(b, {"masks": "weights"}), "There is no item named 'masks.npy'"),
+    (
+        lambda b: rewritten(b, {"masks": "weights"}),
+        "There is no item named 'masks.npy'",
+    ),
     (lambda b: rewritten(b, {"digest": None}), "There is no item named 'digest.npy'"),
     (lambda b: rewritten(b, {"masks": "header", "header": "masks"}), "JSONDecodeError"),
-    (lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}), "another format, or a digest "
-     "that is not that of its contents"),
+    (
+        lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}),
+        "another format, or a digest that is not that of its contents",
+    ),
     (lambda b: rewritten(b, header=lambda h: b"{"), "JSONDecodeError"),
     (lambda b: rewritten(b, header=lambda h: b"[" * 100_000), "RecursionError"),
-    (lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"), "TypeError: list indices"),
-    (lambda b: rewritten(b, header=header(lambda h: h.pop("format"))), "KeyError: 'format'"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))), "another format"),
-    (lambda b: rewritten(b, header=header(lambda h: h.pop("version"))), "KeyError: 'version'"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))), "TypeError: '>' not"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(version=0))), "KeyError: 0"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(masktorch="9")), redigest=False),
-     "a digest that is not that of its contents"),
-    (lambda b: rewritten(b, redigest=False, header=row("kept", 12)), "a digest that is not"),
-    (lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]), "a digest that is not"),
-    (lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"), "a digest that is"),
-    (lambda b: rewritten(b, masks=lambda m: m + b"\0"), "a header of other masks, or with a name"),
-    (lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))), "KeyError: 'tensors'"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))), "TypeError: 'int' obj"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))),
-     "a header of other masks, or with a name twice"),
+    (
+        lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"),
+        "TypeError: list indices",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.pop("format"))),
+        "KeyError: 'format'",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))),
+        "another format",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.pop("version"))),
+        "KeyError: 'version'",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))),
+        "TypeError: '>' not",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(version=0))),
+        "KeyError: 0",
+    ),
+    (
+        lambda b: rewritten(
+            b, header=header(lambda h: h.update(masktorch="9")), redigest=False
+        ),
+        "a digest that is not that of its contents",
+    ),
+    (
+        lambda b: rewritten(b, redigest=False, header=row("kept", 12)),
+        "a digest that is not",
+    ),
+    (
+        lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]),
+        "a digest that is not",
+    ),
+    (
+        lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"),
+        "a digest that is",
+    ),
+    (
+        lambda b: rewritten(b, masks=lambda m: m + b"\0"),
+        "a header of other masks, or with a name",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))),
+        "KeyError: 'tensors'",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))),
+        "TypeError: 'int' obj",
+    ),
+    (
+        lambda b: rewritten(
+            b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))
+        ),
+        "a header of other masks, or with a name twice",
+    ),
     (lambda b: rewritten(b, header=row("name", 3)), "a name twice or of another kind"),
     (lambda b: rewritten(b, header=row("tied", ["head.bias"])), "a name twice"),
     (lambda b: rewritten(b, header=row("sparsity", 0.5)), "argument 'sparsity'"),
-    (lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].clear())), "'kept'"),
-    (lambda b: rewritten(b, header=row("kept", True)), "a field of the wrong kind "
-     "in its header for tensor 2"),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].clear())),
+        "'kept'",
+    ),
+    (
+        lambda b: rewritten(b, header=row("kept", True)),
+        "a field of the wrong kind in its header for tensor 2",
+    ),
     (lambda b: rewritten(b, header=row("shape", [4, 3, 3, 3.0])), "of the wrong kind"),
     (lambda b: rewritten(b, header=row("shape", [-4, 3, -3, 3])), "of the wrong kind"),
     (lambda b: rewritten(b, header=row("bytes", -1)), "of the wrong kind"),
-    (lambda b: rewritten(b, header=row("kept", 50)), "the mask of 'conv.weight' is damaged: a code "
-     "not of a mask with 50 of 108 entries kept, by 'bits'"),
+    (
+        lambda b: rewritten(b, header=row("kept", 50)),
+        "the mask of 'conv.weight' is damaged: a code "
+        "not of a mask with 50 of 108 entries kept, by 'bits'",
+    ),
     (lambda b: rewritten(b, header=row("kept", 109)), "with 109 of 108 entries kept"),
-    (lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)), "the mask of 'scale' is damaged: a "
-     "code not of a mask with "),
+    (
+        lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)),
+        "the mask of 'scale' is damaged: a code not of a mask with ",
+    ),
     (lambda b: zipped(header=b"", masks=b"", digest=b""), "JSONDecodeError"),
-    (lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""), "UnicodeDecodeError"),
-    (lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""), "JSONDecodeError"),
-]  # fmt: skip
+    (
+        lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""),
+        "UnicodeDecodeError",
+    ),
+    (
+        lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""),
+        "JSONDecodeError",
+    ),
+]
 
 
 @pytest.mark.parametrize(("damage", "message"), UNREADABLE, ids=range(len(UNREADABLE)))
@@ -291,7 +359,8 @@ def test_read_masks_limits_the_number_of_entries():
         "weight"
     ].all()
     message = (
-        "expected at most 9999 entries, found 10000, a byte of memory each. If you trust the file, "
+        "expected at most 9999 entries, found 10000, a byte of memory each. If you "
+        "trust the file, "
         "read_masks(path, most=10000)."
     )
     with pytest.raises(ValueError, match=f": {re.escape(message)}$"):
@@ -313,8 +382,11 @@ def test_reading_a_valid_megabyte_takes_little_more_than_its_masks():
     save_masks(masktorch.wrap(nn.Linear(10, 10, bias=False)), file)
     deflate = zlib.compressobj(wbits=-15, strategy=zlib.Z_HUFFMAN_ONLY)
     code = deflate.compress(steps.astype(np.uint8).tobytes()) + deflate.flush()
-    edit = header(lambda h: h["tensors"][0].update(
-        shape=[mask.size], kept=kept, bytes=len(code), coding="gaps"))  # fmt: skip
+    edit = header(
+        lambda h: h["tensors"][0].update(
+            shape=[mask.size], kept=kept, bytes=len(code), coding="gaps"
+        )
+    )
     content = rewritten(file.getvalue(), header=edit, masks=lambda _: code)
     assert 850_000 < len(content) < 1_000_000
     with at_most(megabytes=50 + 7):
@@ -355,7 +427,7 @@ def test_every_edited_field_of_the_header_is_found(damage, digest):
                 changed = described_row[field] != (
                     value or [] if field == "tied" else value
                 )
-                # A right digest makes another kept count another file, not a damaged one.
+                # With a right digest, another kept count is another file, not damage.
                 loads = damage.loads(
                     rewritten(damage.content, header=edit, redigest=digest),
                     exactly=not (digest and field == "kept"),

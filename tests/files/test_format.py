@@ -40,8 +40,10 @@ def test_the_fingerprint_hashes_values_in_row_major_order(path, shape, dtype):
     ]:
         model = wrapped(nn.ParameterDict({"a": tensor}), targets=["a"])
         save_masks(model, path)
-        content = b"".join(value.view(torch.uint8).numpy().tobytes() for value in
-                           values.reshape(-1, 1).clone())  # fmt: skip
+        content = b"".join(
+            value.view(torch.uint8).numpy().tobytes()
+            for value in values.reshape(-1, 1).clone()
+        )
         sha = hashlib.sha256(f"{dtype} {list(shape)}\n".encode() + content)
         assert slowly(path)[1]["tensors"][0]["fingerprint"] == sha.hexdigest()[:32]
 
@@ -88,8 +90,13 @@ def test_an_independent_reader_finds_the_same_masks(path, kept):
         nn.Linear(200, 300), Bernoulli(0.3), kept, bias=True, targets=["weight"]
     )
     if kept == 0.5:  # exactly
-        masktorch.set_masks(model, {"weight": torch.arange(60_000).view(300, 200) % 2 == 0,
-                                    "bias": torch.arange(300) % 3 != 0})  # fmt: skip
+        masktorch.set_masks(
+            model,
+            {
+                "weight": torch.arange(60_000).view(300, 200) % 2 == 0,
+                "bias": torch.arange(300) % 3 != 0,
+            },
+        )
     save_masks(model, path)
     masks, header = slowly(path)
     assert same(masks, masktorch.masks(model))
@@ -101,13 +108,17 @@ def test_an_independent_reader_finds_the_same_masks(path, kept):
     sha = hashlib.sha256(b"torch.float32 [300, 200]\n" + under.tobytes())
     assert weight["fingerprint"] == sha.hexdigest()[:32]
     assert header["masktorch"] == masktorch.__version__
-    load_masks(masktorch.set_masks(model, {n: ~m for n, m in masks.items()})
-            if 0 < kept < 1 else model, path)  # fmt: skip
+    load_masks(
+        masktorch.set_masks(model, {n: ~m for n, m in masks.items()})
+        if 0 < kept < 1
+        else model,
+        path,
+    )
     assert same(masktorch.masks(model), masks)
 
 
 def test_files_of_format_1_load():
-    """Real files with first names of tied tensors only, and with gaps at any density."""
+    """Real files: first names of tied tensors only, gaps at any density."""
 
     class Tied(nn.Module):
         def __init__(self):

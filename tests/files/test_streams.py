@@ -85,8 +85,14 @@ def test_streams_are_used_from_their_current_position():
     assert not file.closed
 
 
-@pytest.mark.parametrize("make", [tempfile.TemporaryFile, tempfile.NamedTemporaryFile,
-                                  tempfile.SpooledTemporaryFile])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        tempfile.TemporaryFile,
+        tempfile.NamedTemporaryFile,
+        tempfile.SpooledTemporaryFile,
+    ],
+)
 def test_masks_pass_through_temporary_files(make):
     model = wrapped()
     with make() as file:
@@ -182,8 +188,10 @@ def test_a_stream_that_ends_early_is_refused(kind, part):
     before = snapshot(model)
     early = content[: max(4, int(part * len(content)))]
     message = (
-        rf"load_masks\(\) can't load .*{kind.__name__}.*: expected a file that masktorch.save_"
-        f"masks wrote, .* found {len(early)} bytes that are none .* damaged, copy or save it again"
+        rf"load_masks\(\) can't load .*{kind.__name__}.*: expected a file that "
+        rf"masktorch.save_"
+        f"masks wrote, .* found {len(early)} bytes that are none .* damaged, copy or "
+        f"save it again"
     )
     with pytest.raises(ValueError, match=message):
         load_masks(model, kind(early))

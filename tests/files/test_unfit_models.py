@@ -55,23 +55,52 @@ def untied_name(model):
 
 
 UNFIT = [
-    (trained, r"expected fingerprint \w{32} for 'embed.weight', found \w{32} in the file. Build,"),
-    (trained, r"weights alone are to be others, load_masks\(model, path, any_weights=True\)"),
+    (
+        trained,
+        r"expected fingerprint \w{32} for 'embed.weight', found \w{32} in the file. "
+        r"Build,",
+    ),
+    (
+        trained,
+        r"weights alone are to be others, load_masks\(model, path, any_weights=True\)",
+    ),
     (other_dtype, r"expected fingerprint \w{32} for 'scale', found \w{32} in the file"),
-    (reshaped, r"expected shape \[4, 3, 5, 5\] for 'conv.weight', found \[4, 3, 3, 3\] in the file."
-     " Build, wrap and load the model as when the masks were saved"),
-    (without_scale, r"expected the names of its parameters, found 1 in the file only \['scale'\], 0"
-     r" masked in the model only \[\]. Build the model, and wrap the tensors, that the masks were"),
+    (
+        reshaped,
+        r"expected shape \[4, 3, 5, 5\] for 'conv.weight', found \[4, 3, 3, 3\] in the "
+        r"file."
+        " Build, wrap and load the model as when the masks were saved",
+    ),
+    (
+        without_scale,
+        r"expected the names of its parameters, found 1 in the file only \['scale'\], 0"
+        r" masked in the model only \[\]. Build the model, and wrap the tensors, that "
+        r"the masks were",
+    ),
     (untied_name, r"found 2 in the file only \['conv.weight', 'conv.bias'\], 0 masked"),
-    (lambda model: nn.Linear(2, 2), r"7 in the file only \['scale', 'none', 'conv.weight'\], 0 m"),
-    (lazy, r"needs all values of 'conv.weight', found none \(a lazy module, the meta device\)"),
+    (
+        lambda model: nn.Linear(2, 2),
+        r"7 in the file only \['scale', 'none', 'conv.weight'\], 0 m",
+    ),
+    (
+        lazy,
+        r"needs all values of 'conv.weight', found none \(a lazy module, the meta "
+        r"device\)",
+    ),
     (lambda model: model.to("meta"), "needs all values of 'scale', found none"),
-    (lambda model: wrapped(model, targets=EVERYTHING[1:]), "expected the names of its masked "
-     r"tensors, found 1 in the file only \['conv.weight'\], 0 masked in the model only \[\]."),
-    (lambda model: wrapped(model, rescale=True), "expected rescale True for 'scale', found False in"
-     " the file. Build, wrap and load the model as when the masks were saved"),
+    (
+        lambda model: wrapped(model, targets=EVERYTHING[1:]),
+        "expected the names of its masked "
+        r"tensors, found 1 in the file only \['conv.weight'\], 0 masked in the model "
+        r"only \[\].",
+    ),
+    (
+        lambda model: wrapped(model, rescale=True),
+        "expected rescale True for 'scale', found False in"
+        " the file. Build, wrap and load the model as when the masks were saved",
+    ),
     (lambda model: trained(wrapped(model)), "expected fingerprint "),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("onto", "message"), UNFIT, ids=range(len(UNFIT)))
@@ -97,8 +126,10 @@ def test_masks_missing_from_the_file_are_refused(path):
     model = wrapped(plain(model))
     before = snapshot(model)
     message = (
-        "expected the names of its masked tensors, found 0 in the file only [], 2 masked in the "
-        "model only ['conv.weight', 'conv.bias']. Build the model, and wrap the tensors, that"
+        "expected the names of its masked tensors, found 0 in the file only [], 2 "
+        "masked in the "
+        "model only ['conv.weight', 'conv.bias']. Build the model, and wrap the "
+        "tensors, that"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_masks(model, path)
@@ -113,8 +144,9 @@ def test_a_model_one_level_deeper_or_higher_is_refused(path, onto):
     save_masks(wrapped(copy.deepcopy(layers), targets=["0.weight", "1.weight"]), path)
     deeper = onto(nn.ModuleDict({"encoder": nn.ModuleDict({"layers": layers})}))
     wraps = onto is masktorch.wrap
-    extra = "2 masked in the model only ['encoder.layers.0.weight', 'encoder.layers.1.weight']"
-    message = f"found 2 in the file only ['0.weight', '1.weight'], {extra if wraps else '0 masked'}"
+    deeper_names = "['encoder.layers.0.weight', 'encoder.layers.1.weight']"
+    extra = f"2 masked in the model only {deeper_names}" if wraps else "0 masked"
+    message = f"found 2 in the file only ['0.weight', '1.weight'], {extra}"
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         load_masks(deeper, path)
     assert "or load them into that part of the model, model.get_submodule(" in str(
@@ -125,8 +157,12 @@ def test_a_model_one_level_deeper_or_higher_is_refused(path, onto):
     with pytest.raises(
         ValueError, match=r"in the file only \['encoder.layers.0.weight', "
     ):
-        load_masks(deeper.get_submodule("encoder.layers") if wraps else
-                   masktorch.unwrap(deeper).get_submodule("encoder.layers"), path)  # fmt: skip
+        load_masks(
+            deeper.get_submodule("encoder.layers")
+            if wraps
+            else masktorch.unwrap(deeper).get_submodule("encoder.layers"),
+            path,
+        )
 
 
 @pytest.mark.parametrize("onto", [nn.Linear(6, 4), masktorch.wrap(nn.Linear(6, 4))])

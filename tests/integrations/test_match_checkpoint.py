@@ -92,7 +92,8 @@ def test_lightning_resumes_in_a_plain_model(phase, tmp_path):
 def llama():
     torch.manual_seed(1)
     config = transformers.LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        hidden_size=16, intermediate_size=24,
+        num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2, vocab_size=31, pad_token_id=0, bos_token_id=1,
         eos_token_id=2, tie_word_embeddings=True,
     )  # fmt: skip

@@ -14,9 +14,7 @@ MASKS = {
     "learnable": lambda m: masktorch.wrap(m),
     "rescaled": lambda m: masktorch.wrap(m, rescale=True),
     "stochastic": lambda m: masktorch.wrap(m, masktorch.Bernoulli()).eval(),
-    "frozen": lambda m: masktorch.freeze_mask(
-        masktorch.wrap(m, masktorch.TopK(0.5))
-    ),
+    "frozen": lambda m: masktorch.freeze_mask(masktorch.wrap(m, masktorch.TopK(0.5))),
     "fixed": lambda m: masktorch.set_masks(
         m,
         {

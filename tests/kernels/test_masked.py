@@ -11,14 +11,6 @@ from torch import nn
 
 import masktorch
 from masktorch import functional
-from masktorch._kernels import chunked
-
-
-@pytest.fixture(params=["whole", "chunks"])
-def size(request, monkeypatch):
-    """Tensors as they are, and a few entries at a time."""
-    if request.param == "chunks":
-        monkeypatch.setattr(chunked, "CHUNK", 6)
 
 
 def sigma(s):

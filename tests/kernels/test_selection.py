@@ -33,11 +33,19 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 @pytest.fixture(autouse=True)
 def nothing_to_guess_from():
-    top_k._last.clear()
+    top_k._previous_cuts.clear()
 
 
-@pytest.fixture(params=["whole", "chunks"])
+@pytest.fixture
+def large(monkeypatch):
+    """Small tensors are selected from as large ones are."""
+    monkeypatch.setattr(top_k, "FEW", 0)
+
+
+@pytest.fixture(params=["few", "whole", "chunks"])
 def size(request, monkeypatch):
+    if request.param != "few":
+        monkeypatch.setattr(top_k, "FEW", 0)
     if request.param == "chunks":
         monkeypatch.setattr(chunked, "CHUNK", 3)
 
@@ -105,8 +113,11 @@ def test_every_count_over_special_values(dtype, layout, absolute, monkeypatch):
             assert mask.stride() == torch.empty_like(values).stride()
             again = largest(values, k, absolute=absolute)  # from the guess
             assert torch.equal(again, expected)
-            with monkeypatch.context() as elsewhere:  # by a sort, as accelerators do
+            with monkeypatch.context() as elsewhere:
                 elsewhere.setattr(top_k, "is_unseen", lambda _: False)
+                # as on an accelerator, and as under a transform
+                assert torch.equal(largest(values, k, absolute=absolute), expected)
+                elsewhere.setattr(top_k, "is_plain", lambda _: False)
                 assert torch.equal(largest(values, k, absolute=absolute), expected)
 
 
@@ -157,6 +168,7 @@ def test_a_cut_that_another_dtype_lacks_is_not_rounded():
     assert [mask.tolist() for mask in masks] == [[False, True, False], [True, False]]
 
 
+@pytest.mark.usefixtures("large")
 def test_a_stale_guess_is_rejected_after_values_change():
     rng = np.random.default_rng(0)
     values = torch.empty(20)
@@ -168,6 +180,7 @@ def test_a_stale_guess_is_rejected_after_values_change():
         assert torch.equal(largest(values, 7), by_argsort(values, 7))
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("absolute", [False, True])
 def test_a_product_from_a_guess_equals_the_product_with_the_mask(absolute):
     rng = np.random.default_rng(0)
@@ -181,45 +194,56 @@ def test_a_product_from_a_guess_equals_the_product_with_the_mask(absolute):
         assert torch.equal(found, weight * by_argsort(values, 7, absolute))
 
 
+@pytest.mark.usefixtures("large")
 def test_a_guess_of_another_dtype_in_the_same_memory_is_ignored():
     memory = torch.zeros(40, dtype=torch.bfloat16)
     for dtype in (torch.float32, torch.bfloat16, torch.float16) * 3:
         values = memory.view(dtype)[:20]
         values.copy_(torch.randn(20))
         assert torch.equal(largest(values, 7), by_argsort(values, 7))
-    assert len(top_k._last) == 3
+    assert len(top_k._previous_cuts) == 3
 
 
+@pytest.fixture
+def passes(monkeypatch):
+    """A list that grows by one with each pass over the values."""
+    passes, chunks = [], top_k._chunks
+    monkeypatch.setattr(top_k, "_chunks", lambda *a: passes.append(1) or chunks(*a))
+    return passes
+
+
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("absolute", [False, True])
-@pytest.mark.parametrize("equal", [1, 3], ids=["distinct", "ties"])
-def test_unchanged_values_cost_one_count_or_one_pass(absolute, equal, monkeypatch):
-    values = torch.randn(300).repeat(equal)
-    for _ in range(2):
-        mask = largest(values, 94, absolute=absolute)
-    sizes, partition, passes, parts = [], np.partition, [], top_k._parts
-    monkeypatch.setattr(top_k, "_parts", lambda *a: passes.append(1) or parts(*a))
+@pytest.mark.parametrize("equal", [1, 3, 300], ids=["distinct", "ties", "all equal"])
+def test_one_pass_proves_the_mask_of_unchanged_values(
+    absolute, equal, monkeypatch, passes
+):
+    values = torch.randn(300 // equal).repeat(equal)
+    mask = largest(values, 94, absolute=absolute)
+    assert torch.equal(mask, by_argsort(values, 94, absolute))
+    ranked, partition = [], np.partition
     monkeypatch.setattr(
-        np, "partition", lambda a, *b: sizes.append(a.size) or partition(a, *b)
+        np, "partition", lambda a, *b: ranked.append(a.size) or partition(a, *b)
     )
-    assert torch.equal(largest(values, 94, absolute=absolute), mask)
-    assert sizes == ([equal] if equal > 1 else [])
-    assert len(passes) == 1
-    values *= 1.5  # the cut moved: only then
-    assert torch.equal(
-        largest(values, 94, absolute=absolute), by_argsort(values, 94, absolute)
-    )
-    assert sizes == ([equal] if equal > 1 else []) + [300 * equal]
+    for _ in range(3):
+        passes.clear()
+        assert torch.equal(largest(values, 94, absolute=absolute), mask)
+        assert len(passes) == 1
+    assert ranked == []
+    values *= 1.5  # the cut moved: only then are values ranked again
+    expected = by_argsort(values, 94, absolute)
+    assert torch.equal(largest(values, 94, absolute=absolute), expected)
+    assert ranked == [300]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("absolute", [False, True])
-def test_masks_stay_exact_however_values_move(dtype, absolute, monkeypatch):
-    """Small steps, jumps, no movement, ties and NaN."""
+@pytest.mark.usefixtures("large")
+def test_masks_stay_exact_however_values_move(dtype, absolute, monkeypatch, passes):
+    """Small steps, jumps, none, ties, and what is not a number."""
     rng = np.random.default_rng(0)
     values = torch.tensor(rng.normal(size=3000), dtype=dtype)
-    passes, parts = [], top_k._parts
-    monkeypatch.setattr(top_k, "_parts", lambda *a: passes.append(1) or parts(*a))
-    monkeypatch.setattr(top_k, "_SAMPLE", 256)
+    monkeypatch.setattr(top_k, "SAMPLE", 256)
     for step in range(120):
         if step % 40 == 39:
             values.mul_(2).add_(1)
@@ -233,12 +257,13 @@ def test_masks_stay_exact_however_values_move(dtype, absolute, monkeypatch):
     assert len(passes) < 1.5 * 120 or dtype is torch.bfloat16  # whose cuts are coarse
 
 
+@pytest.mark.usefixtures("large")
 def test_the_number_of_remembered_cuts_is_bounded(monkeypatch):
-    monkeypatch.setattr(top_k, "_LAST", 5)
+    monkeypatch.setattr(top_k, "REMEMBERED", 5)
     values = torch.randn(50)
     for k in range(1, 40):
         assert torch.equal(largest(values, k), by_stable_argsort(values, k))
-        assert len(top_k._last) <= 5
+        assert len(top_k._previous_cuts) <= 5
 
 
 def test_selection_on_a_cpu_never_sorts(monkeypatch):
@@ -277,6 +302,7 @@ def test_the_default_device_does_not_matter():
     assert torch.equal(torch.cat(masks), expected)
 
 
+@pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("absolute", [False, True])
 def test_bounds_outside_the_range_of_float32(absolute):
     values = torch.zeros(4)

@@ -28,9 +28,14 @@ def lenet():
 
 def conv4():
     return nn.Sequential(
-        nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 128, 3), nn.Conv2d(128, 128, 3),
-        nn.Linear(8192, 256), nn.Linear(256, 256), nn.Linear(256, 10),
-    )  # fmt: skip
+        nn.Conv2d(3, 64, 3),
+        nn.Conv2d(64, 64, 3),
+        nn.Conv2d(64, 128, 3),
+        nn.Conv2d(128, 128, 3),
+        nn.Linear(8192, 256),
+        nn.Linear(256, 256),
+        nn.Linear(256, 10),
+    )
 
 
 def small(estimator=None, sizes=((4, 3), (3, 2), (2, 5)), **options):
@@ -173,9 +178,12 @@ def test_erk_keeps_at_least_one_entry_of_each_tensor():
 def test_erk_is_in_proportion_up_to_rounding():
     model = small(sizes=((300, 200), (200, 100), (50, 400)))
     densities = budget.erk(model, 0.1)
-    raw = {name: (a + b) / (a * b) for name, (a, b) in zip(
-        densities, ((300, 200), (200, 100), (50, 400)), strict=True
-    )}  # fmt: skip
+    raw = {
+        name: (a + b) / (a * b)
+        for name, (a, b) in zip(
+            densities, ((300, 200), (200, 100), (50, 400)), strict=True
+        )
+    }
     ratios = [densities[name] / raw[name] for name in raw]
     np.testing.assert_allclose(ratios, ratios[0], rtol=1e-3)
 

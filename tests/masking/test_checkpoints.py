@@ -16,8 +16,9 @@ KEY = "0.parametrizations.weight._extra_state"
 
 
 def network(estimator=Threshold(), **options):
-    return masktorch.wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)),
-                          estimator, **options)  # fmt: skip
+    return masktorch.wrap(
+        nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), estimator, **options
+    )
 
 
 def mix(model):
@@ -71,7 +72,8 @@ def test_a_difference_is_warned_of_once(case, assign):
     assert len(caught) == 1
     assert str(caught[0].message) == (
         "load_state_dict(): The masks of '0.weight' and 1 more tensor were saved in "
-        f"another state. '0.weight' had {difference}. Loading changes scores and weights "
+        f"another state. '0.weight' had {difference}. Loading changes scores and "
+        f"weights "
         "only. Before it, to make them agree: "
         "masktorch.match_checkpoint(model, state_dict)."
     )

@@ -87,24 +87,65 @@ def wrong_shape(weight):
 
 # (arguments of wrap, exception, message)
 WRAP = [
-    (dict(targets=["fine.wieght"]), ValueError, "found no parameter 'fine.wieght' in the model. "
-     "Did you mean 'fine.weight'"),
+    (
+        dict(targets=["fine.wieght"]),
+        ValueError,
+        "found no parameter 'fine.wieght' in the model. Did you mean 'fine.weight'",
+    ),
     (dict(targets=["qqq"]), ValueError, "found no parameter 'qqq' in the model."),
-    (dict(targets=["running"]), ValueError, "found no parameter 'running' in the model"),
-    (dict(targets=["plain.bias"]), ValueError, "found no parameter 'plain.bias' in the model"),
-    (dict(targets=["whole"]), TypeError, "expected floating-point tensors of 16 bits or more, "
-     "found 'whole' of torch.int64"),
+    (
+        dict(targets=["running"]),
+        ValueError,
+        "found no parameter 'running' in the model",
+    ),
+    (
+        dict(targets=["plain.bias"]),
+        ValueError,
+        "found no parameter 'plain.bias' in the model",
+    ),
+    (
+        dict(targets=["whole"]),
+        TypeError,
+        "expected floating-point tensors of 16 bits or more, "
+        "found 'whole' of torch.int64",
+    ),
     (dict(targets=["complex"]), TypeError, "found 'complex' of torch.complex64"),
     (dict(targets=["eighth"]), TypeError, "found 'eighth' of torch.float8_e4m3fn"),
-    (dict(targets=["narrow"]), ValueError, "can't mask 'narrow': several of its entries share"),
-    (dict(targets=["expanded"]), ValueError, "can't mask 'expanded': several of its entries share"),
-    (dict(targets=["keys"]), ValueError, "can't mask 'keys': Everything, or the ModuleDict of masks"
-     ", has a 'keys' of its own. Rename it."),
-    (dict(targets=["lazy.weight"]), ValueError, "can't mask 'lazy.weight': it has no shape yet"),
-    (dict(targets=["normed.weight"]), ValueError, "can't mask normed.weight: not a parameter, "
-     "computed by weight_norm, torch.nn.utils.prune or the like. Name what it is computed from"),
-    (dict(targets="fine.weight"), TypeError, "expected a list of full tensor names, or "
-     "targets(module_name, module) to return a list such as ['weight'], found 'fine.weight'"),
+    (
+        dict(targets=["narrow"]),
+        ValueError,
+        "can't mask 'narrow': several of its entries share",
+    ),
+    (
+        dict(targets=["expanded"]),
+        ValueError,
+        "can't mask 'expanded': several of its entries share",
+    ),
+    (
+        dict(targets=["keys"]),
+        ValueError,
+        "can't mask 'keys': Everything, or the ModuleDict of masks"
+        ", has a 'keys' of its own. Rename it.",
+    ),
+    (
+        dict(targets=["lazy.weight"]),
+        ValueError,
+        "can't mask 'lazy.weight': it has no shape yet",
+    ),
+    (
+        dict(targets=["normed.weight"]),
+        ValueError,
+        "can't mask normed.weight: not a parameter, "
+        "computed by weight_norm, torch.nn.utils.prune or the like. Name what it is "
+        "computed from",
+    ),
+    (
+        dict(targets="fine.weight"),
+        TypeError,
+        "expected a list of full tensor names, or "
+        "targets(module_name, module) to return a list such as ['weight'], found "
+        "'fine.weight'",
+    ),
     (dict(targets=[3]), TypeError, "expected a list of full tensor names, or"),
     (dict(targets=lambda name, module: "weight"), TypeError, "found 'weight'"),
     (dict(targets=lambda name, module: True), TypeError, "found True"),
@@ -112,31 +153,77 @@ WRAP = [
     (dict(targets=lambda name, module: None), TypeError, "found None"),
     (dict(targets=3), TypeError, "found 3"),
     (dict(targets=nn.Linear), TypeError, "found <class 'torch"),
-    (dict(targets=[]), ValueError, "found nothing to mask in Everything(Linear, "
-     "ParametrizedLinear, LazyLinear, Linear, Shadowed): targets is empty"),
+    (
+        dict(targets=[]),
+        ValueError,
+        "found nothing to mask in Everything(Linear, "
+        "ParametrizedLinear, LazyLinear, Linear, Shadowed): targets is empty",
+    ),
     (dict(targets=lambda name, module: []), ValueError, "found nothing to mask"),
-    (dict(estimator=Threshold, targets=["fine.weight"]), TypeError, "expected an estimator such as "
-     "masktorch.Threshold(), with __call__(scores) and mode(scores)"),
-    (dict(estimator="threshold", targets=["fine.weight"]), TypeError, "Found 'threshold'"),
-    (dict(estimator=NoMode(), targets=["fine.weight"]), TypeError, "expected an estimator"),
-    (dict(estimator=FloatMode(), targets=["fine.weight"]), TypeError, "FloatMode().mode() expected "
-     "to return a bool tensor that broadcasts to shape (2, 2), found torch.float32 of shape (2, 2)"),
-    (dict(init="ones", targets=["fine.weight"]), TypeError, "expected init to be a number, or a "
-     "function that returns scores for 'fine.weight', found 'ones'"),
-    (dict(init=torch.ones(2, 1), targets=["fine.weight"]), ValueError, "expected init "
-     "to return scores of shape (2, 2) for 'fine.weight', found shape (2, 1)"),
-    (dict(rescale="yes", targets=["fine.weight"]), TypeError, "expected rescale to be True or "
-     "False, found 'yes'."),
-    (dict(bias="no", targets=["fine.weight"]), TypeError, "expected bias to be True or False, "
-     "found 'no'."),
-    (dict(targets=["shadowed.weight"]), ValueError, "can't mask 'shadowed.weight': Shadowed, or "
-     "the ModuleDict of masks, has a 'weight' of its own"),
-    (dict(init=wrong_shape, targets=["fine.weight"]), ValueError, "expected init to "
-     "return scores of shape (2, 2) for 'fine.weight', found shape (1, 2)"),
+    (
+        dict(estimator=Threshold, targets=["fine.weight"]),
+        TypeError,
+        "expected an estimator such as "
+        "masktorch.Threshold(), with __call__(scores) and mode(scores)",
+    ),
+    (
+        dict(estimator="threshold", targets=["fine.weight"]),
+        TypeError,
+        "Found 'threshold'",
+    ),
+    (
+        dict(estimator=NoMode(), targets=["fine.weight"]),
+        TypeError,
+        "expected an estimator",
+    ),
+    (
+        dict(estimator=FloatMode(), targets=["fine.weight"]),
+        TypeError,
+        "FloatMode().mode() expected "
+        "to return a bool tensor that broadcasts to shape (2, 2), found torch.float32 "
+        "of shape (2, 2)",
+    ),
+    (
+        dict(init="ones", targets=["fine.weight"]),
+        TypeError,
+        "expected init to be a number, or a "
+        "function that returns scores for 'fine.weight', found 'ones'",
+    ),
+    (
+        dict(init=torch.ones(2, 1), targets=["fine.weight"]),
+        ValueError,
+        "expected init "
+        "to return scores of shape (2, 2) for 'fine.weight', found shape (2, 1)",
+    ),
+    (
+        dict(rescale="yes", targets=["fine.weight"]),
+        TypeError,
+        "expected rescale to be True or False, found 'yes'.",
+    ),
+    (
+        dict(bias="no", targets=["fine.weight"]),
+        TypeError,
+        "expected bias to be True or False, found 'no'.",
+    ),
+    (
+        dict(targets=["shadowed.weight"]),
+        ValueError,
+        "can't mask 'shadowed.weight': Shadowed, or "
+        "the ModuleDict of masks, has a 'weight' of its own",
+    ),
+    (
+        dict(init=wrong_shape, targets=["fine.weight"]),
+        ValueError,
+        "expected init to "
+        "return scores of shape (2, 2) for 'fine.weight', found shape (1, 2)",
+    ),
     (dict(init=lambda w: None, targets=["fine.weight"]), TypeError, "found None"),
-    (dict(targets=lambda name, module: ["weight"] * (name == "lazy")), ValueError,
-     "can't mask 'lazy.weight'"),
-]  # fmt: skip
+    (
+        dict(targets=lambda name, module: ["weight"] * (name == "lazy")),
+        ValueError,
+        "can't mask 'lazy.weight'",
+    ),
+]
 
 
 def snapshot(model):
@@ -229,7 +316,8 @@ def test_a_flag_is_a_bool(small, function, flag, value):
 
 def test_a_model_without_targets_is_refused():
     message = (
-        "wrap() found nothing to mask in Sequential(ReLU, Flatten): it has no Linear or Conv layer."
+        "wrap() found nothing to mask in Sequential(ReLU, Flatten): it has no Linear "
+        "or Conv layer."
         " Name tensors with targets=[...]."
     )
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -239,7 +327,10 @@ def test_a_model_without_targets_is_refused():
 def test_a_tensor_pruned_by_torch_is_refused():
     model = nn.Sequential(nn.Linear(2, 2))
     prune.identity(model[0], "weight")
-    message = "wrap() can't mask 0.weight: not a parameter, computed by weight_norm, torch.nn.utils.prune"
+    message = (
+        "wrap() can't mask 0.weight: not a parameter, computed by weight_norm, "
+        "torch.nn.utils.prune"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         masktorch.wrap(model, targets=["0.weight"])
     with (
@@ -254,7 +345,10 @@ def test_a_tensor_pruned_by_torch_is_refused():
 def test_a_tensor_with_a_mask_is_refused(small):
     masktorch.wrap(small, targets=["head.weight"])
     before = snapshot(small)
-    message = "wrap() can't mask 'head.weight': it has a mask already. Call masktorch.unwrap(model)"
+    message = (
+        "wrap() can't mask 'head.weight': it has a mask already. "
+        "Call masktorch.unwrap(model)"
+    )
     with pytest.raises(ValueError, match=re.escape(message)):
         masktorch.wrap(small)
     assert snapshot(small) == before
@@ -286,7 +380,10 @@ def test_scripted_modules_are_refused():
     ],
 )
 def test_functions_for_wrapped_models_refuse_plain_ones(function):
-    message = r"\(\) expected a wrapped model: nothing is masked in Linear. Call masktorch.wrap"
+    message = (
+        r"\(\) expected a wrapped model: nothing is masked in Linear. "
+        r"Call masktorch.wrap"
+    )
     with pytest.raises(ValueError, match=message):
         function(nn.Linear(2, 2))
     with pytest.raises(TypeError, match=r"\(\) expected a torch.nn.Module, found int."):

@@ -1,4 +1,4 @@
-"""One draw per forward: what may change within it, who may run it, what may interrupt it."""
+"""One draw per forward: changes within it, several threads, interruptions."""
 
 import asyncio
 import copy

@@ -88,7 +88,7 @@ def tied(tie):
     return model
 
 
-# -- what is tied --------------------------------------------------------------------------
+# -- what is tied ----------------------------------------------------------------------
 
 
 @each_tie
@@ -105,6 +105,34 @@ def test_equal_views_share_one_mask(tied, rescale):
     out = tied(X)
     masktorch.unwrap(tied)
     assert torch.equal(tied(X), out)  # baked once, not once for each place
+
+
+@each_tie
+def test_one_memory_is_counted_once(tied):
+    counted = masktorch.report(masktorch.wrap(tied))
+    assert (counted.size, counted.parameters, counted.share) == (16, 16, 1.0)
+
+
+@each_tie
+def test_the_tensor_under_the_mask_is_one(tied):
+    masktorch.wrap(tied)
+    mask = tied[0].parametrizations.weight
+    assert mask is tied[1].parametrizations.weight
+    assert mask.original is parameter(tied[0])
+
+
+@each_tie
+def test_mask_files_know_both_names(tied, tmp_path):
+    mask = torch.rand(4, 4) < 0.5
+    masktorch.save_masks(
+        masktorch.set_masks(tied, {"0.weight": mask}), tmp_path / "file"
+    )
+    for other_tie in (same_object, parameter_of_data):
+        other = two_layers()
+        other_tie(other)
+        masktorch.load_masks(other, tmp_path / "file", any_weights=True)
+        assert torch.equal(masktorch.masks(other)["0.weight"], mask)
+        assert len(masktorch.masks(other)) == 1
 
 
 @each_tie
@@ -187,7 +215,7 @@ def test_a_load_that_unties_is_baked_right(rescale):
         assert torch.equal(model(tokens), expected)
 
 
-# -- what overlaps in another way ----------------------------------------------------------
+# -- what overlaps in another way ------------------------------------------------------
 
 
 def transposed(model):
@@ -362,7 +390,7 @@ def test_tied_meta_parameters_share_one_mask():
     model.to_empty(device="cpu")
 
 
-# -- masks elsewhere -----------------------------------------------------------------------
+# -- masks elsewhere -------------------------------------------------------------------
 
 
 def encoder_and_decoder(tie=same_object):
@@ -412,8 +440,10 @@ def list_of(layer):
 
 def test_loading_masks_onto_memory_under_a_learnable_mask_elsewhere(tmp_path):
     model, _ = encoder_and_decoder()
-    masktorch.save_masks(masktorch.set_masks(copy.deepcopy(model[1]), {"weight": CHECKS}),
-                         tmp_path / "masks")  # fmt: skip
+    plain = copy.deepcopy(model[1])
+    masktorch.save_masks(
+        masktorch.set_masks(plain, {"weight": CHECKS}), tmp_path / "masks"
+    )
     masktorch.wrap(model[0])
     with pytest.raises(ValueError, match="a learnable mask lies on the same memory"):
         masktorch.load_masks(model[1], tmp_path / "masks")
@@ -453,7 +483,7 @@ def test_fixed_masks_may_differ_for_modules_that_share_a_weight(tie):
 
 
 def test_a_shared_weight_under_equal_frozen_masks_is_baked():
-    """It changes nothing: W * m * m is W * m. A checkpoint loaded by assignment does this."""
+    """Harmless, since W * m * m is W * m; loading by assignment does this."""
     model, _ = encoder_and_decoder()
     masktorch.set_masks(model[0], {"weight": STRIPES})
     masktorch.set_masks(model[1], {"weight": STRIPES})

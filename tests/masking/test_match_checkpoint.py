@@ -1,4 +1,4 @@
-"""match_checkpoint makes a model what it was; then load_state_dict, and training goes on."""
+"""match_checkpoint restores masks, phases and estimators before load_state_dict."""
 
 import copy
 import io
@@ -83,7 +83,7 @@ def assert_equal(model, other):
     assert masktorch.report(model) == masktorch.report(other)
 
 
-# -- what a model may be when it is matched ------------------------------------------------
+# -- what a model may be when it is matched --------------------------------------------
 
 SAVED = {
     "learnable": network,
@@ -133,7 +133,7 @@ def test_every_way_to_load(assign):
     assert_equal(model, mix(network(Bernoulli(0.25))))
 
 
-# -- training goes on ----------------------------------------------------------------------
+# -- training goes on ------------------------------------------------------------------
 
 
 def train(model, optimiser, steps):
@@ -253,7 +253,7 @@ def test_the_state_dict_decides_the_shape_of_scores(make):
     assert masktorch.expected_density(model).item() == pytest.approx(0.5)
 
 
-# -- masks that the checkpoint lacks -------------------------------------------------------
+# -- masks that the checkpoint lacks ---------------------------------------------------
 
 
 def test_masks_that_were_not_saved_are_unwrapped_unbaked():
@@ -282,7 +282,7 @@ def test_unwrapping_gives_back_what_trained_before(saved, make):
     assert [p.requires_grad for p in model.parameters()] == [False, True, True, True]
 
 
-# -- estimators as data --------------------------------------------------------------------
+# -- estimators as data ----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -353,7 +353,8 @@ def test_a_class_that_is_not_given_is_named(make):
     model = make()
     before = repr(model)
     message = (
-        "match_checkpoint() can't restore the estimator of '0.weight': masktorch has no "
+        "match_checkpoint() can't restore the estimator of '0.weight': masktorch has "
+        "no "
         "estimator 'Mine'. Give its class in estimators=(Mine,)."
     )
     for estimators in ((), (Simple,)):
@@ -460,11 +461,11 @@ def test_fields_of_a_later_version_are_passed_over():
     load_into(plain(), with_extra_state(later))
 
 
-# -- names and prefixes --------------------------------------------------------------------
+# -- names and prefixes ----------------------------------------------------------------
 
 
 class Lightning(nn.Module):
-    """What a LightningModule does: it holds the model, and matches it before loading."""
+    """A module that holds the model and matches it before loading, as in Lightning."""
 
     def __init__(self, model):
         super().__init__()
@@ -502,7 +503,8 @@ REFUSED = [
     (
         {"prefix": "net."},
         ValueError,
-        "no mask in the state dict under the prefix 'net.'. Prefixes of masks in it: '', "
+        "no mask in the state dict under the prefix 'net.'. "
+        "Prefixes of masks in it: '', "
         "'model.', 'model.0.', 'model.2.'.",
     ),
     (
@@ -611,7 +613,7 @@ def test_the_last_tensor_is_checked_before_the_first_changes():
     assert type(model[0]) is nn.Linear
 
 
-# -- tied weights --------------------------------------------------------------------------
+# -- tied weights ----------------------------------------------------------------------
 
 
 def tied(wrap=lambda model: model):
@@ -693,7 +695,7 @@ def test_a_fixed_mask_becomes_learnable_where_no_other_learns_on_its_memory():
         assert repr(model) == before
 
 
-# -- devices, compilers --------------------------------------------------------------------
+# -- devices, compilers ----------------------------------------------------------------
 
 
 def test_a_model_and_a_state_dict_on_the_meta_device():

@@ -1,4 +1,4 @@
-"""One optimiser for both phases: a frozen mask stays, whatever the optimiser remembers."""
+"""One optimiser for both phases: its state never changes a frozen mask."""
 
 import inspect
 

@@ -1,4 +1,4 @@
-"""Shell patterns in place of names: what they match, which value wins, what is refused."""
+"""Shell patterns for names: what they match, which value wins, refusals."""
 
 import re
 
@@ -124,7 +124,7 @@ def test_the_exact_name_of_a_tensor_is_no_pattern(targets, names):
     assert list(masktorch.masks(model)) == names
 
 
-# -- mappings ------------------------------------------------------------------------------
+# -- mappings --------------------------------------------------------------------------
 
 
 def estimators(model):
@@ -272,7 +272,7 @@ def test_masks_are_named_exactly(key):
         masktorch.set_masks(plain, {key: mask})
 
 
-# -- peft ----------------------------------------------------------------------------------
+# -- peft ------------------------------------------------------------------------------
 
 LLAMA = dict(
     vocab_size=40, hidden_size=8, intermediate_size=16, num_hidden_layers=1,

@@ -1,4 +1,4 @@
-"""What can't be masked: by which name and why, what to do, what is left out by default."""
+"""What cannot be masked: the name, the reason, what to do, what is left out."""
 
 import re
 
@@ -22,7 +22,7 @@ def snapshot(model):
     )
 
 
-# -- quantised weights ---------------------------------------------------------------------
+# -- quantised weights -----------------------------------------------------------------
 
 
 class Int8Tensor(torch.Tensor):
@@ -119,7 +119,10 @@ def types_and_parameters(model):
 def test_a_quantised_tensor_that_is_named(kind, call):
     model = nn.Sequential(*quantised(kind), nn.Linear(4, 4, bias=False))
     before = types_and_parameters(model)
-    message = f"expected floating-point tensors of 16 bits or more, found '0.weight' {FOUND[kind]}"
+    message = (
+        "expected floating-point tensors of 16 bits or more, "
+        f"found '0.weight' {FOUND[kind]}"
+    )
     with pytest.raises(TypeError, match=re.escape(message)):
         call(model)
     assert types_and_parameters(model) == before
@@ -144,7 +147,10 @@ def test_the_default_targets_leave_quantised_layers_out(kind):
 @each_kind
 def test_nothing_is_left_to_mask(kind):
     model = quantised(kind, layers=2)
-    message = "found nothing to mask in Sequential(Linear, Linear): it left out '0.weight', '1.weight'"
+    message = (
+        "found nothing to mask in Sequential(Linear, Linear): "
+        "it left out '0.weight', '1.weight'"
+    )
     with (
         pytest.warns(UserWarning, match="leaves out '0.weight', '1.weight'"),
         pytest.raises(ValueError, match=re.escape(message)),
@@ -172,7 +178,7 @@ def test_a_subclass_that_holds_plain_values_is_masked():
     assert type(masktorch.unwrap(layer).weight) is Tagged
 
 
-# -- names that collide --------------------------------------------------------------------
+# -- names that collide ----------------------------------------------------------------
 
 
 def attributes_of_containers():
@@ -223,7 +229,7 @@ def test_other_names_are_free(name):
     assert getattr(masktorch.unwrap(module), name).tolist() == [1, 0, 1]
 
 
-# -- scripted and traced modules -----------------------------------------------------------
+# -- scripted and traced modules -------------------------------------------------------
 
 
 def scripted():
@@ -290,7 +296,7 @@ def test_a_weight_tied_to_a_compiled_part():
     assert type(model[0]) is nn.Linear
 
 
-# -- functions with another signature, other values ----------------------------------------
+# -- functions with another signature, other values ------------------------------------
 
 
 def one_layer():
@@ -422,7 +428,7 @@ def test_a_class_in_place_of_an_estimator(estimator, hint):
             masktorch.set_estimator(model, estimator)
 
 
-# -- an estimator that does not fit one of the tensors -------------------------------------
+# -- an estimator that does not fit one of the tensors ---------------------------------
 
 
 def convolutions():
@@ -456,11 +462,11 @@ def test_no_advice_where_nothing_fits():
     assert "To leave it out" not in str(raised.value)
 
 
-# -- scores of a shape of their own --------------------------------------------------------
+# -- scores of a shape of their own ----------------------------------------------------
 
 
 class PerRow:
-    """One score a row, drawn at random; it can reduce the weight's shape, as blocks do."""
+    """One random score per row; can reduce the weight's shape, as blocks do."""
 
     def init(self, weight):
         return torch.rand(weight.shape[0], 1) + 0.5
@@ -535,7 +541,7 @@ def test_scores_are_float32_at_least(dtype, init, estimator):
     assert scores_of(layer).dtype == wide
 
 
-# -- asking fixed masks for scores ---------------------------------------------------------
+# -- asking fixed masks for scores -----------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def test_row_major_order_whatever_the_layout():
 
 
 def test_a_step_of_rigl_on_a_model():
-    """|W| of the kept entries, |dense gradient| of the others; gradients may be given."""
+    """Drop by |W|, grow by |dense gradient|, which may be given."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
     weights = {n: p for n, p in model.named_parameters() if p.dim() > 1}

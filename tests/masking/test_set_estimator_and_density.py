@@ -87,19 +87,41 @@ NO = nn.Sequential(nn.Linear(6, 4))
 
 
 REFUSED = [
-    (lambda: two_layers(TopK()), 0.0, ValueError, "set_density() for '0.weight' expected a"),
+    (
+        lambda: two_layers(TopK()),
+        0.0,
+        ValueError,
+        "set_density() for '0.weight' expected a",
+    ),
     (lambda: two_layers(TopK()), 1.5, ValueError, "found 1.5"),
     (lambda: two_layers(TopK()), float("nan"), ValueError, "found nan"),
     (lambda: two_layers(TopK()), "0.5", TypeError, "found '0.5'"),
     (lambda: two_layers(TopK()), True, TypeError, "found True"),
     (lambda: two_layers(TopK()), {"0.weight": 0.5}, ValueError, "Missing: 1.weight"),
-    (lambda: two_layers(TopK()), {"0.weight": 0.5, "1.weight": 2.0}, ValueError, "'1.weight'"),
-    (lambda: two_layers(Threshold()), 0.5, ValueError, "whose estimators have a density, as TopK, found "
-     "Threshold(tau=0.5). Call masktorch.set_estimator(model, masktorch.TopK(density, absolute=False)), "
-     "which keeps the highest scores of any mask."),
-    (given, 0.5, ValueError, "whose estimators have a density, found fixed masks only. Call masktorch.unwrap"),
+    (
+        lambda: two_layers(TopK()),
+        {"0.weight": 0.5, "1.weight": 2.0},
+        ValueError,
+        "'1.weight'",
+    ),
+    (
+        lambda: two_layers(Threshold()),
+        0.5,
+        ValueError,
+        "whose estimators have a density, as TopK, found "
+        "Threshold(tau=0.5). Call masktorch.set_estimator(model, "
+        "masktorch.TopK(density, absolute=False)), "
+        "which keeps the highest scores of any mask.",
+    ),
+    (
+        given,
+        0.5,
+        ValueError,
+        "whose estimators have a density, found fixed masks only. Call "
+        "masktorch.unwrap",
+    ),
     (lambda: NO, 0.5, ValueError, "set_density() expected a wrapped model"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("make", "density", "exception", "message"), REFUSED)
@@ -112,18 +134,41 @@ def test_what_set_density_refuses(make, density, exception, message):
 
 
 ESTIMATORS_REFUSED = [
-    (lambda: two_layers(TopK()), TopK, TypeError, "set_estimator() expected an estimator"),
+    (
+        lambda: two_layers(TopK()),
+        TopK,
+        TypeError,
+        "set_estimator() expected an estimator",
+    ),
     (lambda: two_layers(TopK()), 0.5, TypeError, "Found 0.5"),
     (lambda: two_layers(TopK()), {"0.weight": TopK()}, ValueError, "Missing: 1.weight"),
-    (lambda: two_layers(TopK()), {"0.weight": TopK(), "1.weight": TopK(), "x": TopK()},
-     ValueError, "Not masked in this model: x."),
+    (
+        lambda: two_layers(TopK()),
+        {"0.weight": TopK(), "1.weight": TopK(), "x": TopK()},
+        ValueError,
+        "Not masked in this model: x.",
+    ),
     (lambda: two_layers(TopK()), NOfM(1, 4), ValueError, "can't mask '0.weight'"),
-    (lambda: two_layers(TopK()), Blocks(TopK(), (4, 4)), ValueError, "can't mask '0.weight'"),
-    (lambda: two_layers(TopK()), Blocks(TopK(), (1, 2)), ValueError,
-     "it has scores of shape (4, 3), and those of the model have shape (4, 6)"),
-    (given, TopK(), ValueError, "found a fixed mask on '0.weight', which has no scores. Call masktorch.unwrap"),
+    (
+        lambda: two_layers(TopK()),
+        Blocks(TopK(), (4, 4)),
+        ValueError,
+        "can't mask '0.weight'",
+    ),
+    (
+        lambda: two_layers(TopK()),
+        Blocks(TopK(), (1, 2)),
+        ValueError,
+        "it has scores of shape (4, 3), and those of the model have shape (4, 6)",
+    ),
+    (
+        given,
+        TopK(),
+        ValueError,
+        "found a fixed mask on '0.weight', which has no scores. Call masktorch.unwrap",
+    ),
     (lambda: NO, TopK(), ValueError, "set_estimator() expected a wrapped model"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(

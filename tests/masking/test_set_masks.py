@@ -108,16 +108,30 @@ ALL_KEPT = torch.ones(2, 2, dtype=torch.bool)
 
 
 SET_MASKS = [
-    ({}, ValueError, "one mask for each masked tensor, by name. Missing: 0.weight, 1.weight. "
-     "Not masked in this model: none. masktorch.masks(model) shows the names."),
-    ({"0.weight": ALL_KEPT, "1.weight": ALL_KEPT, "2.weight": ALL_KEPT}, ValueError, "Missing: none. Not masked "
-     "in this model: 2.weight. masktorch.masks(model) shows the names."),
-    ({"0.weight": ALL_KEPT, "1.weight": ALL_KEPT[:1]}, ValueError, "expected a dense bool tensor for "
-     "'1.weight' of shape (2, 2), found (1, 2)."),
-    ({"0.weight": ALL_KEPT, "1.weight": ALL_KEPT.float()}, TypeError, "expected a dense bool tensor for "
-     "'1.weight', found torch.float32."),
+    (
+        {},
+        ValueError,
+        "one mask for each masked tensor, by name. Missing: 0.weight, 1.weight. "
+        "Not masked in this model: none. masktorch.masks(model) shows the names.",
+    ),
+    (
+        {"0.weight": ALL_KEPT, "1.weight": ALL_KEPT, "2.weight": ALL_KEPT},
+        ValueError,
+        "Missing: none. Not masked "
+        "in this model: 2.weight. masktorch.masks(model) shows the names.",
+    ),
+    (
+        {"0.weight": ALL_KEPT, "1.weight": ALL_KEPT[:1]},
+        ValueError,
+        "expected a dense bool tensor for '1.weight' of shape (2, 2), found (1, 2).",
+    ),
+    (
+        {"0.weight": ALL_KEPT, "1.weight": ALL_KEPT.float()},
+        TypeError,
+        "expected a dense bool tensor for '1.weight', found torch.float32.",
+    ),
     ({"0.weight": ALL_KEPT, "1.weight": [[True] * 2] * 2}, TypeError, "found list."),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("given", "exception", "message"), SET_MASKS)

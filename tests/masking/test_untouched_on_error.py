@@ -1,4 +1,4 @@
-"""Everything is checked before anything changes: a call that raises leaves the model alone."""
+"""Everything is checked first: a call that raises leaves the model unchanged."""
 
 import pytest
 import torch
@@ -169,3 +169,26 @@ def test_parameters_over_one_memory_that_do_not_train_alike(call):
     model[0].weight.requires_grad_(False)
     masktorch.unwrap(call(model))
     assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        masktorch.unwrap,
+        lambda m: masktorch.unwrap(m, bake=False),
+        lambda m: masktorch.freeze_weights(m, False),
+    ],
+)
+def test_a_weight_that_was_created_in_inference_mode(call):
+    model = layers(1)
+    with torch.inference_mode():
+        model.append(nn.Linear(4, 4, bias=False))
+    masktorch.wrap(model)
+    before = snapshot(model)
+    with pytest.raises(
+        ValueError, match=r"can't change '1.weight', which was created in"
+    ):
+        call(model)
+    assert_unchanged(model, before)
+    with torch.inference_mode():
+        call(model)

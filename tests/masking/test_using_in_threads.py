@@ -1,4 +1,4 @@
-"""`using` in threads and async tasks: each sees its own masks and leaves only its own."""
+"""`using` in threads and async tasks: each sees and removes its own masks."""
 
 import asyncio
 import copy

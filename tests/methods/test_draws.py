@@ -46,15 +46,18 @@ def test_a_draw_follows_its_probability_and_generator(function):
 
 
 @each_function
-@pytest.mark.parametrize("n", [1, 2**18 + 1], ids=["small", "in chunks"])
-def test_a_draw_consumes_one_number_of_the_generator(function, n):
+@pytest.mark.parametrize("n", [1, random.SMALL, random.SMALL + 1, 2**18 + 1])
+def test_a_draw_consumes_a_number_an_entry_or_one_if_large(function, n):
     for generator in (torch.Generator(), torch.default_generator):
         generator.manual_seed(7)
         given = {} if generator is torch.default_generator else {"generator": generator}
         function(torch.zeros(n), **given)
         after = generator.get_state()
         generator.manual_seed(7)
-        torch.randint(2**63 - 1, (), generator=generator)
+        if n > random.SMALL:
+            torch.randint(2**63 - 1, (), generator=generator)
+        else:
+            torch.rand(n, generator=generator)
         assert torch.equal(generator.get_state(), after)
 
 
@@ -77,6 +80,7 @@ def drawn_with(bits, monkeypatch, s):
             return found.view(np.uint64)
 
     monkeypatch.setattr(random, "SFC64", Bits)
+    monkeypatch.setattr(random, "SMALL", 0)
     return functional.bernoulli(s).tolist()
 
 

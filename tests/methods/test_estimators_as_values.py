@@ -55,8 +55,10 @@ def test_ranked_estimators_compare_copy_and_pickle():
     assert repr(NOfM(1)) == "NOfM(n=1, m=4, absolute=True)"
     for estimator in RANKED:
         for other in (
-            eval(repr(estimator)), copy.deepcopy(estimator), pickle.loads(pickle.dumps(estimator))
-        ):  # fmt: skip
+            eval(repr(estimator)),
+            copy.deepcopy(estimator),
+            pickle.loads(pickle.dumps(estimator)),
+        ):
             assert other == estimator
             assert hash(other) == hash(estimator)
             assert torch.equal(
@@ -83,9 +85,17 @@ def test_ranked_estimators_compare_copy_and_pickle():
         (lambda: TopK("0.5"), TypeError, "found '0.5'"),
         (lambda: TopK(None), TypeError, "found None"),
         (lambda: Blocks(TopK(), (0, None)), ValueError, "found (0, None)"),
-        (lambda: Blocks(TopK(), (0, 1)), ValueError, "positive ints or None for a whole dimension"),
+        (
+            lambda: Blocks(TopK(), (0, 1)),
+            ValueError,
+            "positive ints or None for a whole dimension",
+        ),
         (lambda: Blocks(TopK(), (1, -2)), ValueError, "found (1, -2)"),
-        (lambda: Blocks(TopK(), 32), TypeError, "Blocks expected block to be (rows, columns)"),
+        (
+            lambda: Blocks(TopK(), 32),
+            TypeError,
+            "Blocks expected block to be (rows, columns)",
+        ),
         (lambda: Blocks(TopK(), (1,)), TypeError, "found (1,)"),
         (lambda: Blocks(TopK(), (1.0, 2)), TypeError, "found (1.0, 2)"),
         (lambda: Blocks(TopK(), (True, 2)), TypeError, "found (True, 2)"),
@@ -94,24 +104,66 @@ def test_ranked_estimators_compare_copy_and_pickle():
         (lambda: NOfM(2.0, 4), TypeError, "whole numbers, found n=2.0"),
         (lambda: NOfM("2", 4), TypeError, "whole numbers, found n='2', m=4"),
         (lambda: NOfM(1, True), TypeError, "whole numbers, found n=1, m=True"),
-        (lambda: TopK(absolute="no"), TypeError, "absolute to be True or False, found 'no'"),
+        (
+            lambda: TopK(absolute="no"),
+            TypeError,
+            "absolute to be True or False, found 'no'",
+        ),
         (lambda: NOfM(absolute=0), TypeError, "expected absolute to be True or False"),
-        (lambda: Concrete(hard=None), TypeError, "Concrete expected hard to be True or False"),
-        (lambda: functional.topk(SCORES, 0.5, absolute="no"), TypeError, "topk() expected absolute"),
-        (lambda: functional.n_of_m(SCORES, absolute=None), TypeError, "n_of_m() expected absolute"),
-        (lambda: functional.concrete(SCORES, hard=1), TypeError, "concrete() expected hard"),
-        (lambda: functional.topk(SCORES, 1.5), ValueError, "topk() expected a density in (0, 1]"),
-        (lambda: Blocks(TopK(), (4, None)).init(SCORES), ValueError,
-         "blocks of (4, None) do not divide shape (6, 8): 6 is no multiple of 4"),
-        (lambda: Blocks(TopK(), (None, 3)).init(SCORES), ValueError, "8 is no multiple of 3"),
-        (lambda: Blocks(TopK(), (1, None)).init(SCORES[0]), ValueError,
-         "blocks need two dimensions or more, found shape (8,)"),
+        (
+            lambda: Concrete(hard=None),
+            TypeError,
+            "Concrete expected hard to be True or False",
+        ),
+        (
+            lambda: functional.topk(SCORES, 0.5, absolute="no"),
+            TypeError,
+            "topk() expected absolute",
+        ),
+        (
+            lambda: functional.n_of_m(SCORES, absolute=None),
+            TypeError,
+            "n_of_m() expected absolute",
+        ),
+        (
+            lambda: functional.concrete(SCORES, hard=1),
+            TypeError,
+            "concrete() expected hard",
+        ),
+        (
+            lambda: functional.topk(SCORES, 1.5),
+            ValueError,
+            "topk() expected a density in (0, 1]",
+        ),
+        (
+            lambda: Blocks(TopK(), (4, None)).init(SCORES),
+            ValueError,
+            "blocks of (4, None) do not divide shape (6, 8): 6 is no multiple of 4",
+        ),
+        (
+            lambda: Blocks(TopK(), (None, 3)).init(SCORES),
+            ValueError,
+            "8 is no multiple of 3",
+        ),
+        (
+            lambda: Blocks(TopK(), (1, None)).init(SCORES[0]),
+            ValueError,
+            "blocks need two dimensions or more, found shape (8,)",
+        ),
         (lambda: Blocks(TopK, (1, None)), TypeError, "Blocks expected an estimator"),
         (lambda: Blocks(0.5, (1, None)), TypeError, "Blocks expected an estimator"),
-        (lambda: functional.n_of_m(SCORES, 2, 3), ValueError, "shape (6, 8) is no multiple of 3"),
-        (lambda: functional.n_of_m(SCORES[0], 2, 4), ValueError, "shape (8,) has no dimension 1"),
+        (
+            lambda: functional.n_of_m(SCORES, 2, 3),
+            ValueError,
+            "shape (6, 8) is no multiple of 3",
+        ),
+        (
+            lambda: functional.n_of_m(SCORES[0], 2, 4),
+            ValueError,
+            "shape (8,) has no dimension 1",
+        ),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_are_refused(make, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         make()

@@ -1,4 +1,4 @@
-"""Estimators are plain values: they compare, hash, print, copy, pickle and load safely."""
+"""Estimators are plain values: they compare, hash, print, copy and pickle."""
 
 import copy
 import dataclasses

@@ -49,9 +49,18 @@ def test_zero_size_tensors():
     masktorch.wrap(model, Bernoulli(), targets=["none", "some"], rescale=True)
     assert model.none.shape == (0, 3)
     (model.none.sum() + model.some.sum()).backward()
-    masktorch.freeze_weights(masktorch.freeze_mask(masktorch.set_masks(model, {
-        "none": torch.empty(0, 3, dtype=torch.bool), "some": torch.ones(3, dtype=torch.bool),
-    })), False)  # fmt: skip
+    masktorch.freeze_weights(
+        masktorch.freeze_mask(
+            masktorch.set_masks(
+                model,
+                {
+                    "none": torch.empty(0, 3, dtype=torch.bool),
+                    "some": torch.ones(3, dtype=torch.bool),
+                },
+            )
+        ),
+        False,
+    )
     assert masktorch.report(model).size == 3
     assert masktorch.unwrap(model).none.shape == (0, 3)
 

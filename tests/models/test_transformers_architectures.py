@@ -32,12 +32,25 @@ IMAGE = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 SOUND = torch.randn(2, 800, generator=torch.Generator().manual_seed(2))
 MEL = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(3))
 
-TEXT = dict(vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=24, max_position_embeddings=16)  # fmt: skip
+TEXT = dict(
+    vocab_size=32,
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=24,
+    max_position_embeddings=16,
+)
 LLAMA = dict(**TEXT, num_key_value_heads=1)
-BART = dict(vocab_size=32, d_model=16, encoder_layers=1, decoder_layers=1,
-            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=24,
-            decoder_ffn_dim=24)  # fmt: skip
+BART = dict(
+    vocab_size=32,
+    d_model=16,
+    encoder_layers=1,
+    decoder_layers=1,
+    encoder_attention_heads=2,
+    decoder_attention_heads=2,
+    encoder_ffn_dim=24,
+    decoder_ffn_dim=24,
+)
 TOKENS = dict(input_ids=IDS)
 BOTH = dict(input_ids=IDS, decoder_input_ids=IDS)
 
@@ -45,9 +58,14 @@ BOTH = dict(input_ids=IDS, decoder_input_ids=IDS)
 def clip():
     text = transformers.CLIPTextConfig(**TEXT, projection_dim=8, eos_token_id=2)
     vision = transformers.CLIPVisionConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-        image_size=32, patch_size=16, projection_dim=8,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=32,
+        patch_size=16,
+        projection_dim=8,
+    )
     return transformers.CLIPConfig(
         text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=8
     )
@@ -91,22 +109,34 @@ FAMILIES = {
     "DistilBERT": (
         "DistilBertModel",
         lambda t: t.DistilBertConfig(
-            vocab_size=32, dim=16, n_layers=2, n_heads=2, hidden_dim=24, max_position_embeddings=16
+            vocab_size=32,
+            dim=16,
+            n_layers=2,
+            n_heads=2,
+            hidden_dim=24,
+            max_position_embeddings=16,
         ),
         TOKENS,
         None,
     ),
     "GPT-2": (
         "GPT2LMHeadModel",
-        lambda t: t.GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16),
+        lambda t: t.GPT2Config(
+            vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16
+        ),
         TOKENS,
         conv1d,
     ),
     "OPT": (
         "OPTForCausalLM",
         lambda t: t.OPTConfig(
-            vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, ffn_dim=24,
-            max_position_embeddings=16, word_embed_proj_dim=16,
+            vocab_size=32,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            ffn_dim=24,
+            max_position_embeddings=16,
+            word_embed_proj_dim=16,
         ),
         TOKENS,
         None,
@@ -114,8 +144,13 @@ FAMILIES = {
     "GPT-Neo": (
         "GPTNeoForCausalLM",
         lambda t: t.GPTNeoConfig(
-            vocab_size=32, hidden_size=16, num_layers=2, num_heads=2, intermediate_size=24,
-            max_position_embeddings=16, attention_types=[[["global", "local"], 1]],
+            vocab_size=32,
+            hidden_size=16,
+            num_layers=2,
+            num_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=16,
+            attention_types=[[["global", "local"], 1]],
         ),
         TOKENS,
         None,
@@ -123,7 +158,12 @@ FAMILIES = {
     "T5": (
         "T5ForConditionalGeneration",
         lambda t: t.T5Config(
-            vocab_size=32, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2,
+            vocab_size=32,
+            d_model=16,
+            d_kv=8,
+            d_ff=24,
+            num_layers=2,
+            num_heads=2,
             decoder_start_token_id=0,
         ),
         BOTH,
@@ -152,8 +192,12 @@ FAMILIES = {
     "ViT": (
         "ViTModel",
         lambda t: t.ViTConfig(
-            hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-            image_size=32, patch_size=16,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            image_size=32,
+            patch_size=16,
         ),
         dict(pixel_values=IMAGE),
         None,
@@ -161,7 +205,11 @@ FAMILIES = {
     "Swin": (
         "SwinModel",
         lambda t: t.SwinConfig(
-            image_size=32, patch_size=4, embed_dim=8, depths=[1, 1], num_heads=[2, 2],
+            image_size=32,
+            patch_size=4,
+            embed_dim=8,
+            depths=[1, 1],
+            num_heads=[2, 2],
             window_size=4,
         ),
         dict(pixel_values=IMAGE),
@@ -176,8 +224,14 @@ FAMILIES = {
     "Whisper": (
         "WhisperForConditionalGeneration",
         lambda t: t.WhisperConfig(
-            **BART, num_mel_bins=8, max_source_positions=20, max_target_positions=16,
-            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+            **BART,
+            num_mel_bins=8,
+            max_source_positions=20,
+            max_target_positions=16,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            decoder_start_token_id=1,
         ),
         dict(input_features=MEL, decoder_input_ids=IDS),
         None,
@@ -190,7 +244,9 @@ FAMILIES = {
     ),
     "Mamba": (
         "MambaForCausalLM",
-        lambda t: t.MambaConfig(vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=2),
+        lambda t: t.MambaConfig(
+            vocab_size=32, hidden_size=16, state_size=4, num_hidden_layers=2
+        ),
         TOKENS,
         None,
     ),
@@ -206,16 +262,24 @@ FAMILIES = {
         dict(input_values=SOUND),
         originals_of_weight_norm,
     ),
-}  # fmt: skip
+}
 
 
 def wav2vec2(t):
     return t.Wav2Vec2Config(
-        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=24,
-        conv_dim=(8, 8), conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2,
-        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=2, mask_time_prob=0.0,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=(8, 8),
+        conv_stride=(5, 2),
+        conv_kernel=(10, 3),
+        num_feat_extract_layers=2,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+        mask_time_prob=0.0,
         layerdrop=0.0,
-    )  # fmt: skip
+    )
 
 
 def build(family):
@@ -356,9 +420,10 @@ def test_default_targets_of_each_architecture(family):
 def test_a_wrapped_language_model_generates():
     model, _, _ = build("Llama")
     model.generation_config.pad_token_id = 0
-    masktorch.set_masks(masktorch.wrap(model), {
-        n: torch.rand(m.shape) < 0.7 for n, m in masktorch.masks(model).items()
-    })  # fmt: skip
+    masktorch.set_masks(
+        masktorch.wrap(model),
+        {n: torch.rand(m.shape) < 0.7 for n, m in masktorch.masks(model).items()},
+    )
     words = model.eval().generate(IDS, max_new_tokens=4, do_sample=False)
     assert words.shape == (2, 10)
     masktorch.unwrap(model)
@@ -386,9 +451,9 @@ def test_gradient_checkpointing_of_a_wrapped_model(reentrant):
 def test_save_pretrained_and_from_pretrained_of_the_unwrapped_model(tmp_path):
     model, inputs, _ = build("BERT")
     masktorch.wrap(model)
-    masktorch.set_masks(model, {
-        n: torch.rand(m.shape) < 0.7 for n, m in masktorch.masks(model).items()
-    })  # fmt: skip
+    masktorch.set_masks(
+        model, {n: torch.rand(m.shape) < 0.7 for n, m in masktorch.masks(model).items()}
+    )
     out = evaluate(model, inputs)
     masktorch.unwrap(model).save_pretrained(tmp_path)
     near(evaluate(type(model).from_pretrained(tmp_path), inputs), out)

@@ -2,8 +2,8 @@
 
     torchrun --standalone --nproc-per-node 2 distributed_worker.py FOLDER CHECK...
 
-Each rank leaves FOLDER/CHECK.RANK: empty if the check passed, else a traceback. A failed
-check ends the run, because the other rank may be waiting for this one.
+Each rank leaves FOLDER/CHECK.RANK: empty if the check passed, else a traceback.
+A failed check ends the run, because the other rank may be waiting for this one.
 """
 
 import copy
@@ -54,7 +54,7 @@ def check(function):
 
 
 def network(estimator=Threshold(), **options):
-    """Odd sizes, which two ranks cannot halve; float64, so no mask hinges on rounding."""
+    """Odd sizes, which two ranks cannot halve; float64 against rounding."""
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(6, 9),
@@ -458,7 +458,7 @@ def kept_in_a_forward(model, index, x):
 
 @check
 def fsdp_never_rounds_float32_scores(folder):
-    """In bfloat16, and in float32 with mixed precision, forwards use the masks reported."""
+    """In bfloat16, and with mixed precision, forwards use the masks reported."""
     half = torch.bfloat16
     for dtype, policy in (
         (half, MixedPrecisionPolicy()),
@@ -729,9 +729,12 @@ def says_what_differs(distribute, folder):
         ]
         assert len(texts) == (1 if said else 0), texts
         assert all(part in text for part in said for text in texts), texts
-        assert_equal(*[
-            {n: v for n, v in state(m).items() if "_extra_state" not in n} for m in (model, other)
-        ])  # fmt: skip
+        assert_equal(
+            *[
+                {n: v for n, v in state(m).items() if "_extra_state" not in n}
+                for m in (model, other)
+            ]
+        )
 
 
 @check

@@ -86,8 +86,15 @@ def unchanged(model, before):
 
 
 def rewritten(content, names=None, redigest=True, store=False, **changed):
-    """The bytes of a mask file with arrays changed, by a function of their bytes, entries renamed,
-    and (`redigest`) the digest made right again."""
+    """The bytes of a mask file with changed arrays.
+
+    Args:
+        content: the file.
+        names: new names of entries.
+        redigest: whether to make the digest right again.
+        store: whether entries are stored instead of deflated.
+        changed: for each array to change, a function of its bytes.
+    """
     with np.load(io.BytesIO(content)) as file:
         arrays = {name: file[name].tobytes() for name in ["header", "masks", "digest"]}
     for name, change in changed.items():
@@ -131,9 +138,37 @@ def npy(array):
     return out.getvalue()
 
 
-BAD = [None, -1, 0, 1, 2, 10**30, 1.5, True, "", "x", [], {}, [[]], [-1], [10**30], [8, 9], [72],
-       "0.weight", "1.weight", "gaps", "bits", "deflated bits", ["0.weight"], ["x", "x"], [0] * 99,
-       [2**62, 2**62], "\ud800", 10**7, [10**7]]  # fmt: skip
+BAD = [
+    None,
+    -1,
+    0,
+    1,
+    2,
+    10**30,
+    1.5,
+    True,
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    [-1],
+    [10**30],
+    [8, 9],
+    [72],
+    "0.weight",
+    "1.weight",
+    "gaps",
+    "bits",
+    "deflated bits",
+    ["0.weight"],
+    ["x", "x"],
+    [0] * 99,
+    [2**62, 2**62],
+    "\ud800",
+    10**7,
+    [10**7],
+]
 
 
 class Damage:
@@ -217,8 +252,19 @@ class Mutants:
 
     def __init__(self, content, seed):
         self.content, self.rng = content, random.Random(seed)
-        self.kinds = [self.bytes, self.bytes, self.field, self.field, self.rows, self.bloated,
-                      self.codes, self.bomb, self.entry, self.names, self.npy]  # fmt: skip
+        self.kinds = [
+            self.bytes,
+            self.bytes,
+            self.field,
+            self.field,
+            self.rows,
+            self.bloated,
+            self.codes,
+            self.bomb,
+            self.entry,
+            self.names,
+            self.npy,
+        ]
 
     def __iter__(self):
         while True:
@@ -353,13 +399,40 @@ class Mutants:
         rng, content = self.rng, bytearray(self.content)
         sign, fields = rng.choice(
             [
-                (b"PK\x03\x04", [(4, 2), (6, 2), (8, 2), (14, 4), (18, 4), (22, 4), (26, 2),
-                                 (28, 2)]),
-                (b"PK\x01\x02", [(8, 2), (10, 2), (16, 4), (20, 4), (24, 4), (28, 2), (30, 2),
-                                 (32, 2), (34, 2), (42, 4)]),
-                (b"PK\x05\x06", [(4, 2), (6, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2)]),
+                (
+                    b"PK\x03\x04",
+                    [
+                        (4, 2),
+                        (6, 2),
+                        (8, 2),
+                        (14, 4),
+                        (18, 4),
+                        (22, 4),
+                        (26, 2),
+                        (28, 2),
+                    ],
+                ),
+                (
+                    b"PK\x01\x02",
+                    [
+                        (8, 2),
+                        (10, 2),
+                        (16, 4),
+                        (20, 4),
+                        (24, 4),
+                        (28, 2),
+                        (30, 2),
+                        (32, 2),
+                        (34, 2),
+                        (42, 4),
+                    ],
+                ),
+                (
+                    b"PK\x05\x06",
+                    [(4, 2), (6, 2), (8, 2), (10, 2), (12, 4), (16, 4), (20, 2)],
+                ),
             ]
-        )  # fmt: skip
+        )
         places = [at for at in range(len(content)) if content.startswith(sign, at)]
         start, length = rng.choice(fields)
         at = rng.choice(places) + start
@@ -399,7 +472,8 @@ class Mutants:
             ]
         )
         kind = rng.choice(["|u1", "|O", "<f8", "|b1", "|S99", "x"])
-        described = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {text}, }}\n".encode()
+        fields = f"'descr': '{kind}', 'fortran_order': False, 'shape': {text}, "
+        described = f"{{{fields}}}\n".encode()
         array = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(described)) + described
         which = rng.choice(["header", "masks", "digest"])
         with np.load(io.BytesIO(self.content)) as file:
@@ -455,10 +529,12 @@ def main(count):
                 slowest = max(slowest, costs[0], more[0])
                 most = max(most, costs[1], more[1])
     print(
-        f"{count} mutants: {loaded} load, {read} can be read, all others are refused; at most"
+        f"{count} mutants: {loaded} load, {read} can be read, all others are refused; "
+        f"at most"
     )
     print(
-        f"{slowest:.2f} s and {most:.0f} MB ({large} of more than a megabyte are left out there)"
+        f"{slowest:.2f} s and {most:.0f} MB ({large} of more than a megabyte are left "
+        f"out there)"
     )
 
 

@@ -51,9 +51,13 @@ TIED = {
 
 def llama():
     config = transformers.LlamaConfig(
-        hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, **SMALL,
-    )  # fmt: skip
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        **SMALL,
+    )
     return transformers.LlamaForCausalLM(config)
 
 

@@ -1,4 +1,4 @@
-"""DDP and FSDP2 on two gloo processes; the checks are in tools/distributed_worker.py."""
+"""DDP and FSDP2 on two gloo processes; tools/distributed_worker.py has the checks."""
 
 import importlib.util
 import os
@@ -25,8 +25,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 SCRIPTS = re.findall(r"^```py\n(.*?)^```$", PAGE.read_text(), re.DOTALL | re.MULTILINE)
 
 # DDP and FSDP models are reference cycles that keep gloo's threads running past
-# destroy_process_group. If such a thread releases a tensor while Python shuts down, the
-# process aborts (seen once), so a process that has finished exits without shutting down.
+# destroy_process_group. If such a thread releases a tensor while Python shuts down,
+# the process aborts (seen once). So a finished process exits without shutting down.
 EXIT = "\nimport os, sys\nsys.stdout.flush()\nos._exit(0)\n"
 
 spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)

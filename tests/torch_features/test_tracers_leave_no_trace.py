@@ -1,4 +1,4 @@
-"""Tracing a wrapped model leaves it exactly as it was, also where the tracer refuses."""
+"""Tracing a wrapped model leaves it as it was, also when the tracer refuses it."""
 
 import contextlib
 import copy
@@ -40,7 +40,7 @@ TRACERS = {
 
 
 def described(model):
-    """All that could be left behind: values, kinds, flags, classes, and how they tie."""
+    """Everything a tracer could change: values, flags, classes and ties."""
     tensors = [*model.parameters(), *model.buffers()]
     return {
         "values": {name: value.clone() for name, value in model.state_dict().items()},

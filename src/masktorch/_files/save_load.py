@@ -16,8 +16,7 @@ from masktorch._files.archive import PathOrFile, Row, read, write
 from masktorch._files.coding import Bools, decode, encode
 from masktorch._masking.checkpoint import described
 from masktorch._masking.lookup import Model, find_masks, masked_tensors
-from masktorch._masking.mask import Mask
-from masktorch._masking.module_class import attached
+from masktorch._masking.mask import Mask, attached
 from masktorch._masking.names import join, plain_name
 from masktorch._masks import set_masks
 from masktorch._sharding import is_sharded

@@ -1,7 +1,9 @@
 """Random masks, each entry kept with the probability `p = sigma(s)` of its score, and noise.
 
-A draw is a function of the scores and of a seed, PyTorch's own `randint`, which no compiler merges
-with another: in compiled code one operation, which may be computed again at will.
+Small tensors, and those on accelerators, compare `p` with PyTorch's own uniform numbers.
+Large CPU tensors draw 15 bits an entry from numpy instead, four times as fast. Such a
+draw is a pure function of scores and a seed. The seed comes from `torch.randint`, which
+compilers never deduplicate, so compiled code may recompute the draw.
 """
 
 from typing import Any, cast
@@ -12,76 +14,117 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch._kernels.chunked import Out, by_numpy, chunkwise
+from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_plain
 from masktorch._kernels.selecting import compared
+
+# Up to so many entries PyTorch draws faster than numpy, whose generator takes 60 us to
+# set up. Measured: they break even at 40,000 entries.
+SMALL = 2**15
+
+BITS = 15  # of a number that is drawn at first; one as long decides where the two equal
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A drawn mask, in bytes (inductor stores them twice as fast as bools)."""
+    """Draw a mask, as what `select` reads it off: margins, or bytes if large.
+
+    Margins are `p - u` with `u` from [0, 1): positive with probability `p`, and never
+    where `p = 0`. Inductor stores bytes twice as fast as bools."""
     scores = scores.detach()
-    if scores.device.type == "cpu" and type(scores) in (Tensor, nn.Parameter):
+    if _takes_bits(scores):
         seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
-        # one operation to compilers and transforms, whatever it does within
-        return cast(Tensor, (_draw if by_numpy(scores) else _operation)(scores, seed))
-    u = uniform_like(scores, generator)
-    return (~(torch.sigmoid(scores.to(u.dtype)) <= u)).to(torch.uint8)
+        if by_numpy(scores):
+            return _draw_by_bits(scores, seed)
+        # one operation to compilers and transforms, whichever steps it takes
+        return cast(Tensor, _draw_operation(scores, seed))
+    p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+    u = _uniform(scores, p.dtype, generator)
+    return p.sub_(u) if is_plain(p, u) else p - u
+
+
+def _takes_bits(scores: Tensor) -> bool:
+    """Whether it is a large tensor on the CPU, under whichever transform."""
+    return (
+        scores.numel() > SMALL
+        and scores.device.type == "cpu"
+        and type(scores) in (Tensor, nn.Parameter)
+    )
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Numbers from the open interval (0, 1), shaped like the scores: float32, or float64 for it."""
+    """Draw from the open interval (0, 1), shaped like the scores: in float32, or float64
+    for scores in it."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    if (
-        generator is None
-    ):  # of all that draws, what every compiler knows and never merges
-        u = torch.rand_like(scores, dtype=dtype)
-    else:
-        u = torch.rand(
-            scores.shape, generator=generator, dtype=dtype, device=scores.device
-        )
-    return u.clamp(min=torch.finfo(dtype).eps / 4)  # PyTorch's own are from [0, 1)
+    # PyTorch's own numbers are from [0, 1)
+    u = _uniform(scores, dtype, generator)
+    return u.clamp(min=torch.finfo(dtype).eps / 4)
+
+
+def _uniform(
+    scores: Tensor, dtype: torch.dtype, generator: torch.Generator | None
+) -> Tensor:
+    """Draw from [0, 1), shaped like the scores."""
+    if generator is None:
+        # the one operation that every compiler knows and never merges with another
+        return torch.rand_like(scores, dtype=dtype)
+    return torch.rand(
+        scores.shape, generator=generator, dtype=dtype, device=scores.device
+    )
 
 
 class _Start(int, ISeedSequence):
-    """All that a bit generator starts from: numpy's hash takes longer than to draw a small mask."""
+    """All that a bit generator starts from: numpy's own hash of a seed takes longer than
+    a small mask."""
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
         return np.full(n_words, self, dtype)
 
 
-def _draw(scores: Tensor, seed: Tensor) -> Tensor:
-    """On a CPU, by few random bits, for these take the time: 15 an entry, four entries to a number.
-    Once in 2^15 the next one's decide too: neighbours' covariance is at most 2^-15 p (1 - p)."""
+def _draw_by_bits(scores: Tensor, seed: Tensor) -> Tensor:
+    """Draw a mask as bytes, on a CPU: few random bits, because these take the time.
+
+    A generated word of 64 bits has four numbers of 15 bits, the sign bit of each int16
+    cleared so that none is negative:
+
+        word    0hhhhhhh hhhhhhhh 0hhhhhhh hhhhhhhh 0hhhhhhh hhhhhhhh 0hhhhhhh hhhhhhhh
+        entry   i+3               i+2               i+1               i
+
+    Entry i is kept if its 30-bit number `high_i / 2^15 + high_{i+1} / 2^30` is below p.
+    The lower half is its neighbour's number, which decides once in 2^15 entries: the
+    covariance of neighbours is at most 2^-15 p (1 - p)."""
     generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
 
     @chunkwise
-    def mask(scores: Tensor, out: Out) -> Tensor:
+    def draw(scores: Tensor, out: Out) -> Tensor:
         p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
         words = generator.random_raw(p.numel() // 4 + 1)
-        words &= np.uint64(
-            0x7FFF_7FFF_7FFF_7FFF
-        )  # 15 of 16 bits, so that no int16 is negative
-        bits = torch.from_numpy(words.view(np.int16))
-        high, low = (bits.as_strided(p.shape, p.stride(), first) for first in (0, 1))
-        # each step is exact, or else too far from 0 for the next to change the sign
-        p.sub_(high, alpha=2**-15).sub_(low, alpha=2**-30)
-        return compared(lambda v: ~(v <= 0), p, out)
+        words &= np.uint64(0x7FFF_7FFF_7FFF_7FFF)
+        numbers = torch.from_numpy(words.view(np.int16))
+        high = numbers.as_strided(p.shape, p.stride(), 0)
+        low = numbers.as_strided(p.shape, p.stride(), 1)
+        # Each subtraction is exact, or its result is so far from 0 that the next one
+        # can't change the sign.
+        p.sub_(high, alpha=2.0**-BITS).sub_(low, alpha=2.0 ** (-2 * BITS))
+        return compared(lambda margin: ~(margin <= 0), p, out)
 
-    return mask(scores).view(torch.uint8)
-
-
-_operation = torch.library.custom_op("masktorch::draw", _draw, mutates_args=())
+    return draw(scores).view(torch.uint8)
 
 
-@_operation.register_fake
+_draw_operation = torch.library.custom_op(
+    "masktorch::draw", _draw_by_bits, mutates_args=()
+)
+
+
+@_draw_operation.register_fake
 def _(scores: Tensor, seed: Tensor) -> Tensor:
     return torch.empty_like(scores, dtype=torch.uint8)
 
 
-@_operation.register_vmap
+@_draw_operation.register_vmap
 def _(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-    """With `randomness="different"` the seed has a batch, with "same" it has none."""
-    tensors = zip((scores, seed), in_dims, strict=True)
+    """Draw for each entry of the batch: the seed has a batch with `randomness="different"`
+    and none with "same"."""
     parts = (
-        [t] * info.batch_size if dim is None else t.unbind(dim) for t, dim in tensors
+        [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
+        for tensor, dim in zip((scores, seed), in_dims, strict=True)
     )
-    return torch.stack([*map(_operation, *parts)]), 0
+    return torch.stack([*map(_draw_operation, *parts)]), 0

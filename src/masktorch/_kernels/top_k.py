@@ -1,26 +1,69 @@
-"""Exactly the largest entries, without a sort.
+"""Exactly the k largest entries.
 
-Of equal values that of the earlier tensor, then of the lower row-major index counts as the larger;
-what is not a number counts as the largest of all, and -0.0 equals 0.0.
+Order: NaN ranks above every number, -0.0 equals 0.0, ties go to the earlier tensor, then
+to the lower row-major index. All ways to select give the same mask:
+
+- on a CPU one pass over the values, or a partition if they are few;
+- on an accelerator one `topk` of unique keys, without waiting for the device;
+- under transforms, and in float64 on an accelerator, a stable sort.
+
+The *cut* is the largest value that is not kept. An entry is kept if it is above the cut; of
+the entries equal to the cut, its *ties*, the first ones are kept until there are k.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from masktorch._kernels import chunked
-from masktorch._kernels.chunked import is_unseen
+from masktorch._kernels.chunked import is_plain, is_unseen
 
-_last: dict[
-    Any, tuple[float, float, bool]
-] = {}  # cuts, how far they had moved, and if tied
-_LAST = 1024  # of them at most
-_SAMPLE = 2**16  # entries by which the others are passed over
+Values = npt.NDArray[np.floating[Any]]
+Mask = npt.NDArray[np.bool_]
+
+# Up to so many entries a partition of all takes less time than the search for the cut.
+FEW = 2**12
+
+# So many entries estimate where the cut lies. Their rank misses that among all entries by
+# more than 4 * sqrt(SAMPLE) with a probability below 3e-14 (Hoeffding). They are taken at
+# a stride, so structured values may miss more often; then the bounds are widened.
+SAMPLE = 2**16
+SAMPLE_MARGIN = 4
+
+# The cut of one step lies within so many recent movements of the one before; the value is
+# measured: with 2 every tenth search of a training run fails, with 8 the search is longer.
+DRIFTS = 4
+
+# As int32, the bits of a float32 without its sign, and an order above that of infinity.
+MAGNITUDE_BITS, NAN_ORDER = 0x7FFF_FFFF, 0x7F80_0001
+
+NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
+
+
+class PreviousCut(NamedTuple):
+    """Where the cut was when values of this place, size and k were last asked for."""
+
+    value: float
+    ties: int  # how many entries equal to it were kept
+    drift: float  # how far it moves a call: 0 if it stood still, infinite if unknown
+
+
+# Learned scores move slowly, so that the previous cut is a good guess for the next, and is
+# the next one under a frozen mask. It is only ever a guess: a mask is returned if counting
+# proves it, and any cut whose mask has k entries is right (see `_try_previous_cut`). So these do no
+# harm, only cost time: values that changed, in whichever way; memory that now belongs to
+# another tensor; other threads that read and write here (each access to the dict is
+# atomic); forgetting all of it.
+_previous_cuts: dict[Any, PreviousCut] = {}
+REMEMBERED = 1024  # cuts at most
 
 
 def count(density: float, entries: int) -> int:
@@ -31,133 +74,286 @@ def count(density: float, entries: int) -> int:
 def largest_of(
     tensors: Sequence[Tensor], k: int, *, absolute: bool = False
 ) -> list[Tensor]:
-    """The masks of the `k` entries of all tensors together that are largest (in magnitude)."""
+    """Return the masks of the `k` entries of all tensors together that are largest (in
+    magnitude)."""
     tensors = [values.detach() for values in tensors]
-    sizes = [values.numel() for values in tensors]
-    if k >= sum(sizes):
+    if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
-    if all(map(is_unseen, tensors)) and (
-        len(tensors) > 1 or tensors[0].device.type == "cpu"
-    ):
-        mask = torch.from_numpy(_beyond_cut(tensors, k, absolute))
-    else:  # by a stable sort, which accelerators and transforms do
-        flat = torch.cat(
-            [(values.abs() if absolute else values).flatten() for values in tensors]
-        )
-        flat = torch.where(
-            flat == flat, flat + 0.0, torch.nan
-        )  # one zero, one that is no number
-        order = flat.argsort(descending=True, stable=True)
-        mask = torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], 1)
+    on_cpu = all(values.device.type == "cpu" for values in tensors)
+    # Several tensors go to the CPU in chunks: no device has to hold all of them twice.
+    if (on_cpu or len(tensors) > 1) and all(map(is_unseen, tensors)):
+        mask = torch.from_numpy(_largest_on_cpu(tensors, k, absolute))
+    else:
+        parts = [values.flatten() for values in tensors]
+        flat = torch.cat(parts) if len(parts) > 1 else parts[0]
+        largest = _largest_by_keys if _may_have_keys(flat) else _largest_by_sort
+        mask = largest(flat, k, absolute)
+    return _shaped_like(mask, tensors)
+
+
+def _shaped_like(mask: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Split a flat mask over tensors, in the layout of each."""
     if len(tensors) == 1 and tensors[0].is_contiguous():
         return [mask.view(tensors[0].shape)]
-    parts = zip(torch.split(mask, sizes), tensors, strict=True)
+    parts = torch.split(mask, [values.numel() for values in tensors])
     return [
-        torch.empty_like(v, dtype=torch.bool).copy_(part.view(v.shape))
-        for part, v in parts
+        torch.empty_like(values, dtype=torch.bool).copy_(part.view(values.shape))
+        for part, values in zip(parts, tensors, strict=True)
     ]
 
 
-def _beyond_cut(tensors: Sequence[Tensor], k: int, absolute: bool) -> Any:
-    """The cut is the largest value that is not among the `k` largest, of which equals may be."""
-    key = k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors)
-    last, moved, tied = _last.get(key, (math.nan, math.nan, True))
-    kept = np.empty(sum(values.numel() for values in tensors), dtype=bool)
-    if moved == 0 and not tied:  # where it stands still, a count proves it
-        for start, part in _parts(tensors, absolute):
-            np.less_equal(part, last, out=kept[start : start + part.size])
-        if np.count_nonzero(np.logical_not(kept, out=kept)) == k:
-            return kept
-    for low, high in _brackets(tensors, k, absolute, last, moved):
-        below, near, places = _between(tensors, absolute, low, high, kept)
-        rank = kept.size - k - 1 - below  # of the cut in `near`
-        if 0 <= rank < near.size:
-            ordered = np.partition(near, rank)
-            at, above = float(ordered[rank]), ordered[rank + 1 :]
-            if at == at or math.isnan(
-                high
-            ):  # else what is above the bounds comes before a NaN
-                break
-    kept[places] = ~(near <= at) if at == at else False
-    equal, ties = (
-        (near == at, above == at) if at == at else (near != near, above != above)
-    )
-    kept[places[equal][: np.count_nonzero(ties)]] = True
-    if len(_last) >= _LAST:
-        _last.clear()
-    _last[key] = (
-        at,
-        0.0 if at == last else max(abs(at - last), moved / 2),
-        bool(ties.any()),
-    )
-    return kept
+# On a CPU
 
 
-@np.errstate(over="ignore")  # of bounds, by float32
-def _between(
-    tensors: Sequence[Tensor], absolute: bool, low: float, high: float, kept: Any
-) -> Any:
-    """How many values are below two bounds; those that are neither below nor above, as what is not
-    a number is, with their places. `kept` shows what is above."""
-    below, near, places = 0, [np.empty(0, np.float32)], [np.empty(0, np.int64)]
-    for start, part in _parts(tensors, absolute):
-        under, over = (
-            part < low,
-            np.greater(part, high, out=kept[start : start + part.size]),
-        )
-        count = int(np.count_nonzero(under))
-        if count + np.count_nonzero(over) < part.size:
-            found = np.flatnonzero(under == over)
-            near.append(part[found])
-            places.append(found + start)
-        below += count
-    return below, np.concatenate(near), np.concatenate(places)
+def _largest_on_cpu(tensors: Sequence[Tensor], k: int, absolute: bool) -> Mask:
+    if len(tensors) == 1 and tensors[0].numel() <= FEW:
+        return _largest_of_few(_few_values(tensors[0], absolute), k).mask
+    key = (k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors))
+    previous = _previous_cuts.get(key)
+    mask = np.empty(sum(values.numel() for values in tensors), dtype=bool)
+    if previous is not None and previous.drift in (0.0, math.inf):
+        stands_still = _try_previous_cut(tensors, k, absolute, previous, mask)
+        if stands_still:
+            _previous_cuts[key] = previous._replace(drift=0.0)
+            return mask
+    cut = _locate_cut(tensors, k, absolute, previous, mask)
+    if len(_previous_cuts) >= REMEMBERED:
+        _previous_cuts.clear()
+    _previous_cuts[key] = PreviousCut(cut.value, cut.ties, _drift(cut.value, previous))
+    return mask
 
 
-def _brackets(
-    tensors: Sequence[Tensor], k: int, absolute: bool, last: float, moved: float
-) -> Any:
-    """Where the next cut lies, likeliest first: around the last one, that of a sample, anywhere."""
-    if math.isfinite(moved):
-        yield last - 4 * moved, last + 4 * moved
+def _drift(cut: float, previous: PreviousCut | None) -> float:
+    """How far the cut moves a call: at once as far as it did, then half as far a call."""
+    if previous is None or math.isnan(previous.value) or math.isnan(cut):
+        return math.inf
+    if cut == previous.value:
+        return 0.0
+    moved = abs(cut - previous.value)
+    return moved if math.isinf(previous.drift) else max(moved, previous.drift / 2)
+
+
+def _try_previous_cut(
+    tensors: Sequence[Tensor],
+    k: int,
+    absolute: bool,
+    previous: PreviousCut,
+    mask: Mask,
+) -> bool:
+    """Keep what is above a cut and the first of its ties; return whether this is right.
+
+    It is if k entries are kept: whatever is above some value, and the first of what equals
+    it, are the largest entries of their number. One pass is the whole proof."""
+    kept, ties_left = 0, previous.ties
+    for start, values in _chunks(tensors, absolute):
+        chunk = mask[start : start + values.size]
+        np.less_equal(values, previous.value, out=chunk)
+        np.logical_not(chunk, out=chunk)  # not `>`: NaN ranks above the cut
+        if ties_left:
+            ties = values == previous.value
+            ties_left -= _keep_first(ties, ties_left)
+            np.logical_or(chunk, ties, out=chunk)
+        kept += int(np.count_nonzero(chunk))
+    return kept == k
+
+
+def _keep_first(mask: Mask, number: int) -> int:
+    """Leave the first `number` entries of a mask, in place; return how many it has."""
+    entries = int(np.count_nonzero(mask))
+    if entries <= number:
+        return entries
+    mask[np.flatnonzero(mask)[number] :] = False
+    return number
+
+
+class Few(NamedTuple):
+    """The largest of few values."""
+
+    mask: Mask
+    value: float  # the cut
+    ties: int  # how many entries equal to it are kept
+
+
+def _largest_of_few(values: Values, k: int) -> Few:
+    """Keep the k largest of an array, 0 <= k < values.size, by a partition."""
+    rank = values.size - k - 1
+    cut = np.partition(values, rank)[rank]  # np.partition puts NaN last
+    mask = values > cut
+    missing = k - int(np.count_nonzero(mask))
+    if missing:  # ties at the cut, or NaN
+        if np.isnan(cut):
+            mask, ties = np.zeros(values.size, dtype=bool), np.isnan(values)
+        else:
+            mask, ties = ~(values <= cut), values == cut
+        missing = _keep_first(ties, k - int(np.count_nonzero(mask)))
+        mask |= ties
+    return Few(mask, float(cut), missing)
+
+
+def _locate_cut(
+    tensors: Sequence[Tensor],
+    k: int,
+    absolute: bool,
+    previous: PreviousCut | None,
+    mask: Mask,
+) -> Few:
+    """Find the cut and the mask: rank only the entries within bounds that enclose it."""
+    for bounds in _likely_bounds(tensors, k, absolute, previous):
+        inside = _entries_inside(tensors, absolute, bounds, mask)
+        kept_inside = k - inside.above
+        if 0 <= kept_inside < inside.values.size:
+            found = _largest_of_few(inside.values, kept_inside)
+            # NaN ranks above everything, also above what is above the bounds
+            if inside.above == 0 or not math.isnan(found.value):
+                mask[inside.places] = found.mask
+                return found
+    raise RuntimeError("the last bounds enclose every value")
+
+
+class Bounds(NamedTuple):
+    low: float
+    high: float
+
+
+class Inside(NamedTuple):
+    """The entries that are neither below nor above some bounds; NaN is neither."""
+
+    values: Values
+    places: npt.NDArray[np.int64]
+    above: int  # how many others are above the bounds
+
+
+def _likely_bounds(
+    tensors: Sequence[Tensor], k: int, absolute: bool, previous: PreviousCut | None
+) -> Iterator[Bounds]:
+    """Yield bounds of the cut, the likeliest and narrowest first; the last have no end."""
+    if previous is not None and math.isfinite(previous.drift):
+        reach = DRIFTS * previous.drift
+        yield Bounds(previous.value - reach, previous.value + reach)
     entries = sum(values.numel() for values in tensors)
-    if entries > _SAMPLE:
-        stride = (entries - 1) // _SAMPLE + 1
-        parts = [np.copy(part) for _, part in _parts(tensors, absolute, stride)]
-        sample, margin = np.sort(np.concatenate(parts)), 4 * math.isqrt(_SAMPLE)
-        at = int((1 - (k + 1) / entries) * sample.size)
-        low = sample[at - margin] if at >= margin else -math.inf
-        yield low, sample[at + margin] if at + margin < sample.size else math.nan
-    yield -math.inf, math.nan
+    if entries > SAMPLE:
+        yield _bounds_by_sample(tensors, k / entries, absolute)
+    yield Bounds(-math.inf, math.inf)
 
 
-def _parts(
+def _bounds_by_sample(
+    tensors: Sequence[Tensor], density: float, absolute: bool
+) -> Bounds:
+    entries = sum(values.numel() for values in tensors)
+    stride = (entries - 1) // SAMPLE + 1
+    parts = [np.copy(values) for _, values in _chunks(tensors, absolute, stride)]
+    sample = np.sort(np.concatenate(parts))
+    rank = int((1 - density) * sample.size)
+    margin = SAMPLE_MARGIN * math.isqrt(SAMPLE)
+    low, high = rank - margin, rank + margin
+    return Bounds(
+        sample[low] if low >= 0 else -math.inf,
+        sample[high] if high < sample.size else math.inf,
+    )
+
+
+@np.errstate(over="ignore")  # bounds may lie beyond what float32 holds
+def _entries_inside(
+    tensors: Sequence[Tensor], absolute: bool, bounds: Bounds, mask: Mask
+) -> Inside:
+    """Collect the entries inside the bounds, and mark those above in `mask`."""
+    inside, places, above = [np.empty(0, np.float32)], [np.empty(0, np.int64)], 0
+    for start, values in _chunks(tensors, absolute):
+        is_above = mask[start : start + values.size]
+        np.greater(values, bounds.high, out=is_above)
+        is_below = values < bounds.low
+        above_here = int(np.count_nonzero(is_above))
+        if above_here + np.count_nonzero(is_below) < values.size:
+            found = np.flatnonzero(is_below == is_above)  # both False
+            inside.append(values[found])
+            places.append(found + start)
+        above += above_here
+    return Inside(np.concatenate(inside), np.concatenate(places), above)
+
+
+def _chunks(
     tensors: Sequence[Tensor], absolute: bool, stride: int = 1
-) -> Iterator[tuple[int, Any]]:
-    """Every `stride`-th entry, or until the next its magnitude, in one dtype, with its place."""
-    dtype = functools.reduce(
-        torch.promote_types, (v.dtype for v in tensors), torch.float32
-    )
-    place = np.empty(
-        min(chunked.CHUNK, max(v.numel() for v in tensors)), str(dtype)[6:]
-    )
-    first = 0
-    for flat in (values.contiguous().view(-1) for values in tensors):
-        # numpy() would forbid FSDP2 to free the storage
-        array = (
-            np.from_dlpack(flat)
-            if flat.dtype is dtype and flat.device.type == "cpu"
-            else None
-        )
+) -> Iterator[tuple[int, Values]]:
+    """Yield (offset, chunk) pairs of every `stride`-th entry, in a common dtype.
+
+    With `absolute`, chunks share one buffer: valid until the next iteration."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    longest = max(tensor.numel() for tensor in tensors)
+    size = min(chunked.CHUNK, longest) if absolute else 0
+    buffer = np.empty(size, NUMPY_DTYPES[dtype])
+    offset = 0
+    for tensor in tensors:
+        flat = tensor.contiguous().view(-1)
+        in_place = flat.dtype is dtype and flat.device.type == "cpu"
+        array = _array(flat) if in_place else None
         for start in range(0, flat.numel(), chunked.CHUNK):
-            block = slice(start, start + chunked.CHUNK, stride)
-            part = (
-                np.from_dlpack(flat[block].to("cpu", dtype))
-                if array is None
-                else array[block]
-            )
-            yield (
-                first + start,
-                np.abs(part, out=place[: part.size]) if absolute else part,
-            )
-        first += flat.numel()
+            chunk = slice(start, start + chunked.CHUNK, stride)
+            if array is None:
+                values = _array(flat[chunk].to("cpu", dtype))
+            else:
+                values = array[chunk]
+            if absolute:
+                np.abs(values, out=buffer[: values.size])
+                values = buffer[: values.size]
+            yield offset + start, values
+        offset += flat.numel()
+
+
+def _few_values(tensor: Tensor, absolute: bool) -> Values:
+    """The values of a CPU tensor in row-major order, in a dtype that numpy has."""
+    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    values = wide.abs().numpy() if absolute else _array(wide)
+    return cast(Values, values.reshape(-1))
+
+
+def _array(tensor: Tensor) -> Values:
+    """The tensor's memory as an array. `numpy()` would forbid FSDP2 to free a storage
+    that is not ours."""
+    return cast(Values, np.from_dlpack(tensor))
+
+
+# Elsewhere
+
+
+def _may_have_keys(flat: Tensor) -> bool:
+    """Whether the bits of the values are at hand, and leave bits of a key for the place."""
+    return (
+        is_plain(flat)
+        and flat.dtype is not torch.float64
+        and not flat.is_neg()
+        and torch._C._get_tracing_state() is None  # TorchScript has no view of bits
+    )
+
+
+def _largest_by_keys(flat: Tensor, k: int, absolute: bool) -> Tensor:
+    """Rank by unique 64-bit keys, which no device has to wait for.
+
+    A key has the order of the value as int32 above the place counted from the end, so of
+    equal values the first has the largest key. Read as an integer, the bits of a float
+    rank as its magnitude does:
+
+        sign | exponent, then fraction of |s| | place from the end
+        1 bit  31 bits                          32 bits
+    """
+    if k == 0:
+        return torch.zeros_like(flat, dtype=torch.bool)
+    flat = flat if flat.dtype is torch.float32 else flat.to(torch.float32)
+    if absolute:
+        order = (flat.view(torch.int32) & MAGNITUDE_BITS).clamp(max=NAN_ORDER)
+    else:
+        flat = flat.masked_fill(flat != flat, math.nan) + 0.0  # one NaN, one zero
+        bits = flat.view(torch.int32)
+        order = bits ^ ((bits >> 31) & MAGNITUDE_BITS)  # negatives rank in reverse
+    place = torch.arange(flat.numel() - 1, -1, -1, device=flat.device)
+    keys = torch.add(place, order, alpha=2**32)
+    return keys >= keys.topk(k, sorted=False).values.amin()
+
+
+def _largest_by_sort(flat: Tensor, k: int, absolute: bool) -> Tensor:
+    """Rank by a stable sort, which every transform and exporter knows."""
+    flat = flat.abs() if absolute else flat
+    flat = torch.where(flat == flat, flat + 0.0, math.nan)  # one NaN, one zero
+    order = flat.argsort(descending=True, stable=True)
+    return torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], 1)

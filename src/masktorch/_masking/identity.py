@@ -48,11 +48,19 @@ def has_memory(tensor: Tensor) -> bool:
         not is_lazy(tensor)
         and holds_its_values(type(tensor))
         and tensor.layout is torch.strided
+        and not tensor.is_nested
         and not tensor.is_meta
         and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
         and tensor.numel() > 0
-        and tensor.data_ptr() != 0
+        and _address(tensor) != 0
     )
+
+
+def _address(tensor: Tensor) -> int:
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:  # a device whose tensors have no addresses
+        return 0
 
 
 def holds_its_values(kind: type[Tensor]) -> bool:

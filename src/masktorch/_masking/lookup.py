@@ -3,15 +3,14 @@
 import inspect
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from masktorch._masking.mask import Mask, deterministic, total
-from masktorch._masking.module_class import attached
+from masktorch._masking.mask import Mask, attached, deterministic, total
 from masktorch._masking.names import enumerated, is_pattern, matching
 from masktorch._masking.places import Place, places_of
 from masktorch._methods.protocol import Estimator
@@ -260,6 +259,18 @@ def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
             f"{caller}() can't change a model that is distributed already: it found a "
             f"{type(module).__name__}, which has fixed what the parameters are. {instead}"
         )
+
+
+def check_can_change(caller: str, places: Iterable[Place]) -> None:
+    """Raise if PyTorch would refuse to write into a parameter or to let it train."""
+    if torch.is_inference_mode_enabled():
+        return
+    for place in places:
+        if place.parameter.is_inference():
+            raise ValueError(
+                f"{caller}() can't change {place.name!r}, which was created in inference "
+                "mode. Call it within torch.inference_mode(), or load the weights outside."
+            )
 
 
 # -- changes -------------------------------------------------------------------------------

@@ -359,6 +359,20 @@ def _states_in(
     return {name: mask.state() for mask, name in names.items()}
 
 
+def attached(module: nn.Module) -> dict[str, Mask]:
+    """The masks on the parameters of `module` itself, by parameter name."""
+    if "parametrizations" not in module._modules:  # a scripted module has no .get
+        return {}
+    container = module._modules["parametrizations"]
+    return masks_in(container) if isinstance(container, Masks) else {}
+
+
+def forward_state_of(module: nn.Module) -> ForwardState | None:
+    """The state of a module with masks; None after they have been taken off."""
+    container = module._modules.get("parametrizations")
+    return container.forward_state if isinstance(container, Masks) else None
+
+
 def deterministic(estimator: Estimator, scores: Tensor, shape: torch.Size) -> Tensor:
     """Return an estimator's deterministic mask of these scores, if it is one.
 

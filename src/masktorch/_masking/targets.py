@@ -22,8 +22,8 @@ from masktorch._masking.identity import (
     overlaps_itself,
     sharing_memory,
 )
-from masktorch._masking.mask import Mask, Masks, masks_in
-from masktorch._masking.module_class import attached, original_class
+from masktorch._masking.mask import Mask, Masks, attached, masks_in
+from masktorch._masking.module_class import original_class
 from masktorch._masking.names import enumerated, is_pattern, join, matching
 from masktorch._masking.places import (
     Place,

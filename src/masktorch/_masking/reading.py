@@ -1,0 +1,132 @@
+"""Reading a masked weight: what happens on `layer.weight`.
+
+The property of the masked class asks, in this order:
+
+1. Is the parameter itself wanted? (a copy is being made; FSDP2 or offloading asks for it)
+2. Does an earlier read hold? (a draw of the forward under way; `parametrize.cached()`)
+3. Otherwise the mask computes the weight: `Mask.forward`.
+"""
+
+import contextlib
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from masktorch._masking.assigning import remember, version_of
+from masktorch._masking.forward_state import Read, Reads
+from masktorch._masking.mask import Mask
+from masktorch._masking.overrides import override_of
+from masktorch._sharding import is_sharded
+
+
+def masked_property(name: str) -> property:
+    def read(module: Any) -> Any:
+        container = module._modules.get("parametrizations")
+        mask = None if container is None else container._modules.get(name)
+        if (
+            mask is None
+        ):  # a new module of this class, or one that remove_parametrizations left
+            return nn.Module.__getattr__(module, name)
+        weight = module._parameters[name]
+        state = container.forward_state
+        if state.reads_parameters:
+            return weight
+        reads = state.reads
+        if reads is None and (is_sharded(weight) or weight.is_meta):
+            # FSDP2 and offloading ask for the parameter itself; a forward sees it in place
+            return weight
+        return _read(module, name, mask, weight, reads)
+
+    return property(read)
+
+
+def _read(
+    module: nn.Module, name: str, mask: Mask, weight: Tensor, reads: Reads | None
+) -> Tensor:
+    """The weight under its mask, or what an earlier read has found where that must hold."""
+    _refuse_tracers_without_masks(module, name)
+    if parametrize._cache_enabled:
+        return _read_cached(mask, weight, module.training)
+    if reads is None:
+        computed = _computed(mask, weight, module.training)
+        remember(computed, mask, weight)
+        return computed
+    if mask.is_stochastic(module.training):
+        return _read_drawn_once(reads, name, mask, weight)
+    computed = _computed(mask, weight, module.training)
+    if not torch.compiler.is_compiling():
+        reads[name, False] = Read(computed, version_of(computed), ())
+    return computed
+
+
+def _read_drawn_once(reads: Reads, name: str, mask: Mask, weight: Tensor) -> Tensor:
+    """A stochastic mask in a forward: one draw, unless what it follows from has changed."""
+    decided_by = weight, mask.scores, mask.estimator
+    read = reads.get((name, True))
+    if read is None or not _same(read.decided_by, decided_by):
+        with _grad_for_later_reads():
+            computed = _computed(mask, weight, training=True)
+        read = reads[name, True] = Read(computed, version_of(computed), decided_by)
+    return read.tensor
+
+
+def _read_cached(mask: Mask, weight: Tensor, training: bool) -> Tensor:
+    """Within torch's `parametrize.cached()` a read holds beyond its forward."""
+    cache: Any = parametrize._cache
+    key = (
+        mask,
+        weight,
+        mask.scores,
+        override_of(mask),
+        mask.frozen,
+        mask.estimator.mode,  # hashes by the identity of the estimator, and keeps it alive
+        training,
+    )
+    if key not in cache:
+        with _grad_for_later_reads():
+            cache[key] = _computed(mask, weight, training)
+        remember(cache[key], mask, weight)
+    return cast(Tensor, cache[key])
+
+
+def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
+    return all(a is b for a, b in zip(one, other, strict=True))
+
+
+def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
+    try:
+        return cast(Tensor, mask(weight, training))
+    except AttributeError as error:
+        # From a property, nn.Module would take it for "no such attribute" and go on to look
+        # in its parameters, where it finds the weight without its mask.
+        raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
+
+
+def _refuse_tracers_without_masks(module: nn.Module, name: str) -> None:
+    """Raise for tracers that would store this moment's mask as a constant, or fail later."""
+    if torch.compiler.is_compiling():
+        return
+    what = f"how {type(module).__name__} computes {name!r} under its mask"
+    if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            f"torch.onnx.export(dynamo=False) cannot trace {what}. Call masktorch.unwrap on "
+            "a copy of the model first."
+        )
+    if (
+        torch.fx._symbolic_trace._is_fx_tracing_flag
+        and torch.fx.experimental.proxy_tensor.get_proxy_mode() is None  # not make_fx
+    ):
+        raise RuntimeError(
+            f"torch.fx.symbolic_trace cannot trace {what}: the mask would become a constant. "
+            "Call masktorch.unwrap on a copy first, trace with torch.export or torch.compile, "
+            "or make the layer a leaf module of a torch.fx.Tracer."
+        )
+
+
+def _grad_for_later_reads() -> Any:
+    """A later read of a draw may want the gradient that the first does not."""
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
+        return contextlib.nullcontext()
+    return torch.enable_grad()
