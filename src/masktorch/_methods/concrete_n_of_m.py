@@ -4,13 +4,10 @@ Source: Fang et al., "MaskLLM: Learnable Semi-Structured Sparsity for Large Lang
 Models" (arXiv 2409.17481).
 """
 
-import functools
 import itertools
 import math
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Generator, Tensor
 from typing_extensions import override
@@ -75,10 +72,10 @@ def concrete_n_of_m(
     check_flag(caller, "hard", hard)
     _check_shape(scores, n, m)
     logits = scale * wide(scores, scores) + gumbel_like(scores, generator)
-    y = torch.softmax(logits / temperature, dim=-1)
+    mask = _expected_mask(logits / temperature, n, m)
     if hard:
-        y = straight_through(_one_hot(logits).to(y.dtype), y)
-    return times(weight, _mask_of(y, n, m).to(scores.dtype))
+        mask = straight_through(_likeliest_mask(logits, n, m).to(mask.dtype), mask)
+    return times(weight, mask.to(scores.dtype))
 
 
 def gumbel_like(scores: Tensor, generator: Generator | None) -> Tensor:
@@ -108,33 +105,33 @@ def _check_shape(scores: Tensor, n: int, m: int) -> None:
         )
 
 
-def _one_hot(logits: Tensor) -> Tensor:
-    """Mark the first of the largest logits of each group."""
-    largest = logits.argmax(-1, keepdim=True)
-    return torch.zeros_like(logits, dtype=torch.bool).scatter(-1, largest, True)
+def _likeliest_mask(logits: Tensor, n: int, m: int) -> Tensor:
+    """Return the patterns of the largest logits, of equal ones the first; bool."""
+    patterns = _patterns(n, m, logits) > 0
+    return _as_weight(patterns[logits.argmax(-1)], dim=-1)
 
 
-def _mask_of(y: Tensor, n: int, m: int) -> Tensor:
-    """Return `y @ P`, laid out as the weight."""
-    table: Tensor = _patterns(n, m)
+def _expected_mask(logits: Tensor, n: int, m: int) -> Tensor:
+    """Return `softmax(logits) @ P`."""
+    # Patterns first: over neighbours in memory a softmax takes ten times as long.
+    y = torch.softmax(logits.movedim(-1, 0), dim=0)
     with torch.autocast(y.device.type, enabled=False):  # would round y to 16 bits
-        entries = y @ table.to(y)
-    return entries.movedim(-1, 2).flatten(1, 2)
+        entries = torch.tensordot(_patterns(n, m, y).T, y, dims=1)
+    return _as_weight(entries, dim=0)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _patterns(n: int, m: int) -> Tensor:
-    """`P` as a tensor, made anew: one that is kept could be of a tracer's kind."""
-    return torch.from_numpy(_pattern_table(n, m))
+def _as_weight(entries: Tensor, dim: int) -> Tensor:
+    """Put the entries of each group, which lie along `dim`, next to each other along
+    dimension 1 of the weight."""
+    return entries.movedim(dim, 2).flatten(1, 2)
 
 
-@functools.lru_cache
-def _pattern_table(n: int, m: int) -> npt.NDArray[np.float32]:
-    """`P`, of shape (C(m, n), m): 1 where a pattern keeps an entry."""
-    kept = list(itertools.combinations(range(m), n))
-    table = np.zeros((len(kept), m), np.float32)
-    np.put_along_axis(table, np.array(kept), 1, axis=1)
-    return table
+def _patterns(n: int, m: int, like: Tensor) -> Tensor:
+    """Return `P`, of shape (C(m, n), m): 1 where a pattern keeps an entry."""
+    combinations = list(itertools.combinations(range(m), n))
+    kept = torch.tensor(combinations, device=like.device)
+    zeros = torch.zeros(len(combinations), m, dtype=like.dtype, device=like.device)
+    return zeros.scatter(1, kept, 1)
 
 
 @dataclass(frozen=True)
@@ -200,25 +197,24 @@ class ConcreteNOfM(BuiltIn):
 
     @override
     def mode(self, scores: Tensor) -> Tensor:
-        return whole(self._patterns_at_most, scores.detach())
+        return whole(self._mode, scores.detach())
+
+    def _mode(self, scores: Tensor) -> Tensor:
+        _check_shape(scores, self.n, self.m)
+        return _likeliest_mask(scores, self.n, self.m)
 
     def sample(self, scores: Tensor) -> Tensor:
         """Draw exactly `n` in `m`."""
         noisy = self.scale * wide(scores, scores) + gumbel_like(scores, None)
-        return self._patterns_at_most(noisy)
+        return _likeliest_mask(noisy, self.n, self.m)
 
     def expected(self, scores: Tensor) -> Tensor:
         """Return the probability that a hard draw keeps an entry."""
-        return _mask_of(torch.softmax(self.scale * scores, -1), self.n, self.m)
+        return _expected_mask(self.scale * scores, self.n, self.m)
 
     @override
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         return whole(self._scores_for, scores, mask)
-
-    def _patterns_at_most(self, logits: Tensor) -> Tensor:
-        """Return the patterns of the largest logits, bool."""
-        _check_shape(logits, self.n, self.m)
-        return _mask_of(_one_hot(logits).to(torch.float32), self.n, self.m) > 0
 
     def _scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Raise the logits of the given patterns, where another one is the largest.
@@ -226,7 +222,7 @@ class ConcreteNOfM(BuiltIn):
         They lead by the spread of their group's logits: a prior, which learning can change.
         """
         given = self._given_patterns(mask)
-        settled = (given == _one_hot(scores)).all(-1, keepdim=True)
+        settled = given.gather(-1, scores.argmax(-1, keepdim=True))
         finite = torch.nan_to_num(scores)
         largest, least = finite.amax(-1, True), finite.amin(-1, True)
         lead = torch.where(largest > least, largest - least, SPREAD)
@@ -244,7 +240,5 @@ class ConcreteNOfM(BuiltIn):
                 f"dimension 1, the mask {int(groups.sum(-1)[wrong][0])} of a group. Take "
                 f"NOfM({self.n}, {self.m}).mode(values) for the nearest one that does."
             )
-        table: Tensor = _patterns(self.n, self.m)
-        table = table.to(mask.device)
-        matches = groups.to(table.dtype) @ table.T  # n where all kept entries agree
-        return matches == self.n
+        kept = groups.to(torch.float32)
+        return kept @ _patterns(self.n, self.m, kept).T == self.n

@@ -72,11 +72,6 @@ def _largest(values: Tensor, density: float | Tensor, absolute: bool) -> Tensor:
     """
     if not torch.compiler.is_compiling():
         return _select(values, float(density), absolute)
-    if torch.onnx.is_in_onnx_export():
-        raise RuntimeError(
-            "ONNX has no operator for the largest entries by their count. Export "
-            "masktorch.unwrap(copy.deepcopy(model)), which has the same output."
-        )
     number = density * torch.ones((), dtype=torch.float64, device="cpu")
     return cast(Tensor, _operation(values, number, absolute))
 
@@ -94,6 +89,11 @@ def _operation(values: Tensor, density: Tensor, absolute: bool) -> Tensor:
 
 @_operation.register_fake
 def _(values: Tensor, density: Tensor, absolute: bool) -> Tensor:
+    if torch.onnx.is_in_onnx_export():
+        raise RuntimeError(
+            "ONNX has no operator for exactly the k largest entries. Export "
+            "masktorch.unwrap(copy.deepcopy(model)), which has the same output."
+        )
     return torch.empty_like(values, dtype=torch.bool)
 
 
