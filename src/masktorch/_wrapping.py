@@ -222,9 +222,7 @@ def _how_to_leave_out(planned: Planned, estimators: Mapping[str, Estimator]) -> 
     ]
     if len(fitting) == len(planned) or not fitting:
         return ""
-    return (
-        f" To leave it out, name the tensors to mask: targets=[{enumerated(fitting)}]."
-    )
+    return f" It fits the others: targets=[{enumerated(fitting)}]."
 
 
 def _fits(estimator: Estimator, weight: Tensor) -> bool:

@@ -440,9 +440,7 @@ def test_how_to_leave_a_tensor_out_of_two_in_four():
     before = snapshot(model)
     with pytest.raises(ValueError, match=r"wrap\(\) can't mask '0.weight'") as raised:
         masktorch.wrap(model, NOfM(2, 4))
-    advice = (
-        "To leave it out, name the tensors to mask: targets=['1.weight', '2.weight']."
-    )
+    advice = "It fits the others: targets=['1.weight', '2.weight']."
     assert str(raised.value).endswith(advice)
     assert snapshot(model) == before
     masktorch.wrap(model, NOfM(2, 4), targets=["1.weight", "2.weight"])
@@ -459,7 +457,7 @@ def test_how_to_leave_a_tensor_out_of_a_mapping():
 def test_no_advice_where_nothing_fits():
     with pytest.raises(ValueError, match=r"can't mask 'weight'") as raised:
         masktorch.wrap(nn.Conv2d(3, 8, 3), NOfM(2, 4))
-    assert "To leave it out" not in str(raised.value)
+    assert "It fits the others" not in str(raised.value)
 
 
 # -- scores of a shape of their own ----------------------------------------------------

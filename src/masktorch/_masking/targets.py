@@ -249,8 +249,10 @@ def _unfit_values(parameter: Tensor) -> str | None:
     is_wrapper = not (holds_its_values(kind) or is_sharded(parameter) or _is_fake(kind))
     if is_wrapper or kind.__module__.partition(".")[0] == "bitsandbytes":
         return f"of {kind.__name__} (a tensor subclass, {dtype})"
-    if parameter.layout is not torch.strided or parameter.is_nested:
-        return f"of layout {parameter.layout}" if not parameter.is_nested else "nested"
+    if parameter.is_nested:
+        return "of nested tensors"
+    if parameter.layout is not torch.strided:
+        return f"of layout {parameter.layout}"
     if not dtype.is_floating_point or dtype.itemsize < 2:
         return f"of {dtype}"
     return None
