@@ -1,4 +1,4 @@
-"""Make a model what it was when a checkpoint was saved, before the weights are loaded."""
+"""Make a model what it was when a checkpoint was saved, before weights are loaded."""
 
 import difflib
 import re
@@ -56,9 +56,9 @@ def match_checkpoint(
         prefix: what the names in `state_dict` begin with, such as `"model."` where a
             LightningModule holds the model.
         estimators: the classes of your own estimators. An estimator is stored as the
-            name of its class and its dataclass fields, which must be JSON values, lists,
-            tuples, dicts or estimators; a class that is no dataclass must have no
-            instance attributes.
+            name of its class and its dataclass fields, which must be JSON values,
+            tuples or estimators; a class that is no dataclass must have no instance
+            attributes.
 
     Returns:
         the same model.
@@ -99,7 +99,7 @@ def match_checkpoint(
     return model
 
 
-# -- reading the checkpoint ----------------------------------------------------------------
+# -- reading the checkpoint ------------------------------------------------------------
 
 
 class _Saved(NamedTuple):
@@ -113,8 +113,8 @@ def _saved_masks(state_dict: Mapping[str, Any], prefix: str) -> dict[str, _Saved
     """The masks of a state dict by the names of their tensors, without the prefix."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(
-            f"{CALLER}() expected a state dict, as model.state_dict() returns it, found "
-            f"{type(state_dict).__name__}."
+            f"{CALLER}() expected a state dict, as model.state_dict() returns it, "
+            f"found {type(state_dict).__name__}."
         )
     if not isinstance(prefix, str):
         raise TypeError(f"{CALLER}() expected prefix to be a string, found {prefix!r}.")
@@ -150,16 +150,16 @@ def _saved_state(state_dict: Mapping[str, Any], mask_name: str) -> MaskState:
     if extra_state is None:
         raise ValueError(
             f"{CALLER}() found scores of {name!r} in the state dict, but no "
-            f"'{mask_name}._extra_state', which has the estimator and the phase. Give a "
-            "whole state dict, or call masktorch.wrap and the functions that set the "
+            f"'{mask_name}._extra_state', which has the estimator and the phase. Give "
+            "a whole state dict, or call masktorch.wrap and the functions that set the "
             "phase yourself."
         )
     state = unpacked(extra_state)
     if state is None:
         raise ValueError(
             f"{CALLER}() can't read what the state dict knows of the mask of {name!r}: "
-            f"'{mask_name}._extra_state' is damaged, or an average of several. Give the "
-            "state dict as it was saved."
+            f"'{mask_name}._extra_state' is damaged, or an average of several. Give "
+            "the state dict as it was saved."
         )
     return state
 
@@ -179,8 +179,8 @@ def _prefixes_found(state_dict: Mapping[str, Any]) -> str:
 def _classes_by_name(estimators: Iterable[type]) -> dict[str, type]:
     classes: dict[str, type] = {}
     expected = (
-        f"{CALLER}() expected estimators to be the classes of your own estimators, such "
-        "as estimators=(MyEstimator,)"
+        f"{CALLER}() expected estimators to be the classes of your own estimators, "
+        "such as estimators=(MyEstimator,)"
     )
     if isinstance(estimators, type | str) or not isinstance(estimators, Iterable):
         raise TypeError(f"{expected}, found {estimators!r}.")
@@ -192,7 +192,7 @@ def _classes_by_name(estimators: Iterable[type]) -> dict[str, type]:
     return classes
 
 
-# -- finding the tensors -------------------------------------------------------------------
+# -- finding the tensors ---------------------------------------------------------------
 
 
 def _check_names(model: nn.Module, saved: Iterable[str], prefix: str) -> None:
@@ -201,8 +201,8 @@ def _check_names(model: nn.Module, saved: Iterable[str], prefix: str) -> None:
     for name in saved:
         if name not in names:
             raise ValueError(
-                f"{CALLER}() found a mask of {prefix + name!r} in the state dict, but no "
-                f"parameter {name!r} in {type(model).__name__}."
+                f"{CALLER}() found a mask of {prefix + name!r} in the state dict, but "
+                f"no parameter {name!r} in {type(model).__name__}."
                 f"{_hint(name, names, prefix)}"
             )
 
@@ -265,11 +265,11 @@ def _are_equal(one: _Saved, other: _Saved) -> bool:
     return not (are_fixed and have_values) or torch.equal(one.scores, other.scores)
 
 
-# -- changing the model --------------------------------------------------------------------
+# -- changing the model ----------------------------------------------------------------
 
 
 class _Match(NamedTuple):
-    """A tensor, the mask that it has, and the one that it is to have, with its state."""
+    """A tensor, the mask that it has, and the one to have, with its state."""
 
     places: list[Place]
     present: Mask | None

@@ -149,17 +149,17 @@ def _check_shape(caller: str, mask: Mask, place: Place, estimator: Estimator) ->
     shape = score_shape(caller, place.name, estimator, place.parameter)
     if shape != mask.scores.shape:
         raise ValueError(
-            f"{caller}() can't put {estimator!r} on {place.name!r}: it has scores of shape "
-            f"{tuple(shape)}, and those of the model have shape "
-            f"{tuple(mask.scores.shape)}. Call masktorch.unwrap(model, bake=False), then "
-            "masktorch.wrap with this estimator."
+            f"{caller}() can't put {estimator!r} on {place.name!r}: it has scores of "
+            f"shape {tuple(shape)}, and those of the model have shape "
+            f"{tuple(mask.scores.shape)}. Call masktorch.unwrap(model, bake=False), "
+            "then masktorch.wrap with this estimator."
         )
 
 
 def _replace_estimators(
     found: Masked, chosen: Mapping[str, Estimator], caller: str
 ) -> None:
-    """Put estimators on masks, once every one can be used on the scores of its tensor."""
+    """Put estimators on masks, once each can be used on the scores of its tensor."""
     for mask, (place, *_) in found:
         if not mask.has_scores:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""How much of each tensor is masked, and what trains: a table to print, rows to plot."""
+"""How much of each tensor is masked, and what trains: a table and rows to plot."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from masktorch._masking.mask import total
 
 @dataclass(frozen=True)
 class Report:
-    """The masks of a model: `rows`, one per tensor, and totals. Printed, it is a table."""
+    """The masks of a model: `rows`, one per tensor, and totals; printed, a table."""
 
     class Row(NamedTuple):
         """One masked tensor."""

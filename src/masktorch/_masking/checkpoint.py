@@ -77,7 +77,7 @@ def is_bytes(extra_state: Any) -> bool:
     )
 
 
-# -- estimators as data --------------------------------------------------------------------
+# -- estimators as data ----------------------------------------------------------------
 
 
 def encoded(estimator: Estimator) -> Any:
@@ -139,7 +139,7 @@ def _exact_float(number: Any) -> float:
 
 
 def _fields(estimator: Estimator) -> dict[str, Any]:
-    """The arguments that make an equal estimator; a `TypeError` if they are not known."""
+    """The arguments that make an equal estimator; `TypeError` if they are unknown."""
     if dataclasses.is_dataclass(estimator):
         fields = [field for field in dataclasses.fields(estimator) if field.init]
         return {field.name: getattr(estimator, field.name) for field in fields}
@@ -171,9 +171,9 @@ def restored(data: Any, classes: Mapping[str, type]) -> Estimator:
     """
     if isinstance(data, str):
         raise ValueError(
-            f"the checkpoint has no data of {data}, only this text. Its class is neither "
-            "a dataclass whose fields are data nor without attributes, or masktorch was "
-            "older. Call masktorch.wrap with that estimator first"
+            f"the checkpoint has no data of {data}, only this text. Its class is "
+            "neither a dataclass whose fields are data nor without attributes, or "
+            "masktorch was older. Call masktorch.wrap with that estimator first"
         )
     estimator: Estimator = _decoded(data, classes)
     return estimator
@@ -230,7 +230,7 @@ def shown(estimator: Any) -> str:
     return f"{estimator['class'].removeprefix('masktorch.')}({', '.join(fields)})"
 
 
-# -- comparing a checkpoint with a model ---------------------------------------------------
+# -- comparing a checkpoint with a model -----------------------------------------------
 
 
 class Load(NamedTuple):
@@ -284,15 +284,15 @@ def warn_of_differences(
     sentences = []
     if unreadable:
         sentences.append(
-            f"The {_masks_of(unreadable)} saved in a state that can't be read (averaging "
-            "breaks it), so estimator, rescale and phase were not compared."
+            f"The {_masks_of(unreadable)} saved in a state that can't be read "
+            "(averaging breaks it), so estimator, rescale and phase were not compared."
         )
     if differing:
         first = next(iter(differing))
         sentences.append(
             f"The {_masks_of(list(differing))} saved in another state. {first!r} had "
-            f"{differing[first]}. Loading changes scores and weights only. Before it, to "
-            "make them agree: masktorch.match_checkpoint(model, state_dict)."
+            f"{differing[first]}. Loading changes scores and weights only. Before it, "
+            "to make them agree: masktorch.match_checkpoint(model, state_dict)."
         )
     if sentences:
         message = "load_state_dict(): " + " ".join(sentences)
