@@ -23,7 +23,10 @@ datasets = pytest.importorskip(
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "recipes"
-PAGES = sorted(FOLDER.glob("*.md"))
+# The pages with a program beside them; test_pages.py runs the code of all.
+PAGES = [
+    page for page in sorted(FOLDER.glob("*.md")) if page.with_suffix(".py").exists()
+]
 EXCERPT = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
