@@ -1,4 +1,4 @@
-"""Blocks: masks and gradients against closed forms in numpy, for every inner estimator."""
+"""Blocks: masks and gradients of every inner estimator against closed forms."""
 
 import copy
 import math
@@ -70,7 +70,7 @@ def tensors(shape, block, seed=0):
     )
 
 
-# Deterministic inner estimators: (mask, rule) of the scores s and the summed gradient g.
+# Of deterministic inner estimators: the mask, and the rule given the summed gradient.
 
 DETERMINISTIC = {
     Threshold(0.6): (
@@ -363,11 +363,28 @@ def test_a_mask_that_is_not_constant_on_blocks_names_the_tensor():
 @pytest.mark.parametrize(
     ("model", "block", "options", "message"),
     [
-        (nn.Linear(6, 4), (3, None), {}, "'weight': blocks of (3, None) do not divide shape (4, 6): 4 is no multiple of 3"),
-        (nn.Linear(6, 4), (None, 4), {}, "'weight': blocks of (None, 4) do not divide shape (4, 6): 6 is no multiple of 4"),
-        (nn.Linear(6, 4), (1, None), {"bias": True}, "'bias': blocks need two dimensions or more, found shape (4,)"),
+        (
+            nn.Linear(6, 4),
+            (3, None),
+            {},
+            "'weight': blocks of (3, None) do not divide shape (4, 6): 4 is no "
+            "multiple of 3",
+        ),
+        (
+            nn.Linear(6, 4),
+            (None, 4),
+            {},
+            "'weight': blocks of (None, 4) do not divide shape (4, 6): 6 is no "
+            "multiple of 4",
+        ),
+        (
+            nn.Linear(6, 4),
+            (1, None),
+            {"bias": True},
+            "'bias': blocks need two dimensions or more, found shape (4,)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_names_the_tensor_and_changes_nothing(
     model, block, options, message
 ):

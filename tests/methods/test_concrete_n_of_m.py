@@ -229,20 +229,48 @@ def test_autocast_does_not_round_the_mask():
 @pytest.mark.parametrize(
     ("make", "exception", "message"),
     [
-        (lambda: ConcreteNOfM(5, 4), ValueError, "ConcreteNOfM expected n in [1, 4], found 5"),
+        (
+            lambda: ConcreteNOfM(5, 4),
+            ValueError,
+            "ConcreteNOfM expected n in [1, 4], found 5",
+        ),
         (lambda: ConcreteNOfM(2.0, 4), TypeError, "whole numbers, found n=2.0"),
         (lambda: ConcreteNOfM(2, None), TypeError, "whole numbers, found n=2, m=None"),
-        (lambda: ConcreteNOfM(5, 11), ValueError, "at most 256 patterns, there are more of 5 in 11"),
+        (
+            lambda: ConcreteNOfM(5, 11),
+            ValueError,
+            "at most 256 patterns, there are more of 5 in 11",
+        ),
         (lambda: ConcreteNOfM(500_000, 1_000_000), ValueError, "at most 256 patterns"),
-        (lambda: ConcreteNOfM(temperature=0), ValueError, "temperature in (0, inf), found 0"),
+        (
+            lambda: ConcreteNOfM(temperature=0),
+            ValueError,
+            "temperature in (0, inf), found 0",
+        ),
         (lambda: ConcreteNOfM(scale=-1.0), ValueError, "scale in (0, inf), found -1.0"),
         (lambda: ConcreteNOfM(hard=1), TypeError, "hard to be True or False, found 1"),
-        (lambda: ConcreteNOfM().mode(torch.zeros(2, 4, 5)), ValueError, "found (2, 4, 5)"),
-        (lambda: ConcreteNOfM().init(torch.zeros(2, 6)), ValueError, "shape (2, 6) is no multiple of 4"),
-        (lambda: ConcreteNOfM().init(torch.zeros(8)), ValueError, "shape (8,) has no dimension 1"),
-        (lambda: functional.concrete_n_of_m(torch.zeros(2, 6)), ValueError, "found (2, 6)"),
+        (
+            lambda: ConcreteNOfM().mode(torch.zeros(2, 4, 5)),
+            ValueError,
+            "found (2, 4, 5)",
+        ),
+        (
+            lambda: ConcreteNOfM().init(torch.zeros(2, 6)),
+            ValueError,
+            "shape (2, 6) is no multiple of 4",
+        ),
+        (
+            lambda: ConcreteNOfM().init(torch.zeros(8)),
+            ValueError,
+            "shape (8,) has no dimension 1",
+        ),
+        (
+            lambda: functional.concrete_n_of_m(torch.zeros(2, 6)),
+            ValueError,
+            "found (2, 6)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_it_refuses(make, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         make()

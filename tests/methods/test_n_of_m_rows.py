@@ -89,6 +89,10 @@ def test_the_gradient_is_that_of_n_of_m():
     torch.testing.assert_close(s.grad, w * s.detach().sign())
 
 
+def convolutions():
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+
+
 def test_wanda_is_one_line():
     """Half of each row by |W| times the norm of the input, as a fixed mask."""
     layer, x = nn.Linear(10, 4), torch.randn(100, 10)
@@ -102,21 +106,26 @@ def test_wanda_is_one_line():
     ("make", "message"),
     [
         (lambda: NOfM(0, None), "NOfM expected n in [1, inf), found 0"),
-        (lambda: NOfM(9, None).mode(torch.zeros(2, 8)),
-         "dimension 1 of shape (2, 8) has fewer than 9 entries"),
+        (
+            lambda: NOfM(9, None).mode(torch.zeros(2, 8)),
+            "dimension 1 of shape (2, 8) has fewer than 9 entries",
+        ),
         (lambda: NOfM(2, None).mode(torch.zeros(8)), "shape (8,) has no dimension 1"),
-        (lambda: masktorch.wrap(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)), NOfM(2, 4)),
-         "can't mask '0.weight': dimension 1 of shape (8, 3, 3, 3) is no multiple of 4. "
-         "Leave such tensors out: name the others in targets=[...] or in a mapping"),
+        (
+            lambda: masktorch.wrap(convolutions(), NOfM(2, 4)),
+            "can't mask '0.weight': dimension 1 of shape (8, 3, 3, 3) is no multiple "
+            "of 4. Leave such tensors out: name the others in targets=[...] or in a "
+            "mapping",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_it_refuses(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
 
 
 def test_a_tensor_that_does_not_fit_is_left_out_as_the_message_says():
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    model = convolutions()
     masktorch.wrap(model, {"1.weight": NOfM(2, 4)})
     assert list(masktorch.masks(model)) == ["1.weight"]
 
