@@ -31,9 +31,8 @@ def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
         forget(before)
     module._modules["parametrizations"] = Masks({**before, **masks}, module)
     made = masked_class(original_class(module), frozenset(attached(module)))
-    object.__setattr__(
-        module, "__class__", made
-    )  # past a __setattr__ of the module's own
+    # past a __setattr__ of the module's own
+    object.__setattr__(module, "__class__", made)
 
 
 def detach(module: nn.Module) -> None:

@@ -25,21 +25,25 @@ def masked_property(name: str) -> property:
     def read(module: Any) -> Any:
         container = module._modules.get("parametrizations")
         mask = None if container is None else container._modules.get(name)
-        if (
-            mask is None
-        ):  # a new module of this class, or one that remove_parametrizations left
+        if mask is None:
+            # a new module of this class, or one that remove_parametrizations has left
             return nn.Module.__getattr__(module, name)
         weight = module._parameters[name]
         state = container.forward_state
         if state.reads_parameters:
             return weight
         reads = state.reads
-        if reads is None and (is_sharded(weight) or weight.is_meta):
-            # FSDP2 and offloading ask for the parameter itself; a forward sees it in place
+        if reads is None and (is_sharded(weight) or _is_offloaded(module, weight)):
+            # FSDP2 and accelerate ask for the parameter; a forward sees it in its place
             return weight
         return _read(module, name, mask, weight, reads)
 
     return property(read)
+
+
+def _is_offloaded(module: nn.Module, weight: Tensor) -> bool:
+    """Whether accelerate has moved the weight away until the next forward."""
+    return weight.is_meta and "_hf_hook" in module.__dict__
 
 
 def _read(
