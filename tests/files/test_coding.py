@@ -66,9 +66,7 @@ def test_decode_accepts_exactly_the_codes_of_masks():
         ("bits", b"\xff", 8, 9),
         ("", b"\xff", 8, 8),
     ]:
-        with pytest.raises(
-            (ValueError, IndexError), match=r"^(a code |index 262 is out of )"
-        ):
+        with pytest.raises(ValueError, match=r"^expected .*, found "):
             decode(coding, code, kept, size)
 
 
@@ -86,7 +84,7 @@ def test_any_bytes_decode_to_a_mask_of_the_right_count_or_fail(
     """Decode to a mask with the stated number of kept entries, or raise."""
     try:
         mask = decode(coding, deflated(code) if deflate else code, kept, size)
-    except (ValueError, IndexError, zlib.error):
+    except ValueError:
         return
     assert (mask.size, mask.sum()) == (size, kept)
 
@@ -98,7 +96,7 @@ def test_a_code_that_inflates_too_far_is_abandoned(coding):
     code = b"".join(deflate.compress(bytes(10**7)) for _ in range(30)) + deflate.flush()
     tracemalloc.start()
     try:
-        with pytest.raises((ValueError, zlib.error)):
+        with pytest.raises(ValueError, match="expected a whole deflate stream"):
             decode(coding, code, 50, 1000)
         assert tracemalloc.get_traced_memory()[1] < 2_000_000
     finally:

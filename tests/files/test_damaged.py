@@ -23,6 +23,7 @@ from masktorch import Bernoulli, load_masks, save_masks
 from tools.maskfile_mutants import (
     BAD,
     FORMAT_1,
+    FORMAT_2,
     Damage,
     Mutants,
     Net,
@@ -59,123 +60,90 @@ def other_npz(content):
     return out.getvalue()
 
 
+WROTE = "expected a file that masktorch.save_masks wrote, found "
+DAMAGED = "the mask file is damaged: "
+DIGEST = DAMAGED + "its contents do not match their digest. Copy it again, or save it"
+IN_TENSOR_2 = " in tensor 2 of its header, found "
+
 # (what becomes of the bytes of a file, words of the error)
 UNREADABLE = [
-    (lambda b: b"", "found 0 bytes that are none (BadZipFile: "),
-    (lambda b: b"\x93NUMPY" * 99, "found 594 bytes that are none (BadZipFile: "),
-    (lambda b: b[: len(b) // 2], "bytes that are none (BadZipFile: "),
-    (lambda b: b[:-1], "bytes that are none (BadZipFile: "),
-    (
-        checkpoint,
-        "bytes that are none (KeyError: \"There is no item named 'header.npy'",
-    ),
-    (other_npz, "There is no item named 'header.npy'"),
-    (
-        lambda b: rewritten(b, {"masks": "weights"}),
-        "There is no item named 'masks.npy'",
-    ),
-    (lambda b: rewritten(b, {"digest": None}), "There is no item named 'digest.npy'"),
-    (lambda b: rewritten(b, {"masks": "header", "header": "masks"}), "JSONDecodeError"),
-    (
-        lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}),
-        "another format, or a digest that is not that of its contents",
-    ),
-    (lambda b: rewritten(b, header=lambda h: b"{"), "JSONDecodeError"),
-    (lambda b: rewritten(b, header=lambda h: b"[" * 100_000), "RecursionError"),
-    (
-        lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"),
-        "TypeError: list indices",
-    ),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h.pop("format"))),
-        "KeyError: 'format'",
-    ),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))),
-        "another format",
-    ),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h.pop("version"))),
-        "KeyError: 'version'",
-    ),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))),
-        "TypeError: '>' not",
-    ),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h.update(version=0))),
-        "KeyError: 0",
-    ),
-    (
-        lambda b: rewritten(
-            b, header=header(lambda h: h.update(masktorch="9")), redigest=False
-        ),
-        "a digest that is not that of its contents",
-    ),
-    (
-        lambda b: rewritten(b, redigest=False, header=row("kept", 12)),
-        "a digest that is not",
-    ),
-    (
-        lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]),
-        "a digest that is not",
-    ),
-    (
-        lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"),
-        "a digest that is",
-    ),
-    (
-        lambda b: rewritten(b, masks=lambda m: m + b"\0"),
-        "a header of other masks, or with a name",
-    ),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))),
-        "KeyError: 'tensors'",
-    ),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))),
-        "TypeError: 'int' obj",
-    ),
-    (
-        lambda b: rewritten(
-            b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))
-        ),
-        "a header of other masks, or with a name twice",
-    ),
-    (lambda b: rewritten(b, header=row("name", 3)), "a name twice or of another kind"),
-    (lambda b: rewritten(b, header=row("tied", ["head.bias"])), "a name twice"),
-    (lambda b: rewritten(b, header=row("sparsity", 0.5)), "argument 'sparsity'"),
-    (
-        lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].clear())),
-        "'kept'",
-    ),
-    (
-        lambda b: rewritten(b, header=row("kept", True)),
-        "a field of the wrong kind in its header for tensor 2",
-    ),
-    (lambda b: rewritten(b, header=row("shape", [4, 3, 3, 3.0])), "of the wrong kind"),
-    (lambda b: rewritten(b, header=row("shape", [-4, 3, -3, 3])), "of the wrong kind"),
-    (lambda b: rewritten(b, header=row("bytes", -1)), "of the wrong kind"),
-    (
-        lambda b: rewritten(b, header=row("kept", 50)),
-        "the mask of 'conv.weight' is damaged: a code "
-        "not of a mask with 50 of 108 entries kept, by 'bits'",
-    ),
-    (lambda b: rewritten(b, header=row("kept", 109)), "with 109 of 108 entries kept"),
-    (
-        lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)),
-        "the mask of 'scale' is damaged: a code not of a mask with ",
-    ),
-    (lambda b: zipped(header=b"", masks=b"", digest=b""), "JSONDecodeError"),
-    (
-        lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""),
-        "UnicodeDecodeError",
-    ),
-    (
-        lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""),
-        "JSONDecodeError",
-    ),
-]
+    (lambda b: b"", WROTE + "0 bytes."),
+    (lambda b: b"\x93NUMPY" * 99, WROTE + r"594 bytes that start with b'\x93NUMPY\x93N'"),
+    (lambda b: b[: len(b) // 2], "bytes are not a whole zip archive (File is not a zip"),
+    (lambda b: b[:-1], "bytes are not a whole zip archive (File is not a zip file)."),
+    (checkpoint, WROTE + "a PyTorch checkpoint: read it with torch.load and"),
+    (other_npz, WROTE + "a zip archive of ['mask.npy']"),
+    (lambda b: rewritten(b, {"masks": "weights"}),
+     WROTE + "a zip archive of ['header.npy', 'weights.npy', 'digest.npy']"),
+    (lambda b: rewritten(b, {"digest": None}),
+     WROTE + "a zip archive of ['header.npy', 'masks.npy']"),
+    (lambda b: rewritten(b, {"masks": "header", "header": "masks"}),
+     DAMAGED + "its header is not JSON ("),
+    (lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}), DIGEST),
+    (lambda b: rewritten(b, header=lambda h: b"{"), DAMAGED + "its header is not JSON (Exp"),
+    (lambda b: rewritten(b, header=lambda h: b"[" * 100_000),
+     DAMAGED + "its header is not JSON (maximum recursion depth exceeded"),
+    (lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"),
+     WROTE + "an archive with a header of another kind"),
+    (lambda b: rewritten(b, header=header(lambda h: h.pop("format"))),
+     WROTE + "an archive with a header of another kind"),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))),
+     WROTE + "an archive with a header of another kind"),
+    (lambda b: rewritten(b, header=header(lambda h: h.pop("version"))),
+     DAMAGED + "its format version is None."),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))),
+     DAMAGED + "its format version is '1'."),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(version=True))),
+     DAMAGED + "its format version is True."),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(version=0))),
+     DAMAGED + "its format version is 0."),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(masktorch="9")), redigest=False),
+     DIGEST),
+    (lambda b: rewritten(b, redigest=False, header=row("kept", 12)), DIGEST),
+    (lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]), DIGEST),
+    (lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"), DIGEST),
+    (lambda b: rewritten(b, masks=lambda m: m + b"\0"), "bytes, its header says "),
+    (lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))),
+     DAMAGED + "its header has no list of tensors, but None."),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))),
+     DAMAGED + "its header has no list of tensors, but 3."),
+    (lambda b: rewritten(b, header=header(lambda h: h["tensors"].append("x"))),
+     DAMAGED + "tensor 6 of its header is 'x'."),
+    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))),
+     "bytes, its header says "),
+    (lambda b: rewritten(b, header=row("name", 3)),
+     DAMAGED + "expected 'name' to be a string" + IN_TENSOR_2 + "3."),
+    (lambda b: rewritten(b, header=row("tied", ["head.bias"])),
+     DAMAGED + "its header names 'head.bias' twice."),
+    (lambda b: rewritten(b, header=row("tied", [3])),
+     DAMAGED + "expected 'tied' to be a list of strings" + IN_TENSOR_2 + "[3]."),
+    (lambda b: rewritten(b, header=row("sparsity", 0.5)),
+     DAMAGED + "tensor 2 of its header has unknown fields ['sparsity']."),
+    (lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].pop("kept"))),
+     DAMAGED + "tensor 2 of its header lacks ['kept']."),
+    (lambda b: rewritten(b, header=row("kept", True)),
+     DAMAGED + "expected 'kept' to be a number of entries" + IN_TENSOR_2 + "True."),
+    (lambda b: rewritten(b, header=row("shape", [4, 3, 3, 3.0])), "expected 'shape' to be a "
+     "list of at most 64 sizes" + IN_TENSOR_2 + "[4, 3, 3, 3.0]."),
+    (lambda b: rewritten(b, header=row("shape", [-4, 3, -3, 3])), "expected 'shape' to be "),
+    (lambda b: rewritten(b, header=row("bytes", -1)),
+     DAMAGED + "expected 'bytes' to be a number of bytes" + IN_TENSOR_2 + "-1."),
+    (lambda b: rewritten(b, header=row("dtype", None)),
+     DAMAGED + "expected 'dtype' to be the name of a dtype" + IN_TENSOR_2 + "None."),
+    (lambda b: rewritten(b, header=row("kept", 50)), "in the mask of 'conv.weight', expected 50 of "
+     "108 entries kept, found "),
+    (lambda b: rewritten(b, header=row("kept", 109)),
+     "in the mask of 'conv.weight', expected 0 to 108 entries kept, found 109."),
+    (lambda b: rewritten(b, header=row("coding", "runs")), "in the mask of 'conv.weight', "
+     "expected the coding 'gaps', 'deflated bits' or 'bits', found 'runs'."),
+    (lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)),
+     DAMAGED + "in the mask of 'scale', expected 0 of 1 entries kept, found 1 by 'bits'."),
+    (lambda b: zipped(header=b"", masks=b"", digest=b""), DAMAGED + "its header is not JSON"),
+    (lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""), "is not JSON"),
+    (lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""), "is not JSON"),
+    (lambda b: b"junk" + b, DAMAGED + "it has other bytes before or after it."),
+    (lambda b: b + b"junk", DAMAGED + "it has other bytes before or after it."),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("damage", "message"), UNREADABLE, ids=range(len(UNREADABLE)))
@@ -199,12 +167,14 @@ def test_a_damaged_file_is_refused(path, damage, message, onto):
 def test_a_file_of_a_newer_format_is_refused(path, digest):
     model = wrapped()
     save_masks(model, path)
-    newer = header(lambda h: h.update(version=3, tensors=None))
+    newer = header(lambda h: h.update(version=4, tensors=None))
     Path(path).write_bytes(
         rewritten(Path(path).read_bytes(), header=newer, redigest=digest)
     )
     with pytest.raises(
-        ValueError, match="format version 3, not 2 at most: upgrade masktorch"
+        ValueError,
+        match="expected a mask file of format version 3 or older, found version 4, which "
+        "a newer masktorch wrote: upgrade masktorch",
     ):
         load_masks(plain(model), path)
 
@@ -306,7 +276,7 @@ def test_other_compression_methods_are_refused(damage, method):
         for name in old.namelist():
             new.writestr(name, old.read(name))
     with pytest.raises(
-        ValueError, match=r"an entry 'header.npy' .* neither stored nor deflated"
+        ValueError, match=r"'header.npy' is compressed by another method than deflate"
     ):
         masktorch.read_masks(io.BytesIO(out.getvalue()))
 
@@ -320,7 +290,7 @@ def test_a_large_header_is_refused_cheaply(damage, part):
     assert len(content) < 100_000
     with (
         at_most(megabytes=3),
-        pytest.raises(ValueError, match=r"'header.npy' that is too large"),
+        pytest.raises(ValueError, match=r"'header.npy' claims to have \d+ bytes"),
     ):
         masktorch.read_masks(io.BytesIO(content))
 
@@ -347,7 +317,8 @@ def test_a_shape_of_many_dimensions_or_digits_is_refused(damage):
 def test_a_rescale_that_is_no_bool_is_refused(damage, value):
     edit = header(lambda h: h["tensors"][0].update(rescale=value))
     with pytest.raises(
-        ValueError, match="a field of the wrong kind in its header for tensor 0"
+        ValueError,
+        match="'rescale' to be true or false in tensor 0 of its header, found",
     ):
         masktorch.read_masks(io.BytesIO(rewritten(damage.content, header=edit)))
 
@@ -359,9 +330,8 @@ def test_read_masks_limits_the_number_of_entries():
         "weight"
     ].all()
     message = (
-        "expected at most 9999 entries, found 10000, a byte of memory each. If you "
-        "trust the file, "
-        "read_masks(path, most=10000)."
+        "expected at most 9999 entries, found 10000, a byte of memory each. If you trust "
+        "the file, read_masks(path, most=10000)."
     )
     with pytest.raises(ValueError, match=f": {re.escape(message)}$"):
         masktorch.read_masks(io.BytesIO(file.getvalue()), most=9_999)
@@ -394,7 +364,9 @@ def test_reading_a_valid_megabyte_takes_little_more_than_its_masks():
     assert np.array_equal(read.numpy(), mask)
 
 
-@pytest.mark.parametrize("content", [None, FORMAT_1], ids=["format 2", "format 1"])
+@pytest.mark.parametrize(
+    "content", [None, FORMAT_2, FORMAT_1], ids=["format 3", "format 2", "format 1"]
+)
 def test_mutants_load_as_what_was_saved_or_not_at_all(content):
     """No mutant loads as something else or is expensive; see docs/maskfiles.md."""
     damage, loaded = Damage(content), 0

@@ -20,6 +20,7 @@ from masktorch import (
 )
 from tools.maskfile_mutants import (
     FORMAT_1,
+    FORMAT_2,
     Damage,
     same,
     wrapped,
@@ -60,7 +61,7 @@ def slowly(path):
         )
     assert hashlib.sha256(text + coded).digest() == digest
     header = json.loads(text)
-    assert (header["format"], header["version"]) == ("masktorch masks", 2)
+    assert (header["format"], header["version"]) == ("masktorch masks", 3)
     masks = {}
     for row in header["tensors"]:
         size, code = math.prod(row["shape"]), coded[: row["bytes"]]
@@ -117,32 +118,37 @@ def test_an_independent_reader_finds_the_same_masks(path, kept):
     assert same(masktorch.masks(model), masks)
 
 
-def test_files_of_format_1_load():
-    """Real files: first names of tied tensors only, gaps at any density."""
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(8, 32), nn.Linear(32, 8)
+        self.head.weight = self.embed.weight
+        with torch.no_grad():
+            self.head.weight.copy_(torch.arange(256.0).view(8, 32))
+            self.head.bias.copy_(torch.arange(8.0))
 
-    class Tied(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embed, self.head = nn.Embedding(8, 32), nn.Linear(32, 8)
-            self.head.weight = self.embed.weight
-            with torch.no_grad():
-                self.head.weight.copy_(torch.arange(256.0).view(8, 32))
-                self.head.bias.copy_(torch.arange(8.0))
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_earlier_formats_load(version):
+    """Real ones. Format 1 has the first names of tied tensors and codes all by gaps."""
+    tied = {1: TIED_OF_FORMAT_1, 2: TIED_OF_FORMAT_2}[version]
     weight = torch.arange(256).view(8, 32) % 3 == 0
     weight[5:] = False
     masks = {"embed.weight": weight, "head.bias": torch.arange(8) != 5}
-    assert same(masktorch.read_masks(io.BytesIO(TIED_OF_FORMAT_1)), masks)
+    assert same(masktorch.read_masks(io.BytesIO(tied)), masks)
     for model in (Tied(), masktorch.wrap(Tied(), targets=["head.weight", "head.bias"])):
-        load_masks(model, io.BytesIO(TIED_OF_FORMAT_1))
+        load_masks(model, io.BytesIO(tied))
         assert same(masktorch.masks(model), masks)
         assert torch.equal(
             model.eval().head.weight != 0, weight & (model.head.weight != 0)
         )
+    with pytest.raises(ValueError, match="expected fingerprint "):  # not the dtype
+        load_masks(Tied().double(), io.BytesIO(tied))
 
-    damage = Damage(FORMAT_1)
-    assert damage.loads(FORMAT_1)
-    assert damage.reads(FORMAT_1)
+    content = {1: FORMAT_1, 2: FORMAT_2}[version]
+    damage = Damage(content)
+    assert damage.loads(content)
+    assert damage.reads(content)
 
 
 TIED_OF_FORMAT_1 = base64.b64decode(
@@ -159,4 +165,21 @@ TIED_OF_FORMAT_1 = base64.b64decode(
     AAAKAAAAAAAAAAAAAACAAQAAAABoZWFkZXIubnB5UEsBAi0DLQAAAAgAAAAhAJYnu0NZAAAAlwAAAAkAAAAAAAAAAAAA
     AIABYgEAAG1hc2tzLm5weVBLAQItAy0AAAAIAAAAIQAL2foKZgAAAKAAAAAKAAAAAAAAAAAAAACAAfYBAABkaWdlc3Qu
     bnB5UEsFBgAAAAADAAMApwAAAJgCAAAAAA=="""
+)
+
+TIED_OF_FORMAT_2 = base64.b64decode(
+    """UEsDBBQAAAAIAAAAIQBjK7xoOgEAAEYCAAAKAAAAaGVhZGVyLm5weaWQzU7DMBCEy5WniHxJK1lR4qb5
+    k7hyA3GAA0IVWsfrxmp+KtstQiVPwQuz6aFFPYJP3pmR9xt/P748PL3ezA6zY6jQ1TasgvBrn4Q8CPVg
+    vYX+fbAKJ/0eWoekuwZ2SPM8XaV8wYMx+PO5PTLa0oFnFevAbf1g6yaYbo5xdkDrzNCzSvCLS8k4SqKY
+    fI+9G6xj1duR9dAhWdhJVNEHmk3jp4RBRTZrEM7qmrNTA9ILvhQ0bnFHAFSGWfoCaMnSp64MnTdEN1h6
+    +rkhtxlaNfewv4uj1YIW1IMy/YZchboFjyqQxk/s8tMjkSUxZ5oSaHfW9FPNBIo6wzoTWqaY6TQuUWQK
+    Viorda7ymo383OaELQ24S5Xf9Gf0/D/kV8DXvCIRmV5KmQgAiJO0yOulhFUpFKiykCkb1+MPUEsDBBQA
+    AAAIAAAAIQAZ+R8nUQAAAIsAAAAJAAAAbWFza3MubnB5m+wX6hsQychQxlCtnpJanFykbqWgXlNqqK6j
+    oJ6WX1RSlJgXn1+UkgoSd0vMKU4FihdnJBakAvkahoY6mjoKtQrkA67ZT1YaccoaKjAy/AYAUEsDBBQA
+    AAAIAAAAIQDrYmcEZwAAAKAAAAAKAAAAZGlnZXN0Lm5weZvsF+obEMnIUMZQrZ6SWpxcpG6loF5Taqiu
+    o6Cell9UUpSYF59flJIKEndLzClOBYoXZyQWpAL5GsZGOpo6CrUK5AMuhZPaXS/ZHl5vXvrl8UfO+EyJ
+    RO0tyx5W/PyvcYdL0uW/KQBQSwECFAMUAAAACAAAACEAYyu8aDoBAABGAgAACgAAAAAAAAAAAAAAgAEA
+    AAAAaGVhZGVyLm5weVBLAQIUAxQAAAAIAAAAIQAZ+R8nUQAAAIsAAAAJAAAAAAAAAAAAAACAAWIBAABt
+    YXNrcy5ucHlQSwECFAMUAAAACAAAACEA62JnBGcAAACgAAAACgAAAAAAAAAAAAAAgAHaAQAAZGlnZXN0
+    Lm5weVBLBQYAAAAAAwADAKcAAABpAgAAAAA="""
 )

@@ -138,37 +138,9 @@ def npy(array):
     return out.getvalue()
 
 
-BAD = [
-    None,
-    -1,
-    0,
-    1,
-    2,
-    10**30,
-    1.5,
-    True,
-    "",
-    "x",
-    [],
-    {},
-    [[]],
-    [-1],
-    [10**30],
-    [8, 9],
-    [72],
-    "0.weight",
-    "1.weight",
-    "gaps",
-    "bits",
-    "deflated bits",
-    ["0.weight"],
-    ["x", "x"],
-    [0] * 99,
-    [2**62, 2**62],
-    "\ud800",
-    10**7,
-    [10**7],
-]
+BAD = [None, -1, 0, 1, 2, 10**30, 1.5, True, "", "x", [], {}, [[]], [-1], [10**30], [8, 9], [72],
+       "0.weight", "1.weight", "gaps", "bits", "deflated bits", ["0.weight"], ["x", "x"], [0] * 99,
+       [2**62, 2**62], "\ud800", 10**7, [10**7], "float64", "0" * 32]  # fmt: skip
 
 
 class Damage:
@@ -481,7 +453,7 @@ class Mutants:
         return zipped(**{**arrays, which: array + arrays[which][128:]}), True
 
 
-# What the version before format 2 wrote for the model of `Damage`.
+# What earlier versions wrote for the model of `Damage`.
 FORMAT_1 = base64.b64decode(
     """UEsDBC0AAAAIAAAAIQD6pCIQ//////////8KABQAaGVhZGVyLm5weQEAEADIAgAAAAAAAEkBAAAAAAAApZBBb8IgHMXd
     dZ+CcKkmxEBpC5jsutuWHbbDspgFCthGbQ2gy+L6KfaFB3qYi54mJ/7vvfD/Pb4fXx6eXm9Gu9E+08bXLpuB7GtLMgQy
@@ -497,6 +469,24 @@ FORMAT_1 = base64.b64decode(
     YWRlci5ucHlQSwECLQMtAAAACAAAACEA6WUe2WQAAADJAAAACQAAAAAAAAAAAAAAgAGFAQAAbWFza3MubnB5UEsBAi0D
     LQAAAAgAAAAhADHbHn9nAAAAoAAAAAoAAAAAAAAAAAAAAIABJAIAAGRpZ2VzdC5ucHlQSwUGAAAAAAMAAwCnAAAAxwIA
     AAAA"""
+)
+
+FORMAT_2 = base64.b64decode(
+    """UEsDBBQAAAAIAAAAIQAs8YkeVwEAAOoCAAAKAAAAaGVhZGVyLm5wea2Pv07DMBCHy8pTRF5CJauy8892
+    JVY2EAMMCFXIjs9N1DapbLcIlT4FL8ylQ4EOHQBPd7/Puvvu4+7x9v7pYrQd7VILofbpNEnfNzylSep6
+    H73uXnpvYchv9DIA5qHRa8D+quKSjmmyT379LncEt6x0JFOy0mERe183yVAFQskWfGj7jkwz+kXxJ5vw
+    CUMeoQu9D2T6vCOdXsEBvUI7b+JAW7CIZpQchLGUVGG3gDWuk5R4vFcvEbjDYQRCbFGl9zjnoUHa9Et7
+    FfXmmk3KMU6se9t2c6SmjYOfeYuA2xUlDnPwa992wyXMFKU0xtRaVJV0WZkzmxlX1lbkuTSc7OlRmJ8T
+    FlQehXn2f8bi1Dg3mVHWKZEbWeSaQ6GMsHWZ88IKUcJ34+ycMWdUsKNzhu0fpC24pY5gk5/2nJ/qu5xb
+    WzpVu6pwmalcZRSHCpSUTFVMkP1s/wlQSwMEFAAAAAgAAAAhAMiSjSZfAAAAmwAAAAkAAABtYXNrcy5u
+    cHmb7BfqGxDJyFDGUK2eklqcXKRupaBeU2qorqOgnpZfVFKUmBefX5SSChJ3S8wpTgWKF2ckFqQC+RpG
+    5jqaOgq1CuQDrgYFDiYGEHHAgIeZ4YBBdcLB43c+NLxiYWYAAFBLAwQUAAAACAAAACEAln1ShmcAAACg
+    AAAACgAAAGRpZ2VzdC5ucHmb7BfqGxDJyFDGUK2eklqcXKRupaBeU2qorqOgnpZfVFKUmBefX5SSChJ3
+    S8wpTgWKF2ckFqQC+RrGRjqaOgq1CuQDLj65F5m2x3+3Si62lfozx1xij8yhKTVqTZuj926o1SvuOwkA
+    UEsBAhQDFAAAAAgAAAAhACzxiR5XAQAA6gIAAAoAAAAAAAAAAAAAAIABAAAAAGhlYWRlci5ucHlQSwEC
+    FAMUAAAACAAAACEAyJKNJl8AAACbAAAACQAAAAAAAAAAAAAAgAF/AQAAbWFza3MubnB5UEsBAhQDFAAA
+    AAgAAAAhAJZ9UoZnAAAAoAAAAAoAAAAAAAAAAAAAAIABBQIAAGRpZ2VzdC5ucHlQSwUGAAAAAAMAAwCn
+    AAAAlAIAAAAA"""
 )
 
 
@@ -515,10 +505,10 @@ def cost(function, *arguments):
 def main(count):
     loaded = read = large = 0
     slowest = most = 0.0
-    for content, seed in [(None, 0), (FORMAT_1, 1)]:
+    for content, seed in [(None, 0), (FORMAT_1, 1), (FORMAT_2, 2)]:
         damage = Damage(content)
         for mutant, exactly in itertools.islice(
-            Mutants(damage.content, seed), count // 2
+            Mutants(damage.content, seed), count // 3
         ):
             loads, *costs = cost(damage.loads, mutant, exactly)
             reads, *more = cost(damage.reads, mutant, exactly)

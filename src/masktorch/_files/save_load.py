@@ -1,20 +1,30 @@
-"""Masks in a file: about their entropy in bytes, checked against the weights they belong to."""
+"""Save masks to a file and load them; check that a file and a model belong together."""
 
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from masktorch._files.archive import PathOrFile, Row, read, write
+from masktorch._files.archive import (
+    PathOrFile,
+    StoredMask,
+    check_target,
+    damaged,
+    read,
+    short,
+    write,
+)
 from masktorch._files.coding import Bools, decode, encode
 from masktorch._masking.checkpoint import described
+from masktorch._masking.identity import identity
 from masktorch._masking.lookup import Model, find_masks, masked_tensors
 from masktorch._masking.mask import Mask, attached
 from masktorch._masking.names import join, plain_name
@@ -22,45 +32,85 @@ from masktorch._masks import set_masks
 from masktorch._sharding import is_sharded
 from masktorch._wrapping import put_fixed_masks
 
+T = TypeVar("T")
+
+_WEIGHTS_ADVICE = (
+    "Load the weights that the masks were saved over or, if these are meant, "
+    "load_masks(model, path, any_weights=True)."
+)
+
 
 class _Tensor(NamedTuple):
-    """A tensor of a model; a mask has two where something has untied what was tied."""
+    """A tensor of a model. If a tie broke under a mask, that mask has several."""
 
     names: list[str]
     parameter: nn.Parameter
     mask: Mask | None
 
 
-def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
-    """Writes the deterministic masks of a wrapped model to a file of about their entropy.
+class _Match(NamedTuple):
+    """A tensor of a model, with the mask in a file for each of its names."""
 
-    The file, a numpy `.npz`, also holds a fingerprint of each tensor under a mask, by which
-    `load_masks` tells whether it meets the same weights. It goes to a path, used as given, where a
-    crash leaves the old file, or into a file open for writing bytes. Raises `ValueError` if nothing
-    is masked or a tensor has no values, and what Python raises where nothing can be written.
+    tensor: _Tensor
+    saved: list[StoredMask]
+
+
+def save_masks(model: nn.Module, path_or_file: PathOrFile) -> None:
+    """Save the deterministic masks of a model to a file of about their entropy.
+
+    The file is a numpy `.npz`. It also has the dtype and a fingerprint of each tensor
+    under a mask, by which `load_masks` recognises the weights. Within `masktorch.using`
+    the masks in use are saved.
+
+    Args:
+        model: a wrapped model, or one with fixed masks.
+        path_or_file: a path, used as given, or a file open for writing bytes. At a path
+            the file replaces the old one in one step: a crash leaves the old one.
+
+    Raises:
+        ValueError: nothing is masked, or a tensor has no values (lazy module, meta
+            device) or only a part of them (FSDP2).
+        TypeError: `path_or_file` is neither a path nor a file of bytes.
+        OSError: nothing can be written there, as in a folder that does not exist.
 
     Examples:
         >>> import io
         >>> from masktorch import wrap
-        >>> save_masks(wrap(nn.Linear(1000, 1000)), file := io.BytesIO())  # everything kept:
-        >>> len(file.getvalue()) < 1500  # next to no bytes
+        >>> file = io.BytesIO()
+        >>> save_masks(wrap(nn.Linear(1000, 1000)), file)  # a million entries, all kept
+        >>> len(file.getvalue()) < 1500
         True
     """
     masked_tensors(model, "save_masks")
-    tensors = _tensors(model, masked=True)
+    check_target(path_or_file)
+    tensors = _tensors(model, masked_only=True)
     for tensor in tensors:
         _check_values("save_masks", tensor)
-    kept = [mask.mode().cpu().numpy() for _, _, mask in tensors if mask]
-    write(path_or_file, _in_parallel(_row, tensors, kept))
+    masks = [tensor.mask for tensor in tensors if tensor.mask is not None]
+    # Read here, because the threads of a pool do not see the masks of masktorch.using.
+    modes = [mask.mode().cpu().numpy() for mask in masks]
+    write(path_or_file, _in_parallel(_stored, tensors, masks, modes))
 
 
 def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tensor]:
-    """The masks of a file by tensor name, as `masktorch.masks` gave them: bool, on the CPU.
+    """Read the masks of a file without a model: bool tensors on the CPU, by name.
 
-    No model is needed, and no weights are compared. A tied tensor is under its first name. A file
-    open for reading bytes is read from where it stands to its end. The masks may have `most`
-    entries in all, a byte of memory each, lest a file made to do harm asks for more. Raises
-    `ValueError` for more, and where the file is damaged, none of `save_masks` or of a newer format.
+    No weights are compared. A tied tensor is under its first name.
+
+    Args:
+        path_or_file: a path, or a file open for reading bytes, which is read from its
+            position to its end.
+        most: how many entries the masks may have in all, at a byte of memory each. A
+            small file can claim any number of them.
+
+    Returns:
+        the masks, as `masktorch.masks` returned them when they were saved.
+
+    Raises:
+        ValueError: it is not a mask file, or damaged, of a newer version, or of more
+            entries than `most`.
+        TypeError: `path_or_file` is neither a path nor a file of bytes.
+        OSError: nothing can be read there.
 
     Examples:
         >>> import io
@@ -69,164 +119,301 @@ def read_masks(path_or_file: PathOrFile, *, most: int = 2**30) -> dict[str, Tens
         >>> read_masks(io.BytesIO(file.getvalue()))
         {'weight': tensor([[True, True]])}
     """
-    with _naming("read_masks", path_or_file):
-        _, rows = read(path_or_file, most)
-        if (found := sum(math.prod(row.shape) for row in rows)) > most:
+    with _completing_errors("read_masks", path_or_file):
+        saved = read(path_or_file, most).masks
+        found = sum(math.prod(mask.shape) for mask in saved)
+        if found > most:
             raise ValueError(
-                f"expected at most {most} entries, found {found}, a byte of memory each. If you "
-                f"trust the file, read_masks(path, most={found})."
+                f"expected at most {most} entries, found {short(found)}, a byte "
+                "of memory each. If you trust the file, read_masks(path, "
+                f"most={short(found)})."
             )
-        return _decoded(rows)
+        return _decoded(saved)
 
 
 def load_masks(
     model: Model, path_or_file: PathOrFile, *, any_weights: bool = False
 ) -> Model:
-    """Puts the masks of a file on a model, in place.
+    """Put the masks of a file on a model, in place.
 
-    A plain model gets masks that do not learn. The masked tensors of a wrapped one must be those
-    of the file; their scores move as by `masktorch.set_masks`, so that learning can go on. A tensor
-    that had several names where the masks were saved (tied weights) is masked under all of them.
-    Raises as `read_masks`, and `ValueError` where names, shapes, `rescale` or, unless
-    `any_weights=True`, the weights are other than when the masks were saved; nothing has changed.
+    A plain model gets fixed masks. On a wrapped model, whose masked tensors must be
+    those of the file, the scores change as by `masktorch.set_masks`, and learning can
+    go on. A tensor that had several names when its mask was saved (tied weights) is
+    masked under all of them. On an error the model is unchanged.
+
+    Args:
+        model: a plain or a wrapped model.
+        path_or_file: as for `read_masks`.
+        any_weights: accept weights of other values or another dtype than those that
+            the masks were saved over.
+
+    Returns:
+        the same model.
+
+    Raises:
+        ValueError: it is not a mask file, or damaged, or of a newer version; or its
+            names, shapes, `rescale` or weights are not those of the model.
+        TypeError: `path_or_file` is neither a path nor a file of bytes.
+        OSError: nothing can be read there.
 
     Examples:
         >>> import io
         >>> from masktorch import masks, wrap
-        >>> layer = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
+        >>> mask = torch.tensor([[True, False]])
+        >>> layer = set_masks(wrap(nn.Linear(2, 1)), {"weight": mask})
         >>> save_masks(layer, file := io.BytesIO())
         >>> masks(load_masks(layer, io.BytesIO(file.getvalue())))
         {'weight': tensor([[ True, False]])}
     """
     wrapped = bool(find_masks(model, "load_masks"))
-    tensors = _tensors(model, masked=wrapped)
-    with _naming("load_masks", path_or_file):
+    tensors = _tensors(model, masked_only=wrapped)
+    with _completing_errors("load_masks", path_or_file):
         entries = sum(p.numel() for p in model.parameters() if not is_lazy(p))
         version, saved = read(path_or_file, entries)
-        if version == 1:  # it says the first name only
+        if version == 1:  # files of this version have the first names only
             tensors = [tensor._replace(names=tensor.names[:1]) for tensor in tensors]
-        rows = {name: row for row in saved for name in (row.name, *row.tied)}
-        tensors = _named(rows, tensors, wrapped)
-        _in_parallel(lambda tensor: _check(rows, tensor, any_weights), tensors)
+        matches = _matches(saved, tensors, wrapped)
+        for match in matches:
+            _check_match(match)
+        if not any_weights:
+            _check_weights(matches)
         decoded = _decoded(saved)
-        loaded = {name: decoded[rows[name].name] for (name, *_), _, _ in tensors}
+        first = {match.tensor.names[0]: match.saved[0] for match in matches}
+        masks = {name: decoded[stored.name] for name, stored in first.items()}
         if wrapped:
-            return set_masks(model, loaded)
-        rescale = {name: rows[name].rescale for name in loaded}
-        return put_fixed_masks(model, loaded, rescale=rescale, caller="load_masks")
+            return set_masks(model, masks)
+        rescale = {name: stored.rescale for name, stored in first.items()}
+        return put_fixed_masks(model, masks, rescale=rescale, caller="load_masks")
 
 
 @contextmanager
-def _naming(caller: str, source: PathOrFile) -> Iterator[None]:
-    """Completes errors by who raises them, and over which file."""
+def _completing_errors(caller: str, source: PathOrFile) -> Iterator[None]:
+    """Say in an error which call failed, on which file."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{caller}() can't load {source!r}: {error}") from error
 
 
-def _tensors(model: nn.Module, *, masked: bool) -> list[_Tensor]:
-    """The parameters, or those under masks; unlike `Place` with all names of a module."""
-    found: dict[tuple[Mask | None, nn.Parameter], _Tensor] = {}
+# The tensors of a model
+
+
+def _tensors(model: nn.Module, *, masked_only: bool) -> list[_Tensor]:
+    """List the parameters with every name, also those of a module in several places."""
+    found: dict[tuple[Mask | None, Hashable], _Tensor] = {}
     for module_name, module in model.named_modules(remove_duplicate=False):
         masks = attached(module)
         for attribute, parameter in module._parameters.items():
             mask = masks.get(attribute)
-            if parameter is not None and (mask or not masked):
-                tensor = found.setdefault(
-                    (mask, parameter), _Tensor([], parameter, mask)
-                )
-                tensor.names.append(plain_name(join(module_name, attribute)))
+            if parameter is None or (mask is None and masked_only):
+                continue
+            key = mask, identity(parameter)
+            tensor = found.setdefault(key, _Tensor([], parameter, mask))
+            tensor.names.append(plain_name(join(module_name, attribute)))
     return list(found.values())
 
 
-def _row(tensor: Any, kept: Bools) -> Row:
-    (name, *tied), parameter, mask = tensor
-    coding, code = encode(kept.ravel())
-    count, estimator, sha = (
-        int(kept.sum()),
-        described(mask.estimator),
-        _fingerprint(parameter),
-    )
-    shape = list(kept.shape)
-    return Row(
-        name, tied, shape, count, mask.rescale, estimator, coding, len(code), sha, code
-    )
-
-
-def _decoded(rows: list[Row]) -> dict[str, Tensor]:
-    def mask(row: Row) -> Tensor:
-        try:
-            entries = decode(row.coding, row.code, row.kept, math.prod(row.shape))
-            return torch.from_numpy(entries).view(row.shape)
-        except Exception as error:  # whatever numpy, zlib and torch raise
-            raise ValueError(f"the mask of {row.name!r} is damaged: {error}") from error
-
-    return dict(zip([row.name for row in rows], _in_parallel(mask, rows), strict=True))
-
-
 def _check_values(caller: str, tensor: _Tensor) -> None:
-    (name, *_), parameter, _ = tensor
+    parameter = tensor.parameter
     if is_lazy(parameter) or parameter.is_meta or is_sharded(parameter):
         raise ValueError(
-            f"{caller}() needs all values of {name!r}, found none (a lazy module, the meta device) "
-            "or a part (FSDP2). Load its weights first; save and load masks before fully_shard."
+            f"{caller}() needs all values of {tensor.names[0]!r}, found none (a lazy "
+            "module, the meta device) or a part (FSDP2). Load its weights first; save "
+            "and load masks before fully_shard."
         )
 
 
-def _named(
-    rows: dict[str, Row], tensors: list[_Tensor], wrapped: bool
-) -> list[_Tensor]:
-    """The tensors that go by the names in a file; raises where names are left over."""
-    known = {name for tensor in tensors for name in tensor.names}
-    missing = [name for name in rows if name not in known]
-    extra = [t.names[0] for t in tensors if wrapped and rows.keys().isdisjoint(t.names)]
-    if missing or extra:
-        raise ValueError(
-            f"expected the names of its {'masked tensors' if wrapped else 'parameters'}, found "
-            f"{len(missing)} in the file only {missing[:3]}, {len(extra)} masked in the model only "
-            f"{extra[:3]}. Build the model, and wrap the tensors, that the masks were saved from, "
-            "or load them into that part of the model, model.get_submodule(prefix)."
-        )
-    return [tensor for tensor in tensors if not rows.keys().isdisjoint(tensor.names)]
-
-
-def _check(rows: dict[str, Row], tensor: _Tensor, any_weights: bool) -> None:
-    """Raises where a tensor is not the one that its mask in a file was saved over."""
-    _check_values("load_masks", tensor)
-    names, parameter, mask = tensor
-    saved = [rows[name] for name in names if name in rows]
-    present: dict[str, object] = {"shape": list(parameter.shape)}
-    if mask:
-        present["rescale"] = mask.rescale
-    if not any_weights:
-        present["fingerprint"] = _fingerprint(parameter)
-    for field, expected in present.items():
-        if found := [
-            getattr(row, field) for row in saved if getattr(row, field) != expected
-        ]:
-            raise ValueError(
-                f"expected {field} {expected} for {names[0]!r}, found {found[0]} in the file. "
-                "Build, wrap and load the model as when the masks were saved; if its weights alone "
-                "are to be others, load_masks(model, path, any_weights=True)."
-            )
-    masks = [(row.rescale, row.kept, row.code) for row in saved]
-    if len(masks) < len(names) or masks.count(masks[0]) < len(masks):
-        raise ValueError(
-            f"expected one mask for {names}, the same tensor in this model (tied weights), "
-            "found two, or none for one of the names. Untie them, as when the masks were saved."
-        )
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _fingerprint(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and values in row-major order, the first 32 hex digits."""
+    """Hash dtype, shape and values in row-major order: 32 hex digits of SHA-256."""
     values = tensor.detach().cpu().contiguous().unsqueeze(-1).view(torch.uint8).numpy()
     sha = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
     sha.update(values.data)
     return sha.hexdigest()[:32]
 
 
-def _in_parallel(function: Callable[..., Any], *values: Iterable[Any]) -> list[Any]:
-    """The results in order; zlib and hashing release the interpreter lock."""
+# Masks as a file has them
+
+
+def _stored(tensor: _Tensor, mask: Mask, mode: Bools) -> StoredMask:
+    name, *tied = tensor.names
+    coded = encode(mode.ravel())
+    return StoredMask(
+        name=name,
+        tied=tied,
+        shape=list(tensor.parameter.shape),
+        dtype=_dtype(tensor.parameter),
+        kept=int(np.count_nonzero(mode)),
+        rescale=mask.rescale,
+        estimator=described(mask.estimator),
+        coding=coded.coding,
+        bytes=len(coded.code),
+        fingerprint=_fingerprint(tensor.parameter),
+        code=coded.code,
+    )
+
+
+def _decoded(saved: list[StoredMask]) -> dict[str, Tensor]:
+    masks = _in_parallel(_decoded_mask, saved)
+    return {stored.name: mask for stored, mask in zip(saved, masks, strict=True)}
+
+
+def _decoded_mask(stored: StoredMask) -> Tensor:
+    size = math.prod(stored.shape)
+    try:
+        entries = decode(stored.coding, stored.code, stored.kept, size)
+        return torch.from_numpy(entries).view(stored.shape)
+    except (ValueError, RuntimeError) as error:  # a shape may be too much for torch
+        raise damaged(f"in the mask of {stored.name!r}, {error}") from error
+
+
+# Whether a file and a model belong together
+
+
+def _matches(
+    saved: list[StoredMask], tensors: list[_Tensor], wrapped: bool
+) -> list[_Match]:
+    """Find the tensor of each mask by its names.
+
+    Raises:
+        ValueError: a name is left over in the file, or a masked tensor in the model.
+    """
+    by_name = {name: stored for stored in saved for name in (stored.name, *stored.tied)}
+    matches, extra = [], []
+    for tensor in tensors:
+        found = [by_name[name] for name in tensor.names if name in by_name]
+        if found:
+            matches.append(_Match(tensor, found))
+        elif wrapped:
+            extra.append(tensor.names[0])
+    known = {name for tensor in tensors for name in tensor.names}
+    missing = [name for name in by_name if name not in known]
+    if missing or extra:
+        raise ValueError(
+            f"expected the names of its "
+            f"{'masked tensors' if wrapped else 'parameters'}, found {len(missing)} in "
+            f"the file only {short(missing[:3])}, {len(extra)} masked in the model "
+            f"only {extra[:3]}. "
+            + (_prefix_advice(by_name.keys(), known) or _names_advice(wrapped))
+        )
+    return matches
+
+
+def _prefix_advice(saved: Collection[str], known: Collection[str]) -> str | None:
+    """Advise if the file and the model have the same names but for one prefix."""
+    if not saved or len(saved) > len(known):
+        return None
+    first = next(iter(saved))
+    for name in known:
+        if name.endswith(f".{first}"):
+            prefix = name.removesuffix(first)
+            if all(prefix + other in known for other in saved):
+                return (
+                    f"Every name in the file lacks the prefix {prefix!r}: load the "
+                    f"masks into model.get_submodule({prefix[:-1]!r})."
+                )
+        if first.endswith(f".{name}"):
+            prefix = first.removesuffix(name)
+            if all(
+                other.startswith(prefix) and other.removeprefix(prefix) in known
+                for other in saved
+            ):
+                return (
+                    f"Every name in the file has the prefix {prefix!r}, which this "
+                    f"model lacks: load the masks into the model whose {prefix[:-1]!r} "
+                    "it is. To take the prefix off, without a comparison of weights: "
+                    "masktorch.set_masks(model, {name.removeprefix"
+                    f"({prefix!r}): mask for name, mask in "
+                    "masktorch.read_masks(path).items()})."
+                )
+    return None
+
+
+def _names_advice(wrapped: bool) -> str:
+    if wrapped:
+        return (
+            "Wrap the tensors that were masked when the masks were saved, "
+            "wrap(model, targets=[...]), or load them into a plain model."
+        )
+    return "Build the model that the masks were saved from."
+
+
+def _check_match(match: _Match) -> None:
+    """Raise unless the masks in the file fit the tensor, whatever its values."""
+    tensor = match.tensor
+    _check_values("load_masks", tensor)
+    name, shape = tensor.names[0], list(tensor.parameter.shape)
+    for stored in match.saved:
+        if stored.shape != shape:
+            raise ValueError(
+                f"expected shape {shape} for {name!r}, found {short(stored.shape)} in "
+                "the file. Build the model that the masks were saved from."
+            )
+        if tensor.mask is not None and tensor.mask.rescale != stored.rescale:
+            raise ValueError(
+                f"expected rescale={tensor.mask.rescale} for {name!r}, found "
+                f"rescale={stored.rescale} in the file: the layer would compute "
+                f"something else. Wrap the model with rescale={stored.rescale}."
+            )
+    _check_tied(match)
+
+
+def _check_tied(match: _Match) -> None:
+    """Raise unless the file has one mask for all names of a tensor."""
+    names = match.tensor.names
+    unmasked = len(names) - len(match.saved)
+    contents = [(mask.rescale, mask.kept, mask.code) for mask in match.saved]
+    if unmasked or any(content != contents[0] for content in contents):
+        found = f"none for {unmasked} of them" if unmasked else "different ones"
+        raise ValueError(
+            f"expected one mask for {names}, the same tensor in this model (tied "
+            f"weights), found {found}. Untie them, as when the masks were saved."
+        )
+
+
+def _check_weights(matches: list[_Match]) -> None:
+    """Raise unless the masks were saved over the weights of the model."""
+    for match in matches:
+        _check_dtype(match)
+    present = _in_parallel(_fingerprint, [match.tensor.parameter for match in matches])
+    for match, fingerprint in zip(matches, present, strict=True):
+        for stored in match.saved:
+            if stored.fingerprint != fingerprint:
+                raise ValueError(
+                    f"expected fingerprint {fingerprint} for "
+                    f"{match.tensor.names[0]!r}, found {stored.fingerprint} in "
+                    "the file: its mask was saved over weights of other values. "
+                    f"{_WEIGHTS_ADVICE}"
+                )
+
+
+def _check_dtype(match: _Match) -> None:
+    here = _dtype(match.tensor.parameter)
+    for stored in match.saved:
+        if stored.dtype not in (here, None):  # old files have none
+            raise ValueError(
+                f"expected dtype {here} for {match.tensor.names[0]!r}, found "
+                f"{stored.dtype} in the file: saved over {stored.dtype}, "
+                f"here {here}. {_WEIGHTS_ADVICE}"
+            )
+
+
+# Threads
+
+
+def _in_parallel(function: Callable[..., T], *values: Sequence[Any]) -> list[T]:
+    """Map a function over values, in threads: zlib and hashing release the interpreter.
+
+    If no thread can start (the interpreter is exiting, or the system sets a limit), the
+    calling thread does the work.
+    """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(function, *values))
+        try:
+            results = pool.map(function, *values)  # starts the threads
+        except RuntimeError:
+            pool.shutdown(cancel_futures=True)
+            return list(map(function, *values))
+        return list(results)
