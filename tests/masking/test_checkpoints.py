@@ -144,7 +144,7 @@ def test_a_long_repr_is_cut():
 
 
 def old(state):
-    """As masktorch 0.1.0 saved it, which did not know."""
+    """A state dict without what masks know of themselves, as other tools may save it."""
     return {
         name: value
         for name, value in state.items()
