@@ -68,82 +68,168 @@ IN_TENSOR_2 = " in tensor 2 of its header, found "
 # (what becomes of the bytes of a file, words of the error)
 UNREADABLE = [
     (lambda b: b"", WROTE + "0 bytes."),
-    (lambda b: b"\x93NUMPY" * 99, WROTE + r"594 bytes that start with b'\x93NUMPY\x93N'"),
-    (lambda b: b[: len(b) // 2], "bytes are not a whole zip archive (File is not a zip"),
+    (
+        lambda b: b"\x93NUMPY" * 99,
+        WROTE + r"594 bytes that start with b'\x93NUMPY\x93N'",
+    ),
+    (
+        lambda b: b[: len(b) // 2],
+        "bytes are not a whole zip archive (File is not a zip",
+    ),
     (lambda b: b[:-1], "bytes are not a whole zip archive (File is not a zip file)."),
     (checkpoint, WROTE + "a PyTorch checkpoint: read it with torch.load and"),
     (other_npz, WROTE + "a zip archive of ['mask.npy']"),
-    (lambda b: rewritten(b, {"masks": "weights"}),
-     WROTE + "a zip archive of ['header.npy', 'weights.npy', 'digest.npy']"),
-    (lambda b: rewritten(b, {"digest": None}),
-     WROTE + "a zip archive of ['header.npy', 'masks.npy']"),
-    (lambda b: rewritten(b, {"masks": "header", "header": "masks"}),
-     DAMAGED + "its header is not JSON ("),
+    (
+        lambda b: rewritten(b, {"masks": "weights"}),
+        WROTE + "a zip archive of ['header.npy', 'weights.npy', 'digest.npy']",
+    ),
+    (
+        lambda b: rewritten(b, {"digest": None}),
+        WROTE + "a zip archive of ['header.npy', 'masks.npy']",
+    ),
+    (
+        lambda b: rewritten(b, {"masks": "header", "header": "masks"}),
+        DAMAGED + "its header is not JSON (",
+    ),
     (lambda b: rewritten(b, {"masks": "digest", "digest": "masks"}), DIGEST),
-    (lambda b: rewritten(b, header=lambda h: b"{"), DAMAGED + "its header is not JSON (Exp"),
-    (lambda b: rewritten(b, header=lambda h: b"[" * 100_000),
-     DAMAGED + "its header is not JSON (maximum recursion depth exceeded"),
-    (lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"),
-     WROTE + "an archive with a header of another kind"),
-    (lambda b: rewritten(b, header=header(lambda h: h.pop("format"))),
-     WROTE + "an archive with a header of another kind"),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))),
-     WROTE + "an archive with a header of another kind"),
-    (lambda b: rewritten(b, header=header(lambda h: h.pop("version"))),
-     DAMAGED + "its format version is None."),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))),
-     DAMAGED + "its format version is '1'."),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(version=True))),
-     DAMAGED + "its format version is True."),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(version=0))),
-     DAMAGED + "its format version is 0."),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(masktorch="9")), redigest=False),
-     DIGEST),
+    (
+        lambda b: rewritten(b, header=lambda h: b"{"),
+        DAMAGED + "its header is not JSON (Exp",
+    ),
+    (
+        lambda b: rewritten(b, header=lambda h: b"[" * 100_000),
+        DAMAGED + "its header is not JSON (maximum recursion depth exceeded",
+    ),
+    (
+        lambda b: rewritten(b, header=lambda h: b"[" + h + b"]"),
+        WROTE + "an archive with a header of another kind",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.pop("format"))),
+        WROTE + "an archive with a header of another kind",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(format="masks"))),
+        WROTE + "an archive with a header of another kind",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.pop("version"))),
+        DAMAGED + "its format version is None.",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(version="1"))),
+        DAMAGED + "its format version is '1'.",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(version=True))),
+        DAMAGED + "its format version is True.",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(version=0))),
+        DAMAGED + "its format version is 0.",
+    ),
+    (
+        lambda b: rewritten(
+            b, header=header(lambda h: h.update(masktorch="9")), redigest=False
+        ),
+        DIGEST,
+    ),
     (lambda b: rewritten(b, redigest=False, header=row("kept", 12)), DIGEST),
     (lambda b: rewritten(b, redigest=False, masks=lambda m: m[::-1]), DIGEST),
     (lambda b: rewritten(b, redigest=False, masks=lambda m: m + b"\0"), DIGEST),
     (lambda b: rewritten(b, masks=lambda m: m + b"\0"), "bytes, its header says "),
-    (lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))),
-     DAMAGED + "its header has no list of tensors, but None."),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))),
-     DAMAGED + "its header has no list of tensors, but 3."),
-    (lambda b: rewritten(b, header=header(lambda h: h["tensors"].append("x"))),
-     DAMAGED + "tensor 6 of its header is 'x'."),
-    (lambda b: rewritten(b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))),
-     "bytes, its header says "),
-    (lambda b: rewritten(b, header=row("name", 3)),
-     DAMAGED + "expected 'name' to be a string" + IN_TENSOR_2 + "3."),
-    (lambda b: rewritten(b, header=row("tied", ["head.bias"])),
-     DAMAGED + "its header names 'head.bias' twice."),
-    (lambda b: rewritten(b, header=row("tied", [3])),
-     DAMAGED + "expected 'tied' to be a list of strings" + IN_TENSOR_2 + "[3]."),
-    (lambda b: rewritten(b, header=row("sparsity", 0.5)),
-     DAMAGED + "tensor 2 of its header has unknown fields ['sparsity']."),
-    (lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].pop("kept"))),
-     DAMAGED + "tensor 2 of its header lacks ['kept']."),
-    (lambda b: rewritten(b, header=row("kept", True)),
-     DAMAGED + "expected 'kept' to be a number of entries" + IN_TENSOR_2 + "True."),
-    (lambda b: rewritten(b, header=row("shape", [4, 3, 3, 3.0])), "expected 'shape' to be a "
-     "list of at most 64 sizes" + IN_TENSOR_2 + "[4, 3, 3, 3.0]."),
-    (lambda b: rewritten(b, header=row("shape", [-4, 3, -3, 3])), "expected 'shape' to be "),
-    (lambda b: rewritten(b, header=row("bytes", -1)),
-     DAMAGED + "expected 'bytes' to be a number of bytes" + IN_TENSOR_2 + "-1."),
-    (lambda b: rewritten(b, header=row("dtype", None)),
-     DAMAGED + "expected 'dtype' to be the name of a dtype" + IN_TENSOR_2 + "None."),
-    (lambda b: rewritten(b, header=row("kept", 50)), "in the mask of 'conv.weight', expected 50 of "
-     "108 entries kept, found "),
-    (lambda b: rewritten(b, header=row("kept", 109)),
-     "in the mask of 'conv.weight', expected 0 to 108 entries kept, found 109."),
-    (lambda b: rewritten(b, header=row("coding", "runs")), "in the mask of 'conv.weight', "
-     "expected the coding 'gaps', 'deflated bits' or 'bits', found 'runs'."),
-    (lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)),
-     DAMAGED + "in the mask of 'scale', expected 0 of 1 entries kept, found 1 by 'bits'."),
-    (lambda b: zipped(header=b"", masks=b"", digest=b""), DAMAGED + "its header is not JSON"),
-    (lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""), "is not JSON"),
-    (lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""), "is not JSON"),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.pop("tensors"))),
+        DAMAGED + "its header has no list of tensors, but None.",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h.update(tensors=3))),
+        DAMAGED + "its header has no list of tensors, but 3.",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h["tensors"].append("x"))),
+        DAMAGED + "tensor 6 of its header is 'x'.",
+    ),
+    (
+        lambda b: rewritten(
+            b, header=header(lambda h: h.update(tensors=h["tensors"] * 2))
+        ),
+        "bytes, its header says ",
+    ),
+    (
+        lambda b: rewritten(b, header=row("name", 3)),
+        DAMAGED + "expected 'name' to be a string" + IN_TENSOR_2 + "3.",
+    ),
+    (
+        lambda b: rewritten(b, header=row("tied", ["head.bias"])),
+        DAMAGED + "its header names 'head.bias' twice.",
+    ),
+    (
+        lambda b: rewritten(b, header=row("tied", [3])),
+        DAMAGED + "expected 'tied' to be a list of strings" + IN_TENSOR_2 + "[3].",
+    ),
+    (
+        lambda b: rewritten(b, header=row("sparsity", 0.5)),
+        DAMAGED + "tensor 2 of its header has unknown fields ['sparsity'].",
+    ),
+    (
+        lambda b: rewritten(b, header=header(lambda h: h["tensors"][2].pop("kept"))),
+        DAMAGED + "tensor 2 of its header lacks ['kept'].",
+    ),
+    (
+        lambda b: rewritten(b, header=row("kept", True)),
+        DAMAGED + "expected 'kept' to be a number of entries" + IN_TENSOR_2 + "True.",
+    ),
+    (
+        lambda b: rewritten(b, header=row("shape", [4, 3, 3, 3.0])),
+        "expected 'shape' to be a "
+        "list of at most 64 sizes" + IN_TENSOR_2 + "[4, 3, 3, 3.0].",
+    ),
+    (
+        lambda b: rewritten(b, header=row("shape", [-4, 3, -3, 3])),
+        "expected 'shape' to be ",
+    ),
+    (
+        lambda b: rewritten(b, header=row("bytes", -1)),
+        DAMAGED + "expected 'bytes' to be a number of bytes" + IN_TENSOR_2 + "-1.",
+    ),
+    (
+        lambda b: rewritten(b, header=row("dtype", None)),
+        DAMAGED + "expected 'dtype' to be the name of a dtype" + IN_TENSOR_2 + "None.",
+    ),
+    (
+        lambda b: rewritten(b, header=row("kept", 50)),
+        "in the mask of 'conv.weight', expected 50 of 108 entries kept, found ",
+    ),
+    (
+        lambda b: rewritten(b, header=row("kept", 109)),
+        "in the mask of 'conv.weight', expected 0 to 108 entries kept, found 109.",
+    ),
+    (
+        lambda b: rewritten(b, header=row("coding", "runs")),
+        "in the mask of 'conv.weight', "
+        "expected the coding 'gaps', 'deflated bits' or 'bits', found 'runs'.",
+    ),
+    (
+        lambda b: rewritten(b, masks=lambda m: b"\xff" * len(m)),
+        DAMAGED
+        + "in the mask of 'scale', expected 0 of 1 entries kept, found 1 by 'bits'.",
+    ),
+    (
+        lambda b: zipped(header=b"", masks=b"", digest=b""),
+        DAMAGED + "its header is not JSON",
+    ),
+    (
+        lambda b: zipped(header=npy(np.array([None])), masks=b"", digest=b""),
+        "is not JSON",
+    ),
+    (
+        lambda b: zipped(header=npy(np.ones(3, bool)), masks=b"", digest=b""),
+        "is not JSON",
+    ),
     (lambda b: b"junk" + b, DAMAGED + "it has other bytes before or after it."),
     (lambda b: b + b"junk", DAMAGED + "it has other bytes before or after it."),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("damage", "message"), UNREADABLE, ids=range(len(UNREADABLE)))
@@ -173,8 +259,8 @@ def test_a_file_of_a_newer_format_is_refused(path, digest):
     )
     with pytest.raises(
         ValueError,
-        match="expected a mask file of format version 3 or older, found version 4, which "
-        "a newer masktorch wrote: upgrade masktorch",
+        match="expected a mask file of format version 3 or older, found version 4, "
+        "which a newer masktorch wrote: upgrade masktorch",
     ):
         load_masks(plain(model), path)
 
@@ -330,8 +416,8 @@ def test_read_masks_limits_the_number_of_entries():
         "weight"
     ].all()
     message = (
-        "expected at most 9999 entries, found 10000, a byte of memory each. If you trust "
-        "the file, read_masks(path, most=10000)."
+        "expected at most 9999 entries, found 10000, a byte of memory each. If you "
+        "trust the file, read_masks(path, most=10000)."
     )
     with pytest.raises(ValueError, match=f": {re.escape(message)}$"):
         masktorch.read_masks(io.BytesIO(file.getvalue()), most=9_999)

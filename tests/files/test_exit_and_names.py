@@ -1,4 +1,4 @@
-"""Writing a mask file where something is unusual: at interpreter exit, under long names."""
+"""Files in unusual places: at interpreter exit, without threads, under long names."""
 
 import concurrent.futures
 import io
@@ -19,7 +19,7 @@ from tools.maskfile_mutants import same, wrapped
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
 
 AT_EXIT = """
-import atexit
+import atexit, copy
 import torch, masktorch
 from torch import nn
 
@@ -33,8 +33,7 @@ def at_exit():
 atexit.register(at_exit)
 torch.manual_seed(0)
 plain = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20), nn.Linear(20, 10))
-masktorch.wrap(model := nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20), nn.Linear(20, 10)))
-plain.load_state_dict(masktorch.unwrap(__import__("copy").deepcopy(model)).state_dict())
+model = masktorch.wrap(copy.deepcopy(plain))
 mask = torch.rand(30, 40) < 0.5
 masks = masktorch.masks(model)
 masktorch.set_masks(model, {**masks, "0.weight": mask})

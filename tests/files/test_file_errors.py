@@ -1,4 +1,4 @@
-"""What an error says of a file that does not fit: what to call instead, the model unchanged."""
+"""Errors say what does not fit and what to call instead; the model is unchanged."""
 
 import io
 import os
@@ -64,9 +64,9 @@ def test_another_dtype_is_named(onto, was, now):
     message = refused(
         other,
         file,
-        f"expected dtype {now} for 'scale', found {was} in the file: saved over {was}, here {now}. "
-        "Load the weights that the masks were saved over or, if these are meant, load_masks(model, "
-        "path, any_weights=True).",
+        f"expected dtype {now} for 'scale', found {was} in the file: saved over {was}, "
+        f"here {now}. Load the weights that the masks were saved over or, if these are "
+        "meant, load_masks(model, path, any_weights=True).",
     )
     assert "fingerprint" not in message
     file.seek(0)
@@ -90,8 +90,8 @@ def test_a_prefix_that_the_file_lacks(wrap):
     model = wrap(Deeper(inner))
     message = refused(model, file, "2 in the file only ['0.weight', '2.weight']")
     assert message.endswith(
-        "Every name in the file lacks the prefix 'encoder.layers.': load the masks into "
-        "model.get_submodule('encoder.layers')."
+        "Every name in the file lacks the prefix 'encoder.layers.': load the masks "
+        "into model.get_submodule('encoder.layers')."
     )
     file.seek(0)
     load_masks(model.get_submodule("encoder.layers"), file, any_weights=True)
@@ -105,8 +105,8 @@ def test_a_prefix_that_the_model_lacks(wrap):
         model, file, "'encoder.layers.0.weight', 'encoder.layers.2.weight'"
     )
     advice = (
-        "masktorch.set_masks(model, {name.removeprefix('encoder.layers.'): mask for name, mask "
-        "in masktorch.read_masks(path).items()})."
+        "masktorch.set_masks(model, {name.removeprefix('encoder.layers.'): mask for "
+        "name, mask in masktorch.read_masks(path).items()})."
     )
     assert "has the prefix 'encoder.layers.', which this model lacks" in message
     assert message.endswith(advice)
@@ -179,8 +179,8 @@ def test_a_newer_version_is_not_called_damaged():
     message = refused(
         layers(),
         io.BytesIO(content),
-        "expected a mask file of format version 3 or older, found version 99, which a newer "
-        "masktorch wrote: upgrade masktorch.",
+        "expected a mask file of format version 3 or older, found version 99, which a "
+        "newer masktorch wrote: upgrade masktorch.",
     )
     assert "damage" not in message
 

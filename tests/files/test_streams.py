@@ -188,8 +188,8 @@ def test_a_stream_that_ends_early_is_refused(kind, part):
     before = snapshot(model)
     early = content[: max(4, int(part * len(content)))]
     message = (
-        rf"load_masks\(\) can't load .*{kind.__name__}.*: the mask file is damaged: its "
-        rf"{len(early)} bytes are not a whole zip archive .*\. Copy it again, or save it "
+        rf"load_masks\(\) can't load .*{kind.__name__}.*: the mask file is damaged: "
+        rf"its {len(early)} bytes are not a whole zip archive .*\. Copy it again, or "
     )
     with pytest.raises(ValueError, match=message):
         load_masks(model, kind(early))
@@ -274,13 +274,12 @@ def test_two_files_in_one_stream_are_refused():
     file, layer = io.BytesIO(), masktorch.wrap(torch.nn.Linear(3, 2))
     masktorch.save_masks(layer, file)
     one = file.getvalue()
+    outside = "damaged: it has other bytes before or after it"
+    start = rf"found {len(one) + 4} bytes that start with b'junkPK.* seek\(0\)"
     for around, message in [
-        (one + one, "damaged: it has other bytes before or after it"),
-        (
-            b"junk" + one,
-            rf"found {len(one) + 4} bytes that start with b'junkPK.* seek\(0\)",
-        ),
-        (one + b"junk" * 10, "damaged: it has other bytes before or after it"),
+        (one + one, outside),
+        (b"junk" + one, start),
+        (one + b"junk" * 10, outside),
     ]:
         with pytest.raises(ValueError, match=message):
             masktorch.read_masks(io.BytesIO(around))

@@ -67,6 +67,11 @@ def after_random_rows(rng, share, shape):
     return mask
 
 
+TILES = [(1, 16), (1, 64), (16, 1), (64, 1), (2, 2), (4, 4), (7, 5), (8, 8), (3, 24)]
+TILES += [(16, 16), (32, 32), (128, 128)]
+REPEATED = [(1, 9), (1, 64), (1, 100), (7, 100), (16, 16), (64, 64), (100, 100)]
+REPEATED += [(16, 256)]
+
 KINDS = {
     "rows": rows,
     "columns": columns,
@@ -75,11 +80,8 @@ KINDS = {
     "blocks of 16 columns": blocks_of_columns(16),
     "heads of 64": blocks_of_columns(64),
     "heads of 80": blocks_of_columns(80),
-    **{f"tiles of {h}x{w}": tiles(h, w) for h, w in [
-        (1, 16), (1, 64), (16, 1), (64, 1), (2, 2), (4, 4), (7, 5), (8, 8), (3, 24), (16, 16),
-        (32, 32), (128, 128)]},
-    **{f"a tile of {h}x{w} repeated": repeated(h, w) for h, w in [
-        (1, 9), (1, 64), (1, 100), (7, 100), (16, 16), (64, 64), (100, 100), (16, 256)]},
+    **{f"tiles of {h}x{w}": tiles(h, w) for h, w in TILES},
+    **{f"a tile of {h}x{w} repeated": repeated(h, w) for h, w in REPEATED},
     "2:4, always the same": of_positions(lambda i, j: j % 4 < 2),
     "2:4, shifted by rows": of_positions(lambda i, j: (i + j) % 4 < 2),
     "checkerboard": of_positions(lambda i, j: (i + j) % 2 == 0),
@@ -92,7 +94,7 @@ KINDS = {
     "butterfly": of_positions(lambda i, j: (i ^ j) & ((i ^ j) - 1) == 0),
     "a pattern in one corner": in_one_corner,
     "tiles after random rows": after_random_rows,
-}  # fmt: skip
+}
 
 
 def made(kind, share, noise, shape, seed=0):
@@ -156,8 +158,8 @@ def test_convolutions(axis, share):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_several_tensors(share):
-    kinds = ["blocks of 16 columns", "tiles of 16x16", "rows", "a tile of 7x100 repeated",
-             "heads of 64", "checkerboard", "tiles of 8x8", "band"]  # fmt: skip
+    kinds = ["blocks of 16 columns", "tiles of 16x16", "a tile of 7x100 repeated"]
+    kinds += ["rows", "heads of 64", "checkerboard", "tiles of 8x8", "band"]
     masks = [made(kind, share, 0, (512, 768)) for kind in kinds]
     assert len(saved(*masks)) <= 1.5 * compressed(*masks) + 1500
 

@@ -31,8 +31,9 @@ def test_a_tied_tensor_saved_under_its_second_name_is_refused(path):
     tied = plain(untied)
     tied.embed.weight = tied.head.weight  # so its name is that of the first place
     message = (
-        "expected one mask for ['embed.weight', 'head.weight'], the same tensor in this model "
-        "(tied weights), found none for 1 of them. Untie them, as when the masks were saved."
+        "expected one mask for ['embed.weight', 'head.weight'], the same tensor in "
+        "this model (tied weights), found none for 1 of them. Untie them, as when the "
+        "masks were saved."
     )
     before = snapshot(tied)
     with pytest.raises(ValueError, match=re.escape(message)):
@@ -81,8 +82,8 @@ def test_two_different_masks_on_one_tied_tensor_are_refused(path, onto):
     tied.load_state_dict(plain(model).state_dict(), strict=False)
     before = snapshot(tied)
     message = (
-        "expected one mask for ['first.weight', 'second.weight'], the same tensor in this model "
-        "(tied weights), found different ones. Untie them, as when"
+        "expected one mask for ['first.weight', 'second.weight'], the same tensor in "
+        "this model (tied weights), found different ones. Untie them, as when"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_masks(tied, path)

@@ -55,15 +55,28 @@ def untied_name(model):
 
 
 UNFIT = [
-    (trained, r"expected fingerprint \w{32} for 'embed.weight', found \w{32} in the file: its "
-     r"mask was saved over weights of other values. Load the weights that the masks were saved "),
-    (trained, r"were saved over or, if these are meant, load_masks\(model, path, any_weights=True\)"),
-    (other_dtype, "expected dtype float64 for 'scale', found float32 in the file: saved over "
-     "float32, here float64. Load the weights that the masks were saved over or, if these are"),
-    (reshaped, r"expected shape \[4, 3, 5, 5\] for 'conv.weight', found \[4, 3, 3, 3\] in the file."
-     " Build the model that the masks were saved from"),
-    (without_scale, r"expected the names of its parameters, found 1 in the file only \['scale'\], 0"
-     r" masked in the model only \[\]. Build the model that the masks were saved from"),
+    (
+        trained,
+        r"expected fingerprint \w{32} for 'embed.weight', found \w{32} in the file: "
+        "its mask was saved over weights of other values. Load the weights that the "
+        r"masks were saved over or, if these are meant, load_masks\(model, path, any_weights="
+        r"True\)\.",
+    ),
+    (
+        other_dtype,
+        "expected dtype float64 for 'scale', found float32 in the file: saved over "
+        "float32, here float64. Load the weights that the masks were saved over or, if",
+    ),
+    (
+        reshaped,
+        r"expected shape \[4, 3, 5, 5\] for 'conv.weight', found \[4, 3, 3, 3\] in the "
+        "file. Build the model that the masks were saved from",
+    ),
+    (
+        without_scale,
+        r"expected the names of its parameters, found 1 in the file only \['scale'\], "
+        r"0 masked in the model only \[\]. Build the model that the masks were saved",
+    ),
     (untied_name, r"found 2 in the file only \['conv.weight', 'conv.bias'\], 0 masked"),
     (
         lambda model: nn.Linear(2, 2),
@@ -75,12 +88,17 @@ UNFIT = [
         r"device\)",
     ),
     (lambda model: model.to("meta"), "needs all values of 'scale', found none"),
-    (lambda model: wrapped(model, targets=EVERYTHING[1:]), "expected the names of its masked "
-     r"tensors, found 1 in the file only \['conv.weight'\], 0 masked in the model only \[\]."
-     r" Wrap the tensors that were masked when the masks were saved, wrap\(model, targets="),
-    (lambda model: wrapped(model, rescale=True), "expected rescale=True for 'scale', found "
-     "rescale=False in the file: the layer would compute something else. Wrap the model with "
-     "rescale=False."),
+    (
+        lambda model: wrapped(model, targets=EVERYTHING[1:]),
+        "expected the names of its masked tensors, found 1 in the file only "
+        r"\['conv.weight'\], 0 masked in the model only \[\]. Wrap the tensors that "
+        r"were masked when the masks were saved, wrap\(model, targets=",
+    ),
+    (
+        lambda model: wrapped(model, rescale=True),
+        "expected rescale=True for 'scale', found rescale=False in the file: the layer "
+        "would compute something else. Wrap the model with rescale=False.",
+    ),
     (lambda model: trained(wrapped(model)), "expected fingerprint "),
 ]
 
@@ -108,8 +126,9 @@ def test_masks_missing_from_the_file_are_refused(path):
     model = wrapped(plain(model))
     before = snapshot(model)
     message = (
-        "expected the names of its masked tensors, found 0 in the file only [], 2 masked in the "
-        "model only ['conv.weight', 'conv.bias']. Wrap the tensors that were masked when the masks"
+        "expected the names of its masked tensors, found 0 in the file only [], 2 "
+        "masked in the model only ['conv.weight', 'conv.bias']. Wrap the tensors that "
+        "were masked when the masks were saved, wrap(model, targets=[...]), or load"
     )
     with pytest.raises(ValueError, match=re.escape(message)):
         load_masks(model, path)
@@ -130,8 +149,8 @@ def test_a_model_one_level_deeper_or_higher_is_refused(path, onto):
     with pytest.raises(ValueError, match=re.escape(message)) as raised:
         load_masks(deeper, path)
     assert str(raised.value).endswith(
-        ". Every name in the file lacks the prefix 'encoder.layers.': load the masks into "
-        "model.get_submodule('encoder.layers')."
+        ". Every name in the file lacks the prefix 'encoder.layers.': load the masks "
+        "into model.get_submodule('encoder.layers')."
     )
     load_masks(deeper.get_submodule("encoder.layers"), path)
     save_masks(deeper, path)

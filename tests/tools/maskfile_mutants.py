@@ -138,9 +138,39 @@ def npy(array):
     return out.getvalue()
 
 
-BAD = [None, -1, 0, 1, 2, 10**30, 1.5, True, "", "x", [], {}, [[]], [-1], [10**30], [8, 9], [72],
-       "0.weight", "1.weight", "gaps", "bits", "deflated bits", ["0.weight"], ["x", "x"], [0] * 99,
-       [2**62, 2**62], "\ud800", 10**7, [10**7], "float64", "0" * 32]  # fmt: skip
+BAD = [
+    None,
+    -1,
+    0,
+    1,
+    2,
+    10**30,
+    1.5,
+    True,
+    "",
+    "x",
+    [],
+    {},
+    [[]],
+    [-1],
+    [10**30],
+    [8, 9],
+    [72],
+    "0.weight",
+    "1.weight",
+    "gaps",
+    "bits",
+    "deflated bits",
+    ["0.weight"],
+    ["x", "x"],
+    [0] * 99,
+    [2**62, 2**62],
+    "\ud800",
+    10**7,
+    [10**7],
+    "float64",
+    "0" * 32,
+]
 
 
 class Damage:
@@ -455,20 +485,21 @@ class Mutants:
 
 # What earlier versions wrote for the model of `Damage`.
 FORMAT_1 = base64.b64decode(
-    """UEsDBC0AAAAIAAAAIQD6pCIQ//////////8KABQAaGVhZGVyLm5weQEAEADIAgAAAAAAAEkBAAAAAAAApZBBb8IgHMXd
-    dZ+CcKkmxEBpC5jsutuWHbbDspgFCthGbQ2gy+L6KfaFB3qYi54mJ/7vvfD/Pb4fXx6eXm9Gu9E+08bXLpuB7GtLMgQy
-    27vgZPfeO22Sfi9X3kTdN3Jj4jwueYEmCAzg3+d2D+OWtQxwBuBa+mXoXd2AdPMQAbgzzrd9F12CTgIpjadkilMmmM73
-    zkftbQ87uTZH98O0iyakwIE32RwBMY/C0mzSwjhCFzvLVXLtsR00PrQRqHfpmecmBpp+pcdBbu/wtJykB9VnMGkfwXGw
-    bbcwbuPa7lACq6LkSqlasqriNi8p1rmyZa0ZpVwROCDwi0kuYTIE+Akmya/mLM45qcqV0FYwqnhBJTGFUEzXJSWFZqw0
-    fznzS5ypPsMnpPnhQ65CLcQ5qqVE69KK2laFzVVlKyWIqYzgHIsKMzjMhx9QSwMELQAAAAgAAAAhAOllHtn/////////
-    /wkAFABtYXNrcy5ucHkBABAAyQAAAAAAAABkAAAAAAAAAJvsF+obEMnIUMZQrZ6SWpxcpG6loF5Taqiuo6Cell9UUpSY
-    F59flJIKEndLzClOBYoXZyQWpAL5GubGOpo6CrUK5AOu5AdPwICFITnhARwyMLAeVGRkYGBoUJj1X567gzBgBABQSwME
-    LQAAAAgAAAAhADHbHn///////////woAFABkaWdlc3QubnB5AQAQAKAAAAAAAAAAZwAAAAAAAACb7BfqGxDJyFDGUK2e
-    klqcXKRupaBeU2qorqOgnpZfVFKUmBefX5SSChJ3S8wpTgWKF2ckFqQC+RrGRjqaOgq1CuQDrtQ5R4uerfDweGLh8JiZ
-    x5RVb43pbg1RT5fDnHPuMibX/gQAUEsBAi0DLQAAAAgAAAAhAPqkIhBJAQAAyAIAAAoAAAAAAAAAAAAAAIABAAAAAGhl
-    YWRlci5ucHlQSwECLQMtAAAACAAAACEA6WUe2WQAAADJAAAACQAAAAAAAAAAAAAAgAGFAQAAbWFza3MubnB5UEsBAi0D
-    LQAAAAgAAAAhADHbHn9nAAAAoAAAAAoAAAAAAAAAAAAAAIABJAIAAGRpZ2VzdC5ucHlQSwUGAAAAAAMAAwCnAAAAxwIA
-    AAAA"""
+    """UEsDBC0AAAAIAAAAIQD6pCIQ//////////8KABQAaGVhZGVyLm5weQEAEADIAgAAAAAAAEkBAAAAAAAA
+    pZBBb8IgHMXddZ+CcKkmxEBpC5jsutuWHbbDspgFCthGbQ2gy+L6KfaFB3qYi54mJ/7vvfD/Pb4fXx6e
+    Xm9Gu9E+08bXLpuB7GtLMgQy27vgZPfeO22Sfi9X3kTdN3Jj4jwueYEmCAzg3+d2D+OWtQxwBuBa+mXo
+    Xd2AdPMQAbgzzrd9F12CTgIpjadkilMmmM73zkftbQ87uTZH98O0iyakwIE32RwBMY/C0mzSwjhCFzvL
+    VXLtsR00PrQRqHfpmecmBpp+pcdBbu/wtJykB9VnMGkfwXGwbbcwbuPa7lACq6LkSqlasqriNi8p1rmy
+    Za0ZpVwROCDwi0kuYTIE+Akmya/mLM45qcqV0FYwqnhBJTGFUEzXJSWFZqw0fznzS5ypPsMnpPnhQ65C
+    LcQ5qqVE69KK2laFzVVlKyWIqYzgHIsKMzjMhx9QSwMELQAAAAgAAAAhAOllHtn//////////wkAFABt
+    YXNrcy5ucHkBABAAyQAAAAAAAABkAAAAAAAAAJvsF+obEMnIUMZQrZ6SWpxcpG6loF5Taqiuo6Cell9U
+    UpSYF59flJIKEndLzClOBYoXZyQWpAL5GubGOpo6CrUK5AOu5AdPwICFITnhARwyMLAeVGRkYGBoUJj1
+    X567gzBgBABQSwMELQAAAAgAAAAhADHbHn///////////woAFABkaWdlc3QubnB5AQAQAKAAAAAAAAAA
+    ZwAAAAAAAACb7BfqGxDJyFDGUK2eklqcXKRupaBeU2qorqOgnpZfVFKUmBefX5SSChJ3S8wpTgWKF2ck
+    FqQC+RrGRjqaOgq1CuQDrtQ5R4uerfDweGLh8JiZx5RVb43pbg1RT5fDnHPuMibX/gQAUEsBAi0DLQAA
+    AAgAAAAhAPqkIhBJAQAAyAIAAAoAAAAAAAAAAAAAAIABAAAAAGhlYWRlci5ucHlQSwECLQMtAAAACAAA
+    ACEA6WUe2WQAAADJAAAACQAAAAAAAAAAAAAAgAGFAQAAbWFza3MubnB5UEsBAi0DLQAAAAgAAAAhADHb
+    Hn9nAAAAoAAAAAoAAAAAAAAAAAAAAIABJAIAAGRpZ2VzdC5ucHlQSwUGAAAAAAMAAwCnAAAAxwIAAAAA"""
 )
 
 FORMAT_2 = base64.b64decode(
