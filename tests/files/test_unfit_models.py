@@ -59,8 +59,8 @@ UNFIT = [
         trained,
         r"expected fingerprint \w{32} for 'embed.weight', found \w{32} in the file: "
         "its mask was saved over weights of other values. Load the weights that the "
-        r"masks were saved over or, if these are meant, load_masks\(model, path, any_weights="
-        r"True\)\.",
+        r"masks were saved over or, if these are meant, load_masks\(model, path, "
+        r"any_weights=True\)\.",
     ),
     (
         other_dtype,
