@@ -1,6 +1,7 @@
 """Files in unusual places: at interpreter exit, without threads, under long names."""
 
 import concurrent.futures
+import copy
 import io
 import os
 import stat
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 import masktorch
-from masktorch import read_masks, save_masks
+from masktorch import Threshold, load_masks, read_masks, save_masks
 from tools.maskfile_mutants import same, wrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore:The mask of .* keeps nothing")
@@ -155,3 +156,34 @@ def test_the_masks_in_use_are_saved_by_any_number_of_threads():
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         assert pool.submit(saved, 1).result()
     assert all(mask.all() for mask in masktorch.masks(model).values())
+
+
+@pytest.mark.parametrize("block", [(1, None), (None, 1), (2, 3), (None, None)])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(6, 4), lambda: nn.Conv2d(6, 4, 3)])
+def test_masks_of_blocks_are_saved_in_the_shape_of_the_weight(make, block):
+    """Their scores have one entry per block."""
+    start = make()
+    layer = masktorch.wrap(copy.deepcopy(start), masktorch.Blocks(Threshold(), block))
+    scores = layer.parametrizations.weight.scores
+    with torch.no_grad():
+        scores.copy_(torch.arange(scores.numel()).view(scores.shape) % 2)
+    save_masks(layer, file := io.BytesIO())
+    (mask,) = read_masks(io.BytesIO(file.getvalue())).values()
+    assert mask.shape == start.weight.shape
+    assert mask.equal(masktorch.masks(layer)["weight"])
+    for onto in (copy.deepcopy(start), masktorch.wrap(copy.deepcopy(start)), layer):
+        load_masks(onto, io.BytesIO(file.getvalue()))
+        assert masktorch.masks(onto)["weight"].equal(mask)
+
+
+def test_two_parameters_over_one_memory_are_one_tensor():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = nn.Parameter(model[0].weight.detach())
+    masktorch.wrap(model, targets=["0.weight", "1.weight"])
+    mask = torch.eye(4) > 0
+    masktorch.set_masks(model, {"0.weight": mask, "1.weight": mask})
+    save_masks(model, file := io.BytesIO())
+    assert list(read_masks(io.BytesIO(file.getvalue()))) == ["0.weight"]
+    load_masks(masktorch.unwrap(model, bake=False), io.BytesIO(file.getvalue()))
+    assert masktorch.masks(model)["0.weight"].equal(mask)
+    assert model[1].weight.count_nonzero() == 4

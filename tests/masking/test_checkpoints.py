@@ -144,7 +144,7 @@ def test_a_long_repr_is_cut():
 
 
 def old(state):
-    """A state dict without what masks know of themselves, as other tools may save it."""
+    """A state dict without the extra state of the masks."""
     return {
         name: value
         for name, value in state.items()

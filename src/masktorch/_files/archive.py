@@ -208,7 +208,8 @@ def _parsed(content: bytes) -> MaskFile:
 
 def _foreign(found: str) -> ValueError:
     return ValueError(
-        f"expected a file that masktorch.save_masks wrote, found {found}."
+        f"expected a file that masktorch.save_masks wrote, found {found}. Pass what "
+        "save_masks(model, path_or_file) wrote."
     )
 
 
