@@ -260,19 +260,26 @@ def test_a_non_blocking_stream_that_is_full_is_an_error():
 def test_a_non_blocking_stream_that_is_empty_is_an_error():
     reads, writes = os.pipe()
     os.set_blocking(reads, False)
-    with open(writes, "wb"), open(reads, "rb", 0) as file:
-        with pytest.raises(BlockingIOError, match="no bytes for now: make it block"):
-            read_masks(file)
+    with (
+        open(writes, "wb"),
+        open(reads, "rb", 0) as file,
+        pytest.raises(BlockingIOError, match="no bytes for now: make it block"),
+    ):
+        read_masks(file)
 
 
 def test_a_file_of_text_is_refused_with_the_mode_to_open_it_in(tmp_path):
     save_masks(wrapped(), tmp_path / "masks")
-    with open(tmp_path / "masks", encoding="latin-1") as file:
-        with pytest.raises(TypeError, match="open it with mode 'rb'"):
-            read_masks(file)
-    with open(tmp_path / "masks", "w") as file:
-        with pytest.raises(TypeError, match="open it with mode 'wb'"):
-            save_masks(wrapped(), file)
+    with (
+        open(tmp_path / "masks", encoding="latin-1") as file,
+        pytest.raises(TypeError, match="open it with mode 'rb'"),
+    ):
+        read_masks(file)
+    with (
+        open(tmp_path / "masks", "w") as file,
+        pytest.raises(TypeError, match="open it with mode 'wb'"),
+    ):
+        save_masks(wrapped(), file)
 
 
 def test_masks_read_from_a_file_are_ordinary_tensors():
