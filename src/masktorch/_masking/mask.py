@@ -19,6 +19,7 @@ from masktorch._masking.checkpoint import (
 from masktorch._masking.forward_state import ForwardState
 from masktorch._masking.identity import identity, register
 from masktorch._masking.overrides import InThread, override_of
+from masktorch._methods import protocol
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered, is_sharded
 
@@ -81,7 +82,7 @@ class Mask(nn.Module):
         return (
             training
             and not self.frozen
-            and getattr(self.estimator, "draws", True)
+            and protocol.is_stochastic(self.estimator)
             and override_of(self) is None
         )
 
@@ -98,19 +99,13 @@ class Mask(nn.Module):
         """Return the probability that each entry is kept, differentiable while it learns."""
         if not self.is_learning:
             return self.mode().to(torch.float32)
-        expected = getattr(self.estimator, "expected", self.estimator)
-        return self._expanded(expected(self.scores))
+        return self._expanded(protocol.expected(self.estimator, self.scores))
 
     def sample(self) -> Tensor:
         """Return a bool mask as training would draw it."""
         if not self.is_stochastic(training=True):
             return self.mode().clone()
-        sample = getattr(self.estimator, "sample", None)
-        if sample is None:
-            drawn = self.estimator(self.scores) > 0
-        else:
-            drawn = sample(self.scores)
-        return self._expanded(drawn)
+        return self._expanded(protocol.sample(self.estimator, self.scores))
 
     @override
     def forward(self, weight: Tensor, training: bool) -> Tensor:
