@@ -1,4 +1,4 @@
-"""Draws of few entries, and on accelerators: `p` compared with PyTorch's own numbers."""
+"""Draws of few entries, and on accelerators: `p` against PyTorch's own numbers."""
 
 import pytest
 import torch

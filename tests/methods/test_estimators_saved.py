@@ -11,39 +11,11 @@ import torch
 from torch import nn
 
 import masktorch
-from masktorch import (
-    Bernoulli,
-    Blocks,
-    Concrete,
-    ConcreteNOfM,
-    HardConcrete,
-    IntermediateSampling,
-    NOfM,
-    Piggyback,
-    Threshold,
-    TopK,
-)
+from masktorch import Blocks, NOfM, Piggyback, Threshold, TopK
 from masktorch._methods.built_in import BuiltIn
+from tools.estimators import ALL
 
-VALUES = [
-    Threshold(),
-    Threshold(0.3),
-    Bernoulli(0.6),
-    IntermediateSampling(0.2, 0.4),
-    Piggyback(0.25),
-    HardConcrete(0.5, -0.2, 1.3),
-    Concrete(0.3, hard=False),
-    TopK(0.25),
-    TopK(0.25, absolute=False),
-    NOfM(1, 2),
-    NOfM(2, 4, absolute=False),
-    NOfM(3, None),
-    ConcreteNOfM(1, 2, temperature=0.5, scale=100.0, hard=True),
-    Blocks(TopK(0.25), (1, None)),
-    Blocks(Threshold(0.3), (2, 4)),
-    Blocks(ConcreteNOfM(1, 2), (None, 1)),
-]
-each_value = pytest.mark.parametrize("value", VALUES, ids=repr)
+each_value = pytest.mark.parametrize("value", ALL, ids=repr)
 
 
 def saved_and_loaded(value, weights_only):
@@ -60,7 +32,7 @@ def fields_of(value):
 
 
 WAYS = {
-    "repr": lambda value: eval(repr(value)),
+    "repr": lambda value: eval(repr(value), vars(masktorch)),
     "copy": copy.copy,
     "deepcopy": copy.deepcopy,
     "pickle": lambda value: pickle.loads(pickle.dumps(value)),
@@ -88,8 +60,16 @@ def test_a_copy_is_the_same_value(value, way):
     assert torch.equal(other.mode(expected), value.mode(expected))
 
 
+def test_the_list_has_every_public_estimator():
+    public = {getattr(masktorch, name) for name in masktorch.__all__}
+    classes = {kind for kind in public if isinstance(kind, type)}
+    assert {type(value) for value in ALL} == {
+        kind for kind in classes if issubclass(kind, BuiltIn)
+    }
+
+
 def test_values_that_differ_are_not_equal():
-    assert len({*VALUES}) == len(VALUES)
+    assert len({*ALL}) == len(ALL)
 
 
 @each_value
@@ -128,6 +108,18 @@ def test_a_state_from_a_file_is_checked_as_the_constructor_does(kind, state):
     value = kind.__new__(kind)
     with pytest.raises(ValueError, match="expected"):
         value.__setstate__(state)
+
+
+def test_a_new_class_of_the_package_is_public_and_loadable(monkeypatch):
+    safe = []
+    monkeypatch.setattr(torch.serialization, "add_safe_globals", safe.extend)
+    within = {"__module__": "masktorch._methods.new"}
+    new = type("New", (Threshold,), within)
+    assert new.__module__ == "masktorch"
+    assert safe == [new]
+    abstract = type("NewBase", (BuiltIn,), within)
+    assert abstract.__module__ == "masktorch._methods.new"
+    assert safe == [new]
 
 
 class Mine(Threshold):

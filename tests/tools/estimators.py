@@ -1,4 +1,4 @@
-"""The estimators that tests go through, one list for all of them."""
+"""The estimators that tests go through. A new one is a line of one list."""
 
 import pytest
 
@@ -6,6 +6,7 @@ from masktorch import (
     Bernoulli,
     Blocks,
     Concrete,
+    ConcreteNOfM,
     HardConcrete,
     IntermediateSampling,
     NOfM,
@@ -33,6 +34,22 @@ RANKED = [
 ]
 # The same with one score per block: fewer scores than entries.
 RANKED_BLOCKS = [Blocks(TopK(0.5), (2, None)), Blocks(TopK(0.3), (2, 2))]
+# Scores of another shape, one per pattern.
+PATTERNS = [ConcreteNOfM()]
+# Fields that differ from their defaults, for tests of copies and files.
+OTHER_SETTINGS = [
+    Threshold(0.3),
+    Bernoulli(0.6),
+    IntermediateSampling(0.2, 0.4),
+    Piggyback(0.25),
+    HardConcrete(0.5, -0.2, 1.3),
+    Concrete(0.3, hard=False),
+    NOfM(3, None),
+    ConcreteNOfM(1, 2, temperature=0.5, scale=100.0, hard=True),
+    Blocks(Threshold(0.3), (2, 4)),
+    Blocks(ConcreteNOfM(1, 2), (None, 1)),
+]
+ALL = [*ELEMENTWISE, *RANKED, *RANKED_BLOCKS, *PATTERNS, *OTHER_SETTINGS]
 
 # Hardly ever 0 or 1, where a score gets no gradient: every score learns in each step.
 LEARNING_EVERYWHERE = [

@@ -57,8 +57,6 @@ class Bernoulli(ProbabilityEstimator):
         tensor([False,  True])
     """
 
-    __module__ = "masktorch"
-
     tau: float = 0.5
     start: ClassVar[float] = 3.0
 

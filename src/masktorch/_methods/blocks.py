@@ -56,8 +56,6 @@ class Blocks(BuiltIn):
                 [False]])
     """
 
-    __module__ = "masktorch"
-
     estimator: Estimator
     block: tuple[int | None, int | None]
 

@@ -1,5 +1,6 @@
 """What all built-in estimators share."""
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from typing import Any
@@ -10,18 +11,29 @@ from torch import Tensor
 from masktorch._checks import check_number
 from masktorch._kernels.selecting import select
 
+PACKAGE = __name__.partition(".")[0]
+
 
 class BuiltIn(ABC):
     """Base class of the built-in estimators: frozen dataclasses, plain values.
 
     `product` returns `weight * mask` in the weight's dtype, or the mask in the scores'
     dtype if `weight` is None. The members' meaning is that of `masktorch.Estimator`.
+
+    A field `density` opts into `masktorch.set_density` and `masktorch.budget`.
     """
 
     def __init_subclass__(cls) -> None:
-        """Let `torch.load(weights_only=True)` read the public estimators."""
+        """Make an estimator that this package defines public and loadable.
+
+        It takes the module "masktorch", the name under which pickles and checkpoints
+        find it, and `torch.load(weights_only=True)` may read it. Base classes and the
+        subclasses of users stay as they are.
+        """
         super().__init_subclass__()
-        if cls.__module__ == "masktorch":
+        is_ours = cls.__module__.partition(".")[0] == PACKAGE
+        if is_ours and not inspect.isabstract(cls):
+            cls.__module__ = PACKAGE
             torch.serialization.add_safe_globals([cls])
 
     def __post_init__(self) -> None:  # noqa: B027

@@ -85,8 +85,6 @@ class Concrete(Thresholded):
         Concrete(temperature=0.5, hard=True)
     """
 
-    __module__ = "masktorch"
-
     temperature: float = 2 / 3
     hard: bool = True
 

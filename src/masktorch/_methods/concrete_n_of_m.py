@@ -159,8 +159,6 @@ class ConcreteNOfM(BuiltIn):
         tensor([[False,  True,  True, False]])
     """
 
-    __module__ = "masktorch"
-
     n: int = 2
     m: int = 4
     temperature: float = 1.0

@@ -69,8 +69,6 @@ class HardConcrete(Thresholded):
         tensor([False,  True])
     """
 
-    __module__ = "masktorch"
-
     beta: float = 2 / 3
     gamma: float = -0.1
     zeta: float = 1.1

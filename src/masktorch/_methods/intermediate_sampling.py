@@ -106,8 +106,6 @@ class IntermediateSampling(ProbabilityEstimator):
         IntermediateSampling(step_size=0.2, tau=0.5)
     """
 
-    __module__ = "masktorch"
-
     step_size: float = 0.1
     tau: float = 0.5
 

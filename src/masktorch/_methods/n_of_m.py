@@ -130,8 +130,6 @@ class NOfM(Ranked):
         tensor([[ True, False,  True, False]])
     """
 
-    __module__ = "masktorch"
-
     n: int = 2
     m: int | None = 4
     absolute: bool = field(default=True, kw_only=True)

@@ -65,8 +65,6 @@ class Piggyback(Thresholded):
         tensor([False,  True])
     """
 
-    __module__ = "masktorch"
-
     threshold: float = 5e-3
     draws: ClassVar[bool] = False
     start: ClassVar[float] = 5e-3

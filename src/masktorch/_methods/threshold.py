@@ -69,8 +69,6 @@ class Threshold(ProbabilityEstimator):
         tensor([False,  True])
     """
 
-    __module__ = "masktorch"
-
     tau: float = 0.5
     draws: ClassVar[bool] = False
 

@@ -117,8 +117,6 @@ class TopK(Ranked):
         tensor([ True, False,  True, False])
     """
 
-    __module__ = "masktorch"
-
     density: float = 0.5
     absolute: bool = field(default=True, kw_only=True)
     # The density as an input of compiled code; derived, so no part of the value.
