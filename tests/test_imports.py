@@ -47,7 +47,7 @@ FLOORS = [
     [
         "_masking/names",
         "_masking/identity",
-        "_masking/checkpoint",
+        "_masking/saved_state",
         "_masking/overrides",
         "_masking/forward_state",
         "_masking/mask",
@@ -61,7 +61,7 @@ FLOORS = [
     ],
     [
         "_wrapping",
-        "_checkpoints",
+        "_match_checkpoint",
         "_phases",
         "_masks",
         "_density",

@@ -1,10 +1,10 @@
 """Learnable weight masks for PyTorch."""
 
 from masktorch import budget, functional, init
-from masktorch._checkpoints import match_checkpoint
 from masktorch._density import expected_density, set_density, set_estimator
 from masktorch._files.save_load import load_masks, read_masks, save_masks
 from masktorch._masks import masks, sample_masks, set_masks, using
+from masktorch._match_checkpoint import match_checkpoint
 from masktorch._methods.bernoulli import Bernoulli
 from masktorch._methods.blocks import Blocks
 from masktorch._methods.concrete import Concrete

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from masktorch._checks import check_density, check_number
 from masktorch._masking.lookup import (
     Masked,
+    MaskedTensor,
     Model,
     by_name,
     check_estimator,
@@ -17,8 +18,6 @@ from masktorch._masking.lookup import (
     find_masks,
     masked_tensors,
 )
-from masktorch._masking.mask import Mask
-from masktorch._masking.places import Place
 from masktorch._masking.scores import score_shape
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered
@@ -38,7 +37,7 @@ def set_estimator(
             A name may be a shell pattern such as `"*.q_proj.weight"`; exact names win.
 
     Returns:
-        the same model.
+        The same model.
 
     Raises:
         ValueError: nothing is masked, a mask is fixed, a name is missing or unknown,
@@ -52,10 +51,10 @@ def set_estimator(
         tensor(2)
     """
     found = masked_tensors(model, "set_estimator")
-    what = "estimator for each masked tensor"
-    chosen = by_name("set_estimator", what, found, estimator, patterns=True)
-    for mask, (place, *_) in found:
-        _check_shape("set_estimator", mask, place, chosen[place.name])
+    noun = "estimator for each masked tensor"
+    chosen = by_name("set_estimator", noun, found, estimator, patterns=True)
+    for tensor in found:
+        _check_shape("set_estimator", tensor, chosen[tensor.name])
     _replace_estimators(found, chosen, "set_estimator")
     return model
 
@@ -74,7 +73,7 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
             pattern; exact names win.
 
     Returns:
-        the same model.
+        The same model.
 
     Raises:
         ValueError: no estimator has a density, a name is missing or unknown, or a
@@ -87,15 +86,19 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
         3
     """
     found = masks_with_density(model, "set_density")
-    what = "density for each tensor whose estimator has one"
     densities = by_name(
-        "set_density", what, found, density, others="Not among them", patterns=True
+        "set_density",
+        "density for each tensor whose estimator has one",
+        found,
+        density,
+        unknown_label="Not among them",
+        patterns=True,
     )
     chosen = {}
-    for mask, (place, *_) in found:
-        own = densities[place.name]
-        check_density(own, f"set_density() for {place.name!r}")
-        chosen[place.name] = with_density(mask.estimator, own)
+    for tensor in found:
+        own = densities[tensor.name]
+        check_density(own, f"set_density() for {tensor.name!r}")
+        chosen[tensor.name] = with_density(tensor.mask.estimator, own)
     _replace_estimators(found, chosen, "set_density")
     return model
 
@@ -103,7 +106,7 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
 def masks_with_density(model: nn.Module, caller: str) -> Masked:
     """Find the masks whose estimator has a density; raise if there are none."""
     masked = find_masks(model, caller)
-    found = [(mask, places) for mask, places in masked if has_density(mask.estimator)]
+    found = [tensor for tensor in masked if has_density(tensor.mask.estimator)]
     if found:
         return found
     expected = f"{caller}() expected a wrapped model whose estimators have a density"
@@ -141,9 +144,10 @@ def with_density(estimator: Any, density: float) -> Any:
     return dataclasses.replace(estimator, estimator=inner)
 
 
-def _check_shape(caller: str, mask: Mask, place: Place, estimator: Estimator) -> None:
+def _check_shape(caller: str, tensor: MaskedTensor, estimator: Estimator) -> None:
     """Raise unless an estimator has scores of the shape that a mask has."""
     check_is_estimator(caller, estimator)
+    mask, place = tensor.mask, tensor.place
     if not mask.has_scores:
         return
     shape = score_shape(caller, place.name, estimator, place.parameter)
@@ -160,16 +164,17 @@ def _replace_estimators(
     found: Masked, chosen: Mapping[str, Estimator], caller: str
 ) -> None:
     """Put estimators on masks, once each can be used on the scores of its tensor."""
-    for mask, (place, *_) in found:
+    for tensor in found:
+        name, mask = tensor.name, tensor.mask
         if not mask.has_scores:
             raise ValueError(
-                f"{caller}() found a fixed mask on {place.name!r}, which has no "
-                "scores. Call masktorch.unwrap(model, bake=False), then masktorch.wrap."
+                f"{caller}() found a fixed mask on {name!r}, which has no scores. Call "
+                "masktorch.unwrap(model, bake=False), then masktorch.wrap."
             )
-        estimator, shape = chosen[place.name], place.parameter.shape
-        check_estimator(caller, place.name, estimator, mask.scores, shape)
-    for mask, (place, *_) in found:
-        mask.estimator = chosen[place.name]
+        shape = tensor.place.parameter.shape
+        check_estimator(caller, name, chosen[name], mask.scores, shape)
+    for tensor in found:
+        tensor.mask.estimator = chosen[tensor.name]
 
 
 def expected_density(
@@ -201,9 +206,9 @@ def expected_density(
     masked = masked_tensors(model, "expected_density")
     costs = _costs(masked, cost)
     kept, entries = [], 0.0
-    for mask, (place, *_) in masked:
-        size, entry_cost = place.parameter.numel(), costs[place.name]
-        kept.append(entry_cost * _expected_count(mask.expected(), size))
+    for tensor in masked:
+        size, entry_cost = tensor.place.parameter.numel(), costs[tensor.name]
+        kept.append(entry_cost * _expected_count(tensor.mask.expected(), size))
         entries += entry_cost * size
     if cost is not None and entries == 0:
         raise ValueError(
@@ -217,14 +222,14 @@ def expected_density(
 def _costs(masked: Masked, cost: Mapping[str, float] | None) -> dict[str, float]:
     """The cost of an entry of each masked tensor, by its first name."""
     if cost is None:
-        return {place.name: 1 for _, (place, *_) in masked}
+        return {tensor.name: 1 for tensor in masked}
     if not isinstance(cost, Mapping):
         raise TypeError(
             "expected_density() expected cost to be a dict from tensor names to "
             f"numbers, found {cost!r}."
         )
-    what = "cost for each masked tensor"
-    costs = by_name("expected_density", what, masked, cost, patterns=True)
+    noun = "cost for each masked tensor"
+    costs = by_name("expected_density", noun, masked, cost, patterns=True)
     for name, value in costs.items():
         caller = f"expected_density() for {name!r}"
         check_number(caller, "a cost", value, 0, closed_low=True)

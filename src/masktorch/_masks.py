@@ -7,14 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from masktorch._masking.lookup import (
+    Masked,
+    MaskedTensor,
     Model,
     checked_masks,
     find_masks,
     masked_tensors,
     warn_if_empty,
 )
-from masktorch._masking.mask import Mask, total
+from masktorch._masking.mask import total
 from masktorch._masking.overrides import override_of, overriding
+from masktorch._methods import protocol
 from masktorch._wrapping import put_fixed_masks
 
 
@@ -22,7 +25,8 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
     """Return the deterministic masks by tensor name.
 
     Each is a bool tensor of the shape and on the device of the tensor under it: what
-    evaluation uses, and within `masktorch.using` the mask in use. The tensors are copies.
+    evaluation uses, and within `masktorch.using` the mask in use. The tensors are
+    copies.
 
     Raises:
         ValueError: nothing is masked.
@@ -33,17 +37,17 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
         {'weight': tensor([[True, True]])}
     """
     return {
-        place.name: mask.mode().clone(memory_format=torch.preserve_format)
-        for mask, (place, *_) in masked_tensors(model, "masks")
+        tensor.name: tensor.mask.mode().clone(memory_format=torch.preserve_format)
+        for tensor in masked_tensors(model, "masks")
     }
 
 
 def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     """Make the deterministic masks exactly those given, in place.
 
-    On a wrapped model, changes only the scores it has to. On a plain model, puts fixed masks
-    on the tensors named. Fixed masks are replaced. Warns if a mask keeps nothing of its
-    tensor. On an error nothing changes.
+    On a wrapped model, changes only the scores it has to. On a plain model, puts fixed
+    masks on the tensors named. Fixed masks are replaced. Warns if a mask keeps nothing
+    of its tensor. On an error nothing changes.
 
     Args:
         model: any module.
@@ -69,20 +73,31 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     )
     if not found:
         return put_fixed_masks(model, masks, rescale=False, caller="set_masks")
+    return change_masks(model, found, masks)
+
+
+def change_masks(model: Model, found: Masked, masks: Mapping[str, Tensor]) -> Model:
+    """Change the masks of a wrapped model. Public functions call this directly.
+
+    Args:
+        model: the wrapped model.
+        found: its masks.
+        masks: those to have, as for `set_masks`.
+    """
     wanted = checked_masks("set_masks", found, masks)
-    if any(override_of(mask) is not None for mask, _ in found):
+    if any(override_of(tensor.mask) is not None for tensor in found):
         raise ValueError(
             "set_masks() within masktorch.using would not be seen: leave it first."
         )
     moved = [
-        (mask, _scores_for(mask, place.name, wanted[place.name]))
-        for mask, (place, *_) in found
+        (tensor.mask, _scores_for(tensor, wanted[tensor.name])) for tensor in found
     ]
     with torch.no_grad():
         for mask, scores in moved:
             mask.scores.copy_(scores)
     for name, given in wanted.items():
-        warn_if_empty(name, given)
+        # The frames: `warn_if_empty`, this one, the public function, and its caller.
+        warn_if_empty(name, given, stacklevel=4)
     return model
 
 
@@ -91,10 +106,10 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
     """Context manager: the model uses `masks` in every mode; `None` disables masking.
 
     `masks`, `report` and `save_masks` see these masks too, scores get no gradient, and
-    nothing is drawn. Nothing of the model changes, so every thread and every async task can
-    use masks of its own at the same time. A task inherits the masks in use where it was
-    created; a new thread starts without. Blocks nest. With activation checkpointing, call
-    `backward` inside the block.
+    nothing is drawn. Nothing of the model changes, so every thread and every async task
+    can use masks of its own at the same time. A task inherits the masks in use where it
+    was created; a new thread starts without. Blocks nest. With activation
+    checkpointing, call `backward` inside the block.
 
     Args:
         model: a wrapped model.
@@ -114,16 +129,17 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
     """
     if torch.compiler.is_compiling():
         raise RuntimeError(
-            "using() cannot be entered in code that is being compiled: enter it outside."
+            "using() cannot be entered in code that is being compiled: enter it "
+            "outside."
         )
     found = masked_tensors(model, "using")
     if masks is None:
         masks = {
-            place.name: torch.ones_like(place.parameter, dtype=torch.bool)
-            for _, (place, *_) in found
+            tensor.name: torch.ones_like(tensor.place.parameter, dtype=torch.bool)
+            for tensor in found
         }
     wanted = checked_masks("using", found, masks)
-    with overriding({mask: wanted[place.name] for mask, (place, *_) in found}):
+    with overriding({tensor.mask: wanted[tensor.name] for tensor in found}):
         yield model
 
 
@@ -133,8 +149,8 @@ def sample_masks(
     """Draw each mask once, as training would, and return the draws by tensor name.
 
     The masks are bool tensors of the tensors' shapes, on their devices. A mask that is
-    deterministic, frozen or fixed is returned as `masktorch.masks` returns it; a relaxed
-    draw (`HardConcrete`) counts as kept where it is positive.
+    deterministic, frozen or fixed is returned as `masktorch.masks` returns it; a
+    relaxed draw (`HardConcrete`) counts as kept where it is positive.
 
     Args:
         model: a wrapped model.
@@ -163,8 +179,8 @@ def sample_masks(
         if generator is not None:
             _seed_streams(devices, generator)
         return {
-            place.name: mask.sample().clone(memory_format=torch.preserve_format)
-            for mask, (place, *_) in found
+            tensor.name: tensor.mask.sample().clone(memory_format=torch.preserve_format)
+            for tensor in found
         }
 
 
@@ -176,31 +192,27 @@ def _seed_streams(devices: set[torch.device], generator: torch.Generator) -> Non
         stream.manual_seed(int(seed))
 
 
-def _scores_for(mask: Mask, name: str, wanted: Tensor) -> Tensor:
-    """Return scores whose deterministic mask is `wanted`; a fixed mask is its own scores."""
+def _scores_for(tensor: MaskedTensor, wanted: Tensor) -> Tensor:
+    """Return scores whose deterministic mask is `wanted`.
+
+    A fixed mask is its own scores.
+    """
+    mask = tensor.mask
     if not mask.has_scores:
         return wanted
     scores = mask.scores.detach()
-    scores_for = getattr(mask.estimator, "scores_for", None)
     try:
-        if scores_for is not None:
-            moved: Tensor = scores_for(scores, wanted)
-        elif scores.shape == wanted.shape:
-            moved = wanted.to(scores.dtype)
-        else:
-            raise ValueError(
-                f"{mask.estimator!r} has scores of shape {tuple(scores.shape)} and no "
-                "scores_for(scores, mask) that says which of them give a mask."
-            )
+        moved = protocol.scores_for(mask.estimator, scores, wanted)
         expressed = mask.estimator.mode(moved).expand(wanted.shape)
         if not torch.equal(expressed, wanted):
             raise ValueError(
-                f"{mask.estimator!r} cannot express it: of {wanted.numel()} entries the mask "
-                f"keeps {total(wanted)}, the estimator would keep {total(expressed)}. Call "
-                "set_estimator or set_density first, if the density differs."
+                f"{mask.estimator!r} cannot express it: of {wanted.numel()} entries "
+                f"the mask keeps {total(wanted)}, the estimator would keep "
+                f"{total(expressed)}. Call set_estimator or set_density first, if the "
+                "density differs."
             )
     except ValueError as error:
         raise ValueError(
-            f"set_masks() cannot give {name!r} this mask: {error}"
+            f"set_masks() cannot give {tensor.name!r} this mask: {error}"
         ) from error
     return moved

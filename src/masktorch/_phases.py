@@ -19,8 +19,9 @@ from masktorch._masking.places import places_of
 def freeze_mask(model: Model, frozen: bool = True) -> Model:
     """Stop the scores of all masks, or with `frozen=False` let them learn again.
 
-    A frozen mask is the deterministic one in every mode, and its scores get no gradient.
-    They resume from where they were. Warns about a mask that keeps nothing of its tensor.
+    A frozen mask is the deterministic one in every mode, and its scores get no
+    gradient. They resume from where they were. Warns about a mask that keeps nothing of
+    its tensor.
 
     Args:
         model: a model with masks.
@@ -35,12 +36,13 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
 
     Examples:
         >>> from masktorch import wrap
-        >>> freeze_mask(wrap(nn.Linear(2, 1))).parametrizations.weight.scores.requires_grad
+        >>> model = freeze_mask(wrap(nn.Linear(2, 1)))
+        >>> model.parametrizations.weight.scores.requires_grad
         False
     """
     check_flag("freeze_mask()", "frozen", frozen)
     found = masked_tensors(model, "freeze_mask")
-    fixed = [place.name for mask, (place, *_) in found if not mask.has_scores]
+    fixed = [tensor.name for tensor in found if not tensor.mask.has_scores]
     if fixed and not frozen:
         raise ValueError(
             f"freeze_mask() can't let {fixed[0]!r} learn: a fixed mask has no scores. "
@@ -50,16 +52,18 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
         mask.frozen = frozen
         set_trains(mask.scores, not frozen)
     if frozen:
-        for mask, (place, *_) in found:
-            warn_if_empty(place.name, mask.mode())
+        for tensor in found:
+            # The frames: `warn_if_empty`, this one, and its caller.
+            warn_if_empty(tensor.name, tensor.mask.mode(), stacklevel=3)
     return model
 
 
 def freeze_weights(model: Model, frozen: bool = True) -> Model:
     """Stop the masked tensors, or with `frozen=False` let them train under their masks.
 
-    The gradient of a masked entry is exactly 0, and it contributes exactly 0 whatever an
-    optimiser does to it. Every parameter of the model over the same memory is reached.
+    The gradient of a masked entry is exactly 0, and it contributes exactly 0, even if
+    an optimiser changes it. Every parameter of the model over the same memory is
+    reached.
 
     Args:
         model: a model with masks.
@@ -100,34 +104,36 @@ def mask_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
         >>> sum(scores.numel() for scores in mask_parameters(wrap(nn.Linear(4, 3))))
         12
     """
+    # A list first, so that errors are raised at the call.
     return iter([scores for _, scores in _named_scores(model, "mask_parameters")])
 
 
 def named_mask_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Return the scores of all learnable masks with the names of the tensors under them.
+    """Return the scores of all learnable masks with the names of their tensors.
 
     Raises:
         ValueError: if nothing is masked, or only fixed masks are found.
 
     Examples:
         >>> from masktorch import wrap
-        >>> [name for name, _ in named_mask_parameters(wrap(nn.Sequential(nn.Linear(4, 3))))]
+        >>> model = wrap(nn.Sequential(nn.Linear(4, 3)))
+        >>> [name for name, _ in named_mask_parameters(model)]
         ['0.weight']
     """
     return iter(_named_scores(model, "named_mask_parameters"))
 
 
 def _named_scores(model: nn.Module, caller: str) -> list[tuple[str, nn.Parameter]]:
-    found = masked_tensors(model, caller)
     scores = [
-        (place.name, mask.scores)
-        for mask, (place, *_) in found
-        if isinstance(mask.scores, nn.Parameter)
+        (tensor.name, tensor.mask.scores)
+        for tensor in masked_tensors(model, caller)
+        if isinstance(tensor.mask.scores, nn.Parameter)
     ]
     if not scores:
         raise ValueError(
-            f"{caller}() expected learnable masks, found only fixed ones, which have no "
-            "scores. masktorch.unwrap(model, bake=False), then masktorch.wrap(model), and "
-            "masktorch.set_masks to start from the same masks."
+            f"{caller}() expected learnable masks, found only fixed ones, which have "
+            "no scores. masktorch.unwrap(model, bake=False), then "
+            "masktorch.wrap(model), and masktorch.set_masks to start from the same "
+            "masks."
         )
     return scores

@@ -84,8 +84,8 @@ def report(model: nn.Module) -> Report:
 
 def _rows(found: Masked) -> list[Report.Row]:
     rows = []
-    for mask, places in found:
-        name, weight = places[0].name, places[0].parameter
+    for tensor in found:
+        name, mask, weight = tensor.name, tensor.mask, tensor.place.parameter
         mode = mask.mode()
         if mode.is_meta:
             raise ValueError(
@@ -96,7 +96,7 @@ def _rows(found: Masked) -> list[Report.Row]:
         repeats = weight.numel() // max(mode.numel(), 1)  # where the mask is broadcast
         counts = _counts(weight.numel(), total(mode) * repeats)
         trains = mask.is_learning and mask.scores.requires_grad
-        weights_train = any(place.parameter.requires_grad for place in places)
+        weights_train = any(place.parameter.requires_grad for place in tensor.places)
         shape = tuple(weight.shape)
         rows.append(Report.Row(name, shape, *counts, trains, weights_train))
     return rows

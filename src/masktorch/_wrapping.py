@@ -10,6 +10,7 @@ from masktorch._checks import check_flag
 from masktorch._masking.identity import identity, sharing_memory
 from masktorch._masking.lookup import (
     Masked,
+    MaskedTensor,
     Model,
     by_name,
     check_can_change,
@@ -28,6 +29,7 @@ from masktorch._masking.places import Place
 from masktorch._masking.scores import Init, initial_scores, undrawn_scores
 from masktorch._masking.targets import (
     Planned,
+    PlannedTensor,
     Targets,
     conv_and_linear,
     masked_outside,
@@ -49,38 +51,40 @@ def wrap(
 ) -> Model:
     """Put learnable masks on the weights of a model, in place.
 
-    A layer then computes with `W * m`, its weight times the mask. The masked tensors stop
-    training and their scores begin to; every other parameter stays as it was. Tied weights
-    (equal views of one memory) get one mask for all places where they live. The model is
-    unchanged if `wrap` raises.
+    A layer then computes with `W * m`, its weight times the mask. The masked tensors
+    stop training and their scores begin to; every other parameter stays as it was. Tied
+    weights (equal views of one memory) get one mask for all places where they live. The
+    model is unchanged if `wrap` raises.
 
     Args:
         model: any module.
-        estimator: how the mask follows from its scores, and which gradient they get. Or a
-            mapping from tensor names to estimators; its names are then the targets.
-        targets: which floating-point parameters to mask: their full names, or a function
-            `(module_name, module) -> tensor names`. By default, the `weight` of Conv1d-3d,
-            ConvTranspose1d-3d, Linear, their subclasses and transformers' Conv1D, but not of
-            what peft adds. A name, here and in an estimator mapping, may be a shell pattern
-            such as `"*.q_proj.weight"`; exact names win over patterns.
+        estimator: how the mask follows from its scores, and which gradient they get. Or
+            a mapping from tensor names to estimators; its names are then the targets.
+        targets: which floating-point parameters to mask: their full names, or a
+            function `(module_name, module) -> tensor names`. By default, the `weight`
+            of Conv1d-3d, ConvTranspose1d-3d, Linear, their subclasses and transformers'
+            Conv1D, but not of what peft adds. A name, here and in an estimator mapping,
+            may be a shell pattern such as `"*.q_proj.weight"`; exact names win over
+            patterns.
         bias: whether to mask the biases of the same modules, too.
-        init: the scores to start from, a number or a function of the weight that returns
-            scores of the estimator's shape (for most, the weight's). By default the
-            estimator's own. Scores are at least float32.
-        rescale: whether to use `W * m * numel / sum(m)`, with the gradient through `sum(m)`
-            (dynamic weight rescaling, Zhou et al., arXiv 1905.01067).
+        init: the scores to start from, a number or a function of the weight that
+            returns scores of the estimator's shape (for most, the weight's). By default
+            the estimator's own. Scores are at least float32.
+        rescale: whether to use `W * m * numel / sum(m)`, with the gradient through
+            `sum(m)` (dynamic weight rescaling, Zhou et al., arXiv 1905.01067).
 
     Returns:
         The same model.
 
     Raises:
-        ValueError: if there is nothing to mask, a name is unknown, a pattern matches nothing,
-            a tensor cannot be masked, or a learnable mask already lies on its memory.
+        ValueError: if there is nothing to mask, a name is unknown, a pattern matches
+            nothing, a tensor cannot be masked, or a learnable mask already lies on its
+            memory.
         TypeError: if an argument or a tensor is of the wrong kind.
 
     Examples:
-        >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)))
-        >>> [name for name, p in model.named_parameters() if p.requires_grad and "0" in name]
+        >>> model = wrap(nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
         ['0.bias', '0.parametrizations.weight.scores']
     """
     check_flag("wrap()", "bias", bias)
@@ -90,24 +94,24 @@ def wrap(
         targets = estimator.keys()
     planned = plan(model, targets, bias=bias, caller="wrap")
     estimators = by_name("wrap", "estimator", planned, estimator, patterns=True)
-    _attach(_learnable_masks(planned, estimators, init, rescale))
-    for _, places in planned:
-        for place in places:
+    _attach_all(_learnable_masks(planned, estimators, init, rescale))
+    for tensor in planned:
+        for place in tensor.places:
             set_trains(place.parameter, False)
     return model
 
 
 def unwrap(model: Model, *, bake: bool = True) -> Model:
-    """Take all masks off a model, in place, and give its modules their original class back.
+    """Take all masks off a model, in place, and give modules their original class back.
 
-    The parameter objects, hooks and optimiser state survive; `requires_grad` is what it was
-    before `wrap`. The model is unchanged if `unwrap` raises.
+    The parameter objects, hooks and optimiser state survive; `requires_grad` is what it
+    was before `wrap`. The model is unchanged if `unwrap` raises.
 
     Args:
         model: a model with masks.
         bake: whether the weights become what the layers used in evaluation, with masked
-            entries exactly 0.0; any other module that shares a weight sees that, too. If
-            False, the weights stay what they are under the masks, bit for bit.
+            entries exactly 0.0; any other module that shares a weight sees that, too.
+            If False, the weights stay what they are under the masks, bit for bit.
 
     Returns:
         The same model.
@@ -117,7 +121,8 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
 
     Examples:
         >>> from masktorch import set_masks
-        >>> model = set_masks(wrap(nn.Linear(2, 1)), {"weight": torch.tensor([[True, False]])})
+        >>> masks = {"weight": torch.tensor([[True, False]])}
+        >>> model = set_masks(wrap(nn.Linear(2, 1)), masks)
         >>> unwrap(model).weight[0, 1].item()
         0.0
     """
@@ -161,25 +166,26 @@ def put_fixed_masks(
     wanted = checked_masks(caller, planned, masks)
     rescaled = by_name(caller, "rescale", planned, rescale)
     masked = []
-    for weight, places in planned:
-        name = places[0].name
+    for tensor in planned:
+        weight = tensor.parameter
         with torch.inference_mode(False):
-            own = wanted[name].to(weight.device, copy=True)
+            own = wanted[tensor.name].to(weight.device, copy=True)
         mask = Mask(
             Fixed(),
             own,
-            rescale=rescaled[name],
+            rescale=rescaled[tensor.name],
             shape=weight.shape,
             was_trainable=weight.requires_grad,
         )
-        masked.append((mask, places))
-    _attach(masked)
-    for mask, (place, *_) in masked:
-        warn_if_empty(place.name, mask.scores)
+        masked.append(MaskedTensor(mask, tensor.places))
+    _attach_all(masked)
+    for put in masked:
+        # The frames: `warn_if_empty`, this one, the public function, and its caller.
+        warn_if_empty(put.name, put.mask.scores, stacklevel=4)
     return model
 
 
-# -- putting masks on ----------------------------------------------------------------------
+# -- putting masks on ------------------------------------------------------------------
 
 
 def _learnable_masks(
@@ -192,12 +198,11 @@ def _learnable_masks(
     for estimator in estimators.values():
         check_is_estimator("wrap", estimator)
     masked: Masked = []
-    for weight, places in planned:
-        name = places[0].name
-        estimator = estimators[name]
+    for tensor in planned:
+        weight, estimator = tensor.parameter, estimators[tensor.name]
         try:
-            scores = initial_scores("wrap", name, estimator, weight, init)
-            check_estimator("wrap", name, estimator, scores, weight.shape)
+            scores = initial_scores("wrap", tensor.name, estimator, weight, init)
+            check_estimator("wrap", tensor.name, estimator, scores, weight.shape)
         except ValueError as error:
             raise ValueError(
                 f"{error}{_how_to_leave_out(planned, estimators)}"
@@ -209,25 +214,24 @@ def _learnable_masks(
             shape=weight.shape,
             was_trainable=weight.requires_grad,
         )
-        masked.append((mask, places))
+        masked.append(MaskedTensor(mask, tensor.places))
     return masked
 
 
 def _how_to_leave_out(planned: Planned, estimators: Mapping[str, Estimator]) -> str:
     """Name the targets that are left without the tensors that estimators do not fit."""
     fitting = [
-        places[0].name
-        for weight, places in planned
-        if _fits(estimators[places[0].name], weight)
+        tensor.name for tensor in planned if _fits(estimators[tensor.name], tensor)
     ]
     if len(fitting) == len(planned) or not fitting:
         return ""
     return f" It fits the others: targets=[{enumerated(fitting)}]."
 
 
-def _fits(estimator: Estimator, weight: Tensor) -> bool:
+def _fits(estimator: Estimator, tensor: PlannedTensor) -> bool:
     """Whether an estimator can be used on a tensor."""
-    try:
+    weight = tensor.parameter
+    try:  # messages are discarded, so they need no names
         scores = undrawn_scores("", "", estimator, weight)
         check_estimator("", "", estimator, scores, weight.shape)
     except ValueError:
@@ -235,23 +239,24 @@ def _fits(estimator: Estimator, weight: Tensor) -> bool:
     return True
 
 
-def _attach(masked: Masked) -> None:
-    """Put each mask on all places of its tensor, once all their classes can be subclassed."""
+def _attach_all(masked: Masked) -> None:
+    """Put each mask on all places of its tensor, once all classes can be subclassed."""
     homes: dict[nn.Module, dict[str, Mask]] = {}
     for mask, places in masked:
         for place in places:
             homes.setdefault(place.module, {})[place.attribute] = mask
-    for module, put in homes.items():  # __init_subclass__ or a metaclass may raise here
+    for module, put in homes.items():
+        # An `__init_subclass__` or a metaclass may raise here.
         masked_class(original_class(module), frozenset({*attached(module), *put}))
     for module, put in homes.items():
         attach(module, put)
 
 
-# -- taking masks off ----------------------------------------------------------------------
+# -- taking masks off ------------------------------------------------------------------
 
 
 def _bake(model: nn.Module, found: Masked) -> None:
-    """Write what the layers use into their weights; compute everything before the first."""
+    """Write what the layers use into their weights, once all of it is computed."""
     weights = _weights_to_bake(found)
     _refuse_masks_outside(model, weights)
     with torch.no_grad():
@@ -270,10 +275,12 @@ def _weights_to_bake(found: Masked) -> list[tuple[Mask, Place]]:
     tensors = [place.parameter for _, place in chosen]
     for one, other in sharing_memory(tensors, tensors):
         if one != other:
+            _, first = chosen[min(one, other)]
+            _, second = chosen[max(one, other)]
             raise ValueError(
-                f"unwrap() can't bake {chosen[max(one, other)][1].name!r}: another mask lies on "
-                f"it, that of {chosen[min(one, other)][1].name!r}. Use bake=False, or give "
-                "one of them a copy of the weight."
+                f"unwrap() can't bake {second.name!r}: another mask lies on it, that "
+                f"of {first.name!r}. Use bake=False, or give one of them a copy of the "
+                "weight."
             )
     return chosen
 
@@ -284,30 +291,33 @@ def _refuse_masks_outside(
     """Raise if baking would change what a masked module outside the model computes."""
     tensors = [place.parameter for _, place in weights]
 
-    def clash() -> str | None:
+    def describe_clash() -> str | None:
         outside = masked_outside(model)
         for one, two in sharing_memory(tensors, [tensor for _, tensor in outside]):
             (mask, place), (other, tensor) = weights[one], outside[two]
             if mask is other and mask.rescale:
-                return f"{place.name!r}: a module outside is tied to it and would rescale it again"
+                return (
+                    f"{place.name!r}: a module outside is tied to it and would rescale "
+                    "it again"
+                )
             if mask is other or _stays_the_same(mask, place.parameter, other, tensor):
                 continue
             return f"{place.name!r}: another mask lies on it in another model or module"
         return None
 
-    found = clash()
+    found = describe_clash()
     if found is not None:
         gc.collect()  # a model that nobody uses any more may still be waiting for this
-        found = clash()
+        found = describe_clash()
     if found is not None:
         raise ValueError(
-            f"unwrap() can't bake {found}. Unwrap the model that holds both, use bake=False, "
-            "or give this one a copy of the weight."
+            f"unwrap() can't bake {found}. Unwrap the model that holds both, use "
+            "bake=False, or give this one a copy of the weight."
         )
 
 
 def _stays_the_same(mask: Mask, weight: Tensor, other: Mask, tensor: Tensor) -> bool:
-    """Whether baking a mask leaves alone what another mask on the same memory computes."""
+    """Whether another mask on the same memory computes the same after baking."""
     return (
         identity(weight) == identity(tensor)
         and not mask.rescale

@@ -139,19 +139,20 @@ class _Request(NamedTuple):
 def _requested(model: nn.Module, density: float, caller: str) -> _Request:
     check_density(density, f"{caller}()")
     masks = {}
-    for mask, (place, *_) in masks_with_density(model, caller):
-        shape = tuple(mask.scores.shape)
-        blocks = (
-            getattr(mask.estimator, "block", None) or shape != place.parameter.shape
+    for tensor in masks_with_density(model, caller):
+        mask, shape = tensor.mask, tensor.place.parameter.shape
+        has_blocks = (
+            getattr(mask.estimator, "block", None) is not None
+            or mask.scores.shape != shape
         )
-        if blocks or not mask.scores.numel():
+        if has_blocks or not mask.scores.numel():
+            unfit = "blocks" if has_blocks else "no entries"
             raise ValueError(
-                f"{caller}() counts single entries, but {mask.estimator!r} has "
-                f"{'blocks' if blocks else 'no entries'} in {place.name!r} of shape "
-                f"{tuple(place.parameter.shape)}. Give such a tensor a density with "
-                "set_density, and the others a budget of their own."
+                f"{caller}() counts single entries, but {mask.estimator!r} has {unfit} "
+                f"in {tensor.name!r} of shape {tuple(shape)}. Give such a tensor a "
+                "density with set_density, and the others a budget of their own."
             )
-        masks[place.name] = mask
+        masks[tensor.name] = mask
     sizes = [mask.scores.numel() for mask in masks.values()]
     kept = count(density, sum(sizes))
     if kept < len(masks):
@@ -186,9 +187,15 @@ def _in_proportion(shares: list[int], sizes: list[int], total: int) -> list[floa
     sparse = sorted(range(len(sizes)), key=lambda i: shares[i] / sizes[i])
     left, left_shares = total, sum(shares)
     # The largest share per entry becomes dense first, which leaves more for the others.
-    while sparse and left * shares[sparse[-1]] > sizes[sparse[-1]] * left_shares:
-        dense = sparse.pop()
-        left, left_shares = left - sizes[dense], left_shares - shares[dense]
+    while sparse:
+        densest = sparse[-1]
+        # Its part, `left / left_shares * share`, would exceed its size.
+        must_be_dense = left * shares[densest] > sizes[densest] * left_shares
+        if not must_be_dense:
+            break
+        sparse.pop()
+        left -= sizes[densest]
+        left_shares -= shares[densest]
     for index in sparse:
         wanted[index] = left / left_shares * shares[index]
     return wanted
@@ -215,7 +222,8 @@ def _densities(request: _Request, counts: list[int], caller: str) -> dict[str, f
         request.masks.items(), counts, request.sizes, strict=True
     ):
         if type(mask.estimator) is not TopK:
-            # A density per row keeps 1 entry of no tensor with several rows.
+            # An estimator with a density per row keeps at least one entry in each row,
+            # so asking for 1 exposes it.
             _check_that_it_keeps(1, mask, name, caller)
             _check_that_it_keeps(kept, mask, name, caller)
         densities[name] = kept / size

@@ -1,8 +1,8 @@
 """From scores to masks, each method with the gradient it gives the scores.
 
-A mask `m` in {0, 1} has no useful derivative. A method is therefore two formulas: how `m`
-is chosen from the scores `s`, and a *rule* for `dL/ds`, given `g = dL/dm`. `sigma` is the
-logistic function.
+A mask `m` in {0, 1} has no useful derivative. A method is therefore two formulas: how
+`m` is chosen from the scores `s`, and a *rule* for `dL/ds`, given `g = dL/dm`. `sigma`
+is the logistic function.
 
 Each function returns the mask, in the scores' dtype. Given a `weight`, it returns the
 product `weight * m` in the weight's dtype, in fewer passes and with the same gradients:

@@ -25,7 +25,7 @@ def signed_constant_(tensor: Tensor, density: float = 1.0) -> Tensor:
         density: the share of the entries that the mask will keep.
 
     Returns:
-        the same tensor.
+        The same tensor.
 
     Raises:
         ValueError: the tensor has fewer than two dimensions or was computed from

@@ -1,5 +1,6 @@
 """set_masks: exactly the mask given, fixed masks on plain models, refusals."""
 
+import copy
 import re
 
 import numpy as np
@@ -159,3 +160,28 @@ def test_a_mask_the_estimator_cannot_express():
     with pytest.raises(ValueError, match=re.escape(message)):
         masktorch.set_masks(layer, {"weight": ALL_KEPT})
     assert torch.equal(masktorch.masks(layer)["weight"], half)
+
+
+NOTHING = {"weight": torch.zeros(2, 3, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_setting_a_mask_that_keeps_nothing_blames_the_caller(wrapped):
+    model = nn.Linear(3, 2)
+    if wrapped:
+        masktorch.wrap(model)
+    with pytest.warns(UserWarning, match="keeps nothing") as caught:
+        masktorch.set_masks(model, NOTHING)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+@pytest.mark.filterwarnings("ignore:The mask of 'weight' keeps nothing")
+def test_loading_a_mask_that_keeps_nothing_blames_the_caller(wrapped, tmp_path):
+    model, path = nn.Linear(3, 2), tmp_path / "masks.npz"
+    masktorch.save_masks(masktorch.set_masks(copy.deepcopy(model), NOTHING), path)
+    if wrapped:
+        masktorch.wrap(model)
+    with pytest.warns(UserWarning, match="keeps nothing") as caught:
+        masktorch.load_masks(model, path)
+    assert [warning.filename for warning in caught] == [__file__]

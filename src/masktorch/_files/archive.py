@@ -137,7 +137,7 @@ _CHECKS = {
 }
 
 
-# Reading: the bytes
+# -- reading: the bytes ----------------------------------------------------------------
 
 
 def read(source: PathOrFile, most_entries: int) -> MaskFile:
@@ -220,7 +220,7 @@ def damaged(how: str) -> ValueError:
     )
 
 
-# Reading: the archive
+# -- reading: the archive --------------------------------------------------------------
 
 
 def _arrays(content: bytes) -> _Arrays:
@@ -276,7 +276,7 @@ def _array(archive: zipfile.ZipFile, name: str, file_size: int) -> memoryview:
     return memoryview(npy)[start:]
 
 
-# Reading: the header
+# -- reading: the header ---------------------------------------------------------------
 
 
 def _header(text: memoryview) -> dict[str, Any]:
@@ -349,7 +349,7 @@ def _check_unique(names: list[str]) -> None:
         seen.add(name)
 
 
-# Writing
+# -- writing ---------------------------------------------------------------------------
 
 
 def check_target(target: PathOrFile) -> None:

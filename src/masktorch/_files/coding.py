@@ -132,7 +132,7 @@ def _shortest(codes: list[Coded]) -> Coded:
     return min(codes, key=lambda coded: len(coded.code))
 
 
-# Bits
+# -- bits ------------------------------------------------------------------------------
 
 
 def _bytes_of_bits(size: int) -> int:
@@ -148,7 +148,7 @@ def _decode_bits(bits: bytes | memoryview, size: int) -> Bools:
     return np.unpackbits(np.frombuffer(bits, np.uint8), count=size).view(np.bool_)
 
 
-# Gaps
+# -- gaps ------------------------------------------------------------------------------
 
 
 def _gaps(rare: Bools) -> bytes:
@@ -179,7 +179,7 @@ def _decode_gaps(code: bytes | memoryview, kept: int, size: int) -> Bools:
     return mask
 
 
-# Deflate
+# -- deflate ---------------------------------------------------------------------------
 
 
 def _deflate(content: bytes, strategy: int, level: int = _FAST) -> bytes:
@@ -202,7 +202,7 @@ def _inflate(code: bytes | memoryview, most: int) -> bytes:
     return content
 
 
-# Structure
+# -- structure -------------------------------------------------------------------------
 
 
 class _Information(NamedTuple):

@@ -23,12 +23,12 @@ from masktorch._files.archive import (
     write,
 )
 from masktorch._files.coding import Bools, decode, encode
-from masktorch._masking.checkpoint import described
 from masktorch._masking.identity import identity
 from masktorch._masking.lookup import Model, find_masks, masked_tensors
 from masktorch._masking.mask import Mask, attached
 from masktorch._masking.names import join, plain_name
-from masktorch._masks import set_masks
+from masktorch._masking.saved_state import described
+from masktorch._masks import change_masks
 from masktorch._sharding import is_sharded
 from masktorch._wrapping import put_fixed_masks
 
@@ -148,7 +148,7 @@ def load_masks(
             the masks were saved over.
 
     Returns:
-        the same model.
+        The same model.
 
     Raises:
         ValueError: it is not a mask file, or damaged, or of a newer version; or its
@@ -165,7 +165,8 @@ def load_masks(
         >>> masks(load_masks(layer, io.BytesIO(file.getvalue())))
         {'weight': tensor([[ True, False]])}
     """
-    wrapped = bool(find_masks(model, "load_masks"))
+    masked = find_masks(model, "load_masks")
+    wrapped = bool(masked)
     tensors = _tensors(model, masked_only=wrapped)
     with _completing_errors("load_masks", path_or_file):
         entries = sum(p.numel() for p in model.parameters() if not is_lazy(p))
@@ -181,7 +182,7 @@ def load_masks(
         first = {match.tensor.names[0]: match.saved[0] for match in matches}
         masks = {name: decoded[stored.name] for name, stored in first.items()}
         if wrapped:
-            return set_masks(model, masks)
+            return change_masks(model, masked, masks)
         rescale = {name: stored.rescale for name, stored in first.items()}
         return put_fixed_masks(model, masks, rescale=rescale, caller="load_masks")
 
@@ -195,7 +196,7 @@ def _completing_errors(caller: str, source: PathOrFile) -> Iterator[None]:
         raise ValueError(f"{caller}() can't load {source!r}: {error}") from error
 
 
-# The tensors of a model
+# -- the tensors of a model ------------------------------------------------------------
 
 
 def _tensors(model: nn.Module, *, masked_only: bool) -> list[_Tensor]:
@@ -235,7 +236,7 @@ def _fingerprint(tensor: Tensor) -> str:
     return sha.hexdigest()[:32]
 
 
-# Masks as a file has them
+# -- masks as a file has them ----------------------------------------------------------
 
 
 def _stored(tensor: _Tensor, mask: Mask, mode: Bools) -> StoredMask:
@@ -270,7 +271,7 @@ def _decoded_mask(stored: StoredMask) -> Tensor:
         raise damaged(f"in the mask of {stored.name!r}, {error}") from error
 
 
-# Whether a file and a model belong together
+# -- whether a file and a model belong together ----------------------------------------
 
 
 def _matches(
@@ -401,7 +402,7 @@ def _check_dtype(match: _Match) -> None:
             )
 
 
-# Threads
+# -- threads ---------------------------------------------------------------------------
 
 
 def _in_parallel(function: Callable[..., T], *values: Sequence[Any]) -> list[T]:

@@ -1,15 +1,15 @@
 """What each thread knows of the forward of a masked module under way in it.
 
-A stochastic mask is drawn once per forward of its layer, however often the forward reads
-the weight. The draws of a forward therefore live as long as the forward, and belong to the
-thread that runs it:
+A stochastic mask is drawn once per forward of its layer, however often the forward
+reads the weight. The draws of a forward therefore live as long as the forward, and
+belong to the thread that runs it:
 
     outside a forward                 every read computes the weight
-        | enter: `reads` is an empty dict
+        | enter: `reads` is empty
         v
-    inside a forward                  the first read is recorded by name; a later read of a
-        | leave: `reads` is None      stochastic mask returns the record if nothing that
-        v                             decides the mask has changed since
+    inside a forward                  the first read is recorded by name; a later read
+        | leave: `reads` is None      of a stochastic mask returns the record if nothing
+        v                             that decides the mask has changed since
     outside a forward
 
 Every masked module has a ForwardState of its own, because Dynamo allows a checkpointed
@@ -41,9 +41,13 @@ class Read(NamedTuple):
     decided_by: tuple[Any, ...]  # all that the mask followed from, compared by identity
 
 
-# By the name of the parameter, and whether the read drew a mask: a draw must survive a read
-# of the deterministic mask (in eval mode, or within `masktorch.using`).
-Reads = dict[tuple[str, bool], Read]
+class Reads(NamedTuple):
+    """What one forward has read, by the names of its parameters."""
+
+    drawn: dict[str, Read]  # under stochastic masks: later reads return the same draw
+    computed: dict[
+        str, Read
+    ]  # under other masks, only so that `assign` knows the value
 
 
 class ForwardState(threading.local):
@@ -51,9 +55,7 @@ class ForwardState(threading.local):
 
     def __init__(self) -> None:
         self.reads: Reads | None = None  # None outside a forward
-        self.reads_parameters = (
-            False  # whether the weights are read without their masks
-        )
+        self.reads_parameters = False  # whether weights are read without their masks
 
 
 @contextlib.contextmanager

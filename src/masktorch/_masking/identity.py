@@ -1,9 +1,9 @@
 """A tensor's identity is its memory, not its Python object.
 
-Two `nn.Parameter` objects over one memory are one tensor: what is written through one of
-them is read through the other. So they must be one tensor to a mask as well. This file
-decides which tensors are equal views of one memory and which overlap in another way, and
-knows where masks are.
+Two `nn.Parameter` objects over one memory are one tensor: what is written through one
+of them is read through the other. So they must be one tensor to a mask as well. This
+file decides which tensors are equal views of one memory and which overlap in another
+way, and knows where masks are.
 
 Addresses are read at the call and never kept, because they change when a model moves.
 """
@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 # Whether two strided views overlap can take exponential time to decide. The views that
-# occur in models take a few steps; a pair that takes more than this counts as overlapping.
+# occur in models take a few steps; a pair that takes more than this counts as
+# overlapping.
 MAX_WORK = 10**6
 
 
-# -- which tensors are one -----------------------------------------------------------------
+# -- which tensors are one -------------------------------------------------------------
 
 
 def identity(tensor: Tensor) -> Hashable:
@@ -64,11 +65,11 @@ def _address(tensor: Tensor) -> int:
 
 
 def holds_its_values(kind: type[Tensor]) -> bool:
-    """Whether tensors of a class hold values themselves; a DTensor wraps another tensor."""
+    """Whether tensors of a class hold their values; a DTensor wraps another tensor."""
     return kind.__torch_dispatch__ is Tensor.__torch_dispatch__
 
 
-# -- which tensors overlap -----------------------------------------------------------------
+# -- which tensors overlap -------------------------------------------------------------
 
 
 class _Span(NamedTuple):
@@ -177,11 +178,11 @@ def _has_equal_offsets(steps: Sequence[tuple[int, int]]) -> bool:
     return np.unique(offsets).size < offsets.size
 
 
-# -- where masks are -----------------------------------------------------------------------
+# -- where masks are -------------------------------------------------------------------
 
-# The containers of all masks in this process, by which a call on one model finds masks on
-# the same memory in another. Only the containers are known here; what they hold is read when
-# it is asked for, so that it cannot be stale.
+# The containers of all masks in this process, by which a call on one model finds masks
+# on the same memory in another. Only the containers are known here; what they hold is
+# read when it is asked for, so that it cannot be stale.
 _containers: "weakref.WeakSet[Any]" = weakref.WeakSet()
 _lock = threading.Lock()  # a set cannot be listed while another thread adds to it
 
@@ -193,7 +194,7 @@ def register(container: Any) -> None:
 
 
 def forget(container: Any) -> None:
-    """Forget masks that have been taken off their module, even if somebody keeps them."""
+    """Forget masks that were taken off their module, even if somebody keeps them."""
     with _lock:
         _containers.discard(container)
 

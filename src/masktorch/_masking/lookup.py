@@ -4,7 +4,7 @@ import inspect
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,17 +13,35 @@ from torch.nn.parallel import DistributedDataParallel
 from masktorch._masking.mask import Mask, attached, deterministic, total
 from masktorch._masking.names import enumerated, is_pattern, matching
 from masktorch._masking.places import Place, places_of
+from masktorch._masking.targets import PlannedTensor
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import is_sharded, parted
 
 Model = TypeVar("Model", bound=nn.Module)
-Masked = list[tuple[Mask, list[Place]]]
-Found = Sequence[
-    tuple[Any, list[Place]]
-]  # tensors, under masks or not, with their places
 
 
-# -- finding masks -------------------------------------------------------------------------
+class MaskedTensor(NamedTuple):
+    """A mask, and the places of the tensor under it."""
+
+    mask: Mask
+    places: list[Place]
+
+    @property
+    def place(self) -> Place:
+        """The first place: the one that stands for the tensor."""
+        return self.places[0]
+
+    @property
+    def name(self) -> str:
+        """The first name of the tensor, by which it is known to the user."""
+        return self.place.name
+
+
+Masked = list[MaskedTensor]
+Tensors = Sequence[MaskedTensor] | Sequence[PlannedTensor]
+
+
+# -- finding masks ---------------------------------------------------------------------
 
 
 def masked_tensors(model: nn.Module, caller: str) -> Masked:
@@ -35,22 +53,31 @@ def masked_tensors(model: nn.Module, caller: str) -> Masked:
     found = find_masks(model, caller)
     if not found:
         raise ValueError(
-            f"{caller}() expected a wrapped model: nothing is masked in {type(model).__name__}. "
-            "Call masktorch.wrap(model) or masktorch.set_masks(model, masks) first."
+            f"{caller}() expected a wrapped model: nothing is masked in "
+            f"{type(model).__name__}. Call masktorch.wrap(model) or "
+            "masktorch.set_masks(model, masks) first."
         )
     return found
 
 
 def find_masks(model: nn.Module, caller: str) -> Masked:
-    """Return the same, empty if nothing is masked."""
-    for module in _distributed(model, caller):
-        if not isinstance(module, DistributedDataParallel):
-            module.reshard()  # what FSDP2 has gathered is a copy: changes to it would be lost
+    """Return every mask with the places of its tensor.
+
+    Return an empty list if there is none.
+    """
+    _discard_gathered_copies(model, caller)
     found: dict[Mask, list[Place]] = {}
     for place in places_of(model):
         if mask := attached(place.module).get(place.attribute):
             found.setdefault(mask, []).append(place)
-    return list(found.items())
+    return [MaskedTensor(mask, places) for mask, places in found.items()]
+
+
+def _discard_gathered_copies(model: nn.Module, caller: str) -> None:
+    """Let FSDP2 free what it has gathered: changes to these copies would be lost."""
+    for module in _distributed(model, caller):
+        if not isinstance(module, DistributedDataParallel):
+            module.reshard()
 
 
 def _distributed(model: nn.Module, caller: str) -> list[Any]:
@@ -60,76 +87,79 @@ def _distributed(model: nn.Module, caller: str) -> list[Any]:
             f"{caller}() expected a torch.nn.Module, found {type(model).__name__}."
         )
     fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", ())
-    return [
-        m for m in model.modules() if isinstance(m, (DistributedDataParallel, fsdp))
-    ]
+    kinds = (DistributedDataParallel, fsdp)
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
-# -- values by tensor name -----------------------------------------------------------------
+# -- values by tensor name -------------------------------------------------------------
 
 
 def by_name(
     caller: str,
-    what: str,
-    found: Found,
+    noun: str,
+    found: Tensors,
     values: Any,
     *,
-    others: str = "Not masked in this model",
+    unknown_label: str = "Not masked in this model",
     patterns: bool = False,
 ) -> dict[str, Any]:
-    """Return the values of tensors by the first names of these.
+    """Return one value per tensor, keyed by the tensor's first name.
 
     Args:
         caller: the public function, for messages.
-        what: what a value is, for messages: "estimator".
-        found: the tensors, each with the places where it lives.
+        noun: what a value is, for messages: "estimator".
+        found: the tensors.
         values: one value for all tensors, or a mapping by any of a tensor's names.
-        others: what names of other tensors are called in a message.
+        unknown_label: what a message says of names of other tensors.
         patterns: whether keys of the mapping may be shell patterns. The exact name of a
             tensor wins over a pattern.
 
     Raises:
-        ValueError: if a tensor has no value or two different ones, if a name is unknown, or
-            if a pattern matches nothing.
+        ValueError: if a tensor has no value or two different ones, if a name is
+            unknown, or if a pattern matches nothing.
     """
     if not isinstance(values, Mapping):
-        return {places[0].name: values for _, places in found}
+        return {tensor.name: values for tensor in found}
     matched = _matched(caller, found, values) if patterns else {}
     chosen: dict[str, Any] = {}
-    for _, places in found:
-        first = places[0].name
-        names = [place.name for place in places if place.name in values]
-        matches = [key for key, firsts in matched.items() if first in firsts]
+    for tensor in found:
+        names = [place.name for place in tensor.places if place.name in values]
+        matches = [key for key, firsts in matched.items() if tensor.name in firsts]
         if names:
-            _check_tied_agree(caller, what, names, values)
-            chosen[first] = values[names[0]]
+            _check_tied_agree(caller, noun, names, values)
+            chosen[tensor.name] = values[names[0]]
         elif matches:
-            _check_patterns_agree(caller, what, first, matches, values)
-            chosen[first] = values[matches[0]]
-    known = {place.name for _, places in found for place in places}
-    missing = [places[0].name for _, places in found if places[0].name not in chosen]
+            _check_patterns_agree(caller, noun, tensor.name, matches, values)
+            chosen[tensor.name] = values[matches[0]]
+    known = _all_names(found)
+    missing = [tensor.name for tensor in found if tensor.name not in chosen]
     unknown = [str(key) for key in values if key not in known and key not in matched]
     if missing or unknown:
         raise ValueError(
-            f"{caller}() expected one {what}, by name. Missing: {', '.join(missing) or 'none'}. "
-            f"{others}: {', '.join(unknown) or 'none'}. masktorch.masks(model) shows the names."
+            f"{caller}() expected one {noun}, by name. Missing: "
+            f"{', '.join(missing) or 'none'}. {unknown_label}: "
+            f"{', '.join(unknown) or 'none'}. masktorch.masks(model) shows the names."
         )
     return chosen
 
 
+def _all_names(found: Tensors) -> set[str]:
+    return {place.name for tensor in found for place in tensor.places}
+
+
 def _matched(
-    caller: str, found: Found, values: Mapping[Any, Any]
+    caller: str, found: Tensors, values: Mapping[Any, Any]
 ) -> dict[str, set[str]]:
-    """Return the first names of the tensors that each pattern among the keys matches."""
-    names = {place.name for _, places in found for place in places}
+    """Return the first names of the tensors that each pattern in the keys matches."""
+    names = _all_names(found)
     matched: dict[str, set[str]] = {}
     for key in values:
         if not isinstance(key, str) or key in names or not is_pattern(key):
             continue
         matched[key] = {
-            places[0].name
-            for _, places in found
-            if matching(key, [place.name for place in places if place.fits_patterns])
+            tensor.name
+            for tensor in found
+            if matching(key, [p.name for p in tensor.places if p.fits_patterns])
         }
         if not matched[key]:
             raise ValueError(
@@ -140,23 +170,25 @@ def _matched(
 
 
 def _check_tied_agree(
-    caller: str, what: str, names: Sequence[str], values: Mapping[str, Any]
+    caller: str, noun: str, names: Sequence[str], values: Mapping[str, Any]
 ) -> None:
     for name in names[1:]:
         if not _equal(values[names[0]], values[name]):
             raise ValueError(
-                f"{caller}() expected one {what}, found two for {names[0]!r}, tied to {name!r}."
+                f"{caller}() expected one {noun}, found two for {names[0]!r}, tied to "
+                f"{name!r}."
             )
 
 
 def _check_patterns_agree(
-    caller: str, what: str, name: str, matches: Sequence[str], values: Mapping[str, Any]
+    caller: str, noun: str, name: str, matches: Sequence[str], values: Mapping[str, Any]
 ) -> None:
     for pattern in matches[1:]:
         if not _equal(values[matches[0]], values[pattern]):
             raise ValueError(
-                f"{caller}() expected one {what}, found two for {name!r}, which the patterns "
-                f"{matches[0]!r} and {pattern!r} both match. Name it exactly: names win."
+                f"{caller}() expected one {noun}, found two for {name!r}, which the "
+                f"patterns {matches[0]!r} and {pattern!r} both match. Name it exactly: "
+                "names win."
             )
 
 
@@ -166,7 +198,7 @@ def _equal(one: Any, two: Any) -> bool:
     return one is two or bool(one == two)
 
 
-# -- checks before a change ----------------------------------------------------------------
+# -- checks before a change ------------------------------------------------------------
 
 
 def check_estimator(
@@ -212,13 +244,14 @@ def _call_of(kind: type) -> str:
 
 
 def checked_masks(
-    caller: str, found: Found, masks: Mapping[str, Tensor]
+    caller: str, found: Tensors, masks: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return masks by the first names of their tensors, on their devices and in their shards.
+    """Return one mask per tensor by first name, on its device and sharded as it is.
 
     Raises:
         TypeError: if they are not dense bool tensors in a mapping.
-        ValueError: if a name is missing or unknown, or a shape is not that of the tensor.
+        ValueError: if a name is missing or unknown, or a shape is not that of the
+            tensor.
     """
     if not isinstance(masks, Mapping):
         raise TypeError(
@@ -227,8 +260,8 @@ def checked_masks(
         )
     wanted = by_name(caller, "mask for each masked tensor", found, masks)
     return {
-        place.name: _checked_mask(caller, place, wanted[place.name])
-        for _, (place, *_) in found
+        tensor.name: _checked_mask(caller, tensor.place, wanted[tensor.name])
+        for tensor in found
     }
 
 
@@ -240,7 +273,8 @@ def _checked_mask(caller: str, place: Place, mask: Any) -> Tensor:
         raise TypeError(f"{expected}, found {mask.dtype}.")
     if mask.shape != place.parameter.shape:
         raise ValueError(
-            f"{expected} of shape {tuple(place.parameter.shape)}, found {tuple(mask.shape)}."
+            f"{expected} of shape {tuple(place.parameter.shape)}, found "
+            f"{tuple(mask.shape)}."
         )
     mask = mask.to(place.parameter.device)
     return mask if is_sharded(mask) else parted(mask, place.parameter)
@@ -257,7 +291,8 @@ def check_not_distributed(model: nn.Module, caller: str, instead: str) -> None:
     for module in _distributed(model, caller):
         raise ValueError(
             f"{caller}() can't change a model that is distributed already: it found a "
-            f"{type(module).__name__}, which has fixed what the parameters are. {instead}"
+            f"{type(module).__name__}, which has fixed what the parameters are. "
+            f"{instead}"
         )
 
 
@@ -268,25 +303,33 @@ def check_can_change(caller: str, places: Iterable[Place]) -> None:
     for place in places:
         if place.parameter.is_inference():
             raise ValueError(
-                f"{caller}() can't change {place.name!r}, which was created in inference "
-                "mode. Call it within torch.inference_mode(), or load the weights outside."
+                f"{caller}() can't change {place.name!r}, which was created in "
+                "inference mode. Call it within torch.inference_mode(), or load the "
+                "weights outside."
             )
 
 
-# -- changes -------------------------------------------------------------------------------
+# -- changes ---------------------------------------------------------------------------
 
 
 def set_trains(parameter: Tensor, trains: bool) -> None:
     """Let a tensor train, or stop it."""
     parameter.requires_grad_(trains)
     if not trains:
-        parameter.grad = None  # an optimiser steps on whatever gradient it finds
+        parameter.grad = None  # an optimiser steps on any gradient that it finds
 
 
-def warn_if_empty(name: str, mask: Tensor) -> None:
-    """Warn if a mask keeps nothing."""
+def warn_if_empty(name: str, mask: Tensor, stacklevel: int) -> None:
+    """Warn if a mask keeps nothing.
+
+    Args:
+        name: the full name of the tensor.
+        mask: its mask.
+        stacklevel: that of the code to blame: this function is 1, its caller 2.
+    """
     if mask.numel() and not mask.is_meta and not total(mask):
         warnings.warn(
-            f"The mask of {name!r} keeps nothing, its layer computes zeros. Start scores higher.",
-            stacklevel=3,
+            f"The mask of {name!r} keeps nothing, its layer computes zeros. Start "
+            "scores higher.",
+            stacklevel=stacklevel,
         )

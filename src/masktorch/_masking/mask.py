@@ -1,4 +1,4 @@
-"""The mask of one tensor: what is computed with it, where it lives, what a checkpoint knows."""
+"""The mask of one tensor: what is computed with it, where it lives, how it is saved."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from masktorch._kernels.selecting import select
-from masktorch._masking.checkpoint import (
+from masktorch._masking.forward_state import ForwardState
+from masktorch._masking.identity import identity, register
+from masktorch._masking.overrides import InThread, override_of
+from masktorch._masking.saved_state import (
     MaskState,
     encoded,
     packed,
     running_load,
     warn_of_differences,
 )
-from masktorch._masking.forward_state import ForwardState
-from masktorch._masking.identity import identity, register
-from masktorch._masking.overrides import InThread, override_of
 from masktorch._methods import protocol
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered, is_sharded
@@ -28,7 +28,8 @@ class Mask(nn.Module):
     """The mask of one tensor, shared by every place that holds the tensor.
 
     A learnable mask has scores: a parameter, at least float32, of the shape that its
-    estimator decides. A fixed mask has none: `scores` is the mask itself, a bool buffer.
+    estimator decides. A fixed mask has none: `scores` is the mask itself, a bool
+    buffer.
 
     What a layer uses, by state (an override is a mask in use within `masktorch.using`):
 
@@ -40,7 +41,9 @@ class Mask(nn.Module):
     """
 
     is_tensor = True  # for torch.nn.utils.parametrize: the mask sits on one tensor
-    # transformers' save_pretrained appends it to this mask's name: the other names of tied scores
+
+    # transformers reads {pattern: name} to learn which scores are tied; it prefixes the
+    # pattern with this mask's name, and the leading `|` ends that prefix.
     _tied_weights_keys: ClassVar = {r"|\.parametrizations\.\w+\.scores$": "scores"}
 
     scores: Tensor
@@ -61,10 +64,9 @@ class Mask(nn.Module):
         self.shape = shape  # of the tensor under the mask
         self.rescale = bool(rescale)
         self.frozen = is_fixed
-        self.was_trainable = (
-            was_trainable  # requires_grad of the tensor before it was wrapped
-        )
-        self.containers: Any = ()  # a weak dict, once a container holds this mask
+        # `requires_grad` of the tensor before it was wrapped.
+        self.was_trainable = was_trainable
+        self.containers = _no_containers()
         self.in_thread = InThread()
 
     @property
@@ -87,7 +89,10 @@ class Mask(nn.Module):
         )
 
     def mode(self) -> Tensor:
-        """Return the deterministic mask: bool, of the tensor's shape, not to be written into."""
+        """Return the deterministic mask: bool, of the tensor's shape.
+
+        It may be the mask in use itself: do not write into it.
+        """
         in_use = override_of(self)
         return self.own_mode() if in_use is None else in_use
 
@@ -96,7 +101,10 @@ class Mask(nn.Module):
         return self._expanded(deterministic(self.estimator, self.scores, self.shape))
 
     def expected(self) -> Tensor:
-        """Return the probability that each entry is kept, differentiable while it learns."""
+        """Return the probability that each entry is kept.
+
+        It is differentiable while the mask is learning.
+        """
         if not self.is_learning:
             return self.mode().to(torch.float32)
         return self._expanded(protocol.expected(self.estimator, self.scores))
@@ -115,6 +123,7 @@ class Mask(nn.Module):
             weight: the tensor under the mask.
             training: the mode of the module that holds it.
         """
+        # Looked up once, because every layer pays for it in every forward.
         in_use = override_of(self)
         learning = training and not self.frozen and in_use is None
         if in_use is None and not self.rescale:
@@ -137,8 +146,9 @@ class Mask(nn.Module):
             must_learn and not mask.requires_grad
         ):
             raise TypeError(
-                f"{self.estimator!r} expected to return a floating-point mask that depends on "
-                f"the scores differentiably and broadcasts to shape {tuple(weight.shape)}, "
+                f"{self.estimator!r} expected to return a floating-point mask that "
+                "depends on the scores differentiably and broadcasts to shape "
+                f"{tuple(weight.shape)}, "
                 f"found {mask.dtype} of shape {tuple(mask.shape)}, "
                 f"requires_grad={mask.requires_grad}."
             )
@@ -146,9 +156,8 @@ class Mask(nn.Module):
 
     def _rescaled(self, masked: Tensor, mask: Tensor) -> Tensor:
         """`masked * numel / sum(m)`; unchanged where nothing is kept."""
-        wide = torch.promote_types(
-            masked.dtype, torch.float32
-        )  # the factor may overflow half
+        # The factor may overflow float16.
+        wide = torch.promote_types(masked.dtype, torch.float32)
         kept = mask.expand_as(masked).sum(dtype=wide)
         factor = masked.numel() / torch.where(kept > 0, kept, 1.0)
         return (masked.to(wide) * factor).to(masked.dtype)
@@ -167,14 +176,15 @@ class Mask(nn.Module):
 
     @property
     def original(self) -> Tensor:
-        """The tensor under the mask; torch's remove_parametrizations asks for it, too."""
+        """The tensor under the mask; torch's remove_parametrizations reads it, too."""
         found = [container.parameter(name) for container, name in self.places()]
         tensors = {identity(tensor): tensor for tensor in reversed(found)}
         if len(tensors) != 1:
             raise ValueError(
-                f"expected one tensor under this mask, found {len(tensors)}: its tied weights "
-                "have been untied (by load_state_dict(assign=True), for instance). Tie them "
-                "again, or read each from the `_parameters` of its module."
+                f"expected one tensor under this mask, found {len(tensors)}: its tied "
+                "weights have been untied (by load_state_dict(assign=True), for "
+                "instance). Tie them again, or read each from the `_parameters` of its "
+                "module."
             )
         return cast(Tensor, found[0])
 
@@ -182,8 +192,8 @@ class Mask(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """Move the scores as `.to()` asks, but never narrow them.
 
-        A bfloat16 score of 1.0 cannot move by 1e-3, so no mask of a bfloat16 model would
-        learn, and rounding the scores would change a frozen mask.
+        A bfloat16 score of 1.0 cannot move by 1e-3, so no mask of a bfloat16 model
+        would learn, and rounding the scores would change a frozen mask.
         """
 
         def without_narrowing(tensor: Tensor) -> Tensor:
@@ -221,19 +231,23 @@ class Mask(nn.Module):
 
     @override
     def set_extra_state(self, state: Any) -> None:
-        """Change nothing: loading warns of differences, `match_checkpoint` ends them."""
+        """Change nothing: loading only warns of differences (`match_checkpoint`)."""
 
     @override
     def __getstate__(self) -> dict[str, Any]:
         """A copy has containers of its own, and no override."""
-        state = {**self.__dict__, "containers": ()}
-        del state["in_thread"]
+        state = dict(self.__dict__)
+        del state["containers"], state["in_thread"]
         return state
 
     @override
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.containers = _no_containers()
         self.in_thread = InThread()
+
+    # torch treats what lies in `parametrizations` as a list and would add to it or move
+    # it: refuse that.
 
     def __iter__(self) -> NoReturn:
         raise TypeError(_NOT_A_LIST)
@@ -250,26 +264,30 @@ class Mask(nn.Module):
             state = "fixed"
         else:
             state = "frozen" if self.frozen else "learning"
-        return f"{self.estimator!r}, {state}" + (
-            ", rescale=True" if self.rescale else ""
-        )
+        rescaled = ", rescale=True" if self.rescale else ""
+        return f"{self.estimator!r}, {state}{rescaled}"
+
+
+def _no_containers() -> "weakref.WeakKeyDictionary[Masks, None]":
+    """Make what a Mask knows its containers by: a set that keeps none of them alive."""
+    return weakref.WeakKeyDictionary()
 
 
 class Masks(nn.ModuleDict):
-    """The masks of one module by the names of its parameters: its `parametrizations`."""
+    """The masks of one module by parameter name: its `parametrizations`."""
 
     def __init__(self, modules: dict[str, Any], module: nn.Module):
         super().__init__(modules)
         self._belong_to(module)
 
     def _belong_to(self, module: nn.Module) -> None:
-        # A weak reference: a cycle would keep a large model alive until the next garbage
-        # collection. Not its `_parameters`: torch.export replaces that dict for a while.
+        # A weak reference: a cycle would keep a large model alive until the next
+        # garbage collection. Not its `_parameters`: torch.export replaces that dict for
+        # a while.
         self._module = weakref.ref(module)
         self.forward_state = ForwardState()
         register(self)
         for mask in masks_in(self).values():
-            mask.containers = mask.containers or weakref.WeakKeyDictionary()
             mask.containers[self] = None
 
     def parameter(self, name: str) -> Any:
@@ -297,13 +315,28 @@ class Masks(nn.ModuleDict):
         *_, errors = arguments
         for name, mask in masks_in(self).items():
             # A checkpoint of torch's own parametrizations has no extra state.
-            state_dict.setdefault(f"{prefix}{name}._extra_state")
+            state_dict.setdefault(f"{prefix}{name}._extra_state", None)
             _keep_out_another_kind(mask, f"{prefix}{name}.scores", state_dict, errors)
+        self._warn_once_per_load(state_dict, prefix)
+
+    def _warn_once_per_load(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Warn of differences in the whole model when its first masks are loaded.
+
+        Args:
+            state_dict: what is being loaded.
+            prefix: what the names of these masks begin with in it.
+        """
         load = running_load()
         first = next(_containers_in(load.root), None) if load else None
         if load is None or first is None:
-            warn_of_differences(_states_in(self, prefix, state_dict), state_dict, 2)
-        elif first[0] == prefix:
+            # Called by code other than `load_state_dict`: compare these masks only.
+            # The frames: `warn_of_differences`, this one, `_load_from_state_dict`, and
+            # the code to blame.
+            states = _states_in(self, prefix, state_dict)
+            warn_of_differences(states, state_dict, stacklevel=4)
+            return
+        first_prefix, _ = first
+        if first_prefix == prefix:
             states = _states_in(load.root, "", load.state_dict)
             warn_of_differences(states, load.state_dict, load.stacklevel)
 
@@ -322,9 +355,9 @@ def _keep_out_another_kind(
         return
     what = "scores, found a mask" if mask.has_scores else "a mask, found scores"
     errors.append(
-        f"{key!r}: expected {what} ({loaded.dtype}). Call masktorch.match_checkpoint(model, "
-        "state_dict) first, or leave the 'scores' keys out and move masks with "
-        "masktorch.set_masks."
+        f"{key!r}: expected {what} ({loaded.dtype}). Call "
+        "masktorch.match_checkpoint(model, state_dict) first, or leave the 'scores' "
+        "keys out and move masks with masktorch.set_masks."
     )
     state_dict[key] = mask.scores  # they stay
 
@@ -335,7 +368,7 @@ def _is_of_kind(mask: Mask, scores: Tensor) -> bool:
 
 
 def _containers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Masks]]:
-    """The masks of each module, in the order in which torch loads them, with prefixes."""
+    """The masks of each module with its prefix, in the order in which torch loads."""
     for name, module in root.named_modules():
         if isinstance(module, Masks):
             yield f"{prefix}{name}." if name else prefix, module
@@ -344,7 +377,7 @@ def _containers_in(root: nn.Module, prefix: str = "") -> Iterator[tuple[str, Mas
 def _states_in(
     root: nn.Module, prefix: str, state_dict: Mapping[str, Any]
 ) -> dict[str, MaskState]:
-    """The states of the masks that a state dict can change, once where they are shared."""
+    """The states of the masks that a state dict can change; a shared mask once."""
     names: dict[Mask, str] = {}
     for container_prefix, container in _containers_in(root, prefix):
         for name, mask in masks_in(container).items():
@@ -379,8 +412,8 @@ def deterministic(estimator: Estimator, scores: Tensor, shape: torch.Size) -> Te
     mask = estimator.mode(scores)
     if mask.dtype is not torch.bool or not _broadcasts(mask, shape):
         raise TypeError(
-            f"{estimator!r}.mode() expected to return a bool tensor that broadcasts to shape "
-            f"{tuple(shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
+            f"{estimator!r}.mode() expected to return a bool tensor that broadcasts to "
+            f"shape {tuple(shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
         )
     return mask
 
@@ -403,9 +436,9 @@ def is_narrower(dtype: torch.dtype, than: torch.dtype) -> bool:
 
 
 _NOT_A_LIST = (
-    "a mask is not a list of parametrizations: nothing can be added to a masked tensor or "
-    "moved from it to another module. Do that before masktorch.wrap or set_masks, or after "
-    "masktorch.unwrap."
+    "a mask is not a list of parametrizations: nothing can be added to a masked tensor "
+    "or moved from it to another module. Do that before masktorch.wrap or set_masks, "
+    "or after masktorch.unwrap."
 )
 
 

@@ -1,13 +1,13 @@
 """The class that makes a module use its masks.
 
-The invariant: a masked parameter stays where it was, under its own name, the same object,
-for optimisers, `state_dict` and hooks. Only *reading* `module.weight` changes: the class of
-the module is swapped for a subclass with a property that returns the parameter under its
-mask. That mask is `module.parametrizations.weight`, where torch's `is_parametrized` and its
-kin find it.
+The invariant: a masked parameter stays where it was, under its own name, the same
+object, for optimisers, `state_dict` and hooks. Only *reading* `module.weight` changes:
+the class of the module is swapped for a subclass with a property that returns the
+parameter under its mask. That mask is `module.parametrizations.weight`, where torch's
+`is_parametrized` and its kin find it.
 
-All modules of one class share one subclass, so that compiled blocks are compiled once. The
-subclass therefore keeps no state; `forward_state` keeps what belongs to a forward.
+All modules of one class share one subclass, so that compiled blocks are compiled once.
+The subclass therefore keeps no state; `forward_state` keeps what belongs to a forward.
 """
 
 import functools
@@ -31,8 +31,7 @@ def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
         forget(before)
     module._modules["parametrizations"] = Masks({**before, **masks}, module)
     made = masked_class(original_class(module), frozenset(attached(module)))
-    # past a __setattr__ of the module's own
-    object.__setattr__(module, "__class__", made)
+    _set_class(module, made)
 
 
 def detach(module: nn.Module) -> None:
@@ -44,7 +43,12 @@ def detach(module: nn.Module) -> None:
     }
     if others:
         module._modules["parametrizations"] = nn.ModuleDict(others)
-    object.__setattr__(module, "__class__", original_class(module))
+    _set_class(module, original_class(module))
+
+
+def _set_class(module: nn.Module, kind: type) -> None:
+    # Bypass any `__setattr__` that the module defines.
+    object.__setattr__(module, "__class__", kind)
 
 
 def original_class(module: nn.Module) -> Any:
@@ -53,41 +57,55 @@ def original_class(module: nn.Module) -> Any:
 
 
 def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
-    """The subclass of `original` that reads `names` under masks: one for all modules."""
-    for made in type.__subclasses__(original):
-        if (
-            made.__dict__.get("_original_class") is original
-            and made._masked_names == names
-        ):
-            return made
+    """Return the subclass of `original` that reads `names` under masks.
 
-    class Shared(type(original)):  # type: ignore[misc]
+    All modules of the class `original` with masks of these names share it.
+    """
+    for made in type.__subclasses__(original):
+        is_masked = made.__dict__.get("_original_class") is original
+        if is_masked and made._masked_names == names:
+            return made
+    made = _new_masked_class(original, names)
+    for name in names:
+        type.__setattr__(made, name, masked_property(name))
+    for method in ("reset_parameters", "_reset_parameters"):
+        if hasattr(original, method):
+            type.__setattr__(made, method, _under_the_masks(original, method))
+    for method, replacement in _container_methods(original).items():
+        type.__setattr__(made, method, replacement)
+    made.__name__ = made.__qualname__ = f"Masked{original.__name__}"
+    return made
+
+
+def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
+    """Make a subclass of `original` with the methods that know of masks on `names`."""
+
+    class KeepsItsProperties(type(original)):  # type: ignore[misc]
         def __delattr__(cls, name: str) -> None:
             """Keep the property, which torch's remove_parametrizations deletes: other
             modules of this class need it."""
 
-    class Masked(original, metaclass=Shared):  # type: ignore[misc]
-        _original_class, _masked_names, __module__ = (
-            original,
-            names,
-            original.__module__,
-        )
+    class Masked(original, metaclass=KeepsItsProperties):  # type: ignore[misc]
+        _original_class = original
+        _masked_names = names
+        __module__ = original.__module__
 
         @functools.wraps(original.forward)
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            """Draw each stochastic mask once, however often the forward reads its weight."""
+            """Draw each stochastic mask once, however often the forward reads it."""
             state = forward_state_of(self)
             if state is None or state.reads is not None:
-                # kept by somebody beyond unwrap, or called by itself: the same forward
+                # Re-entered, or kept by somebody after unwrap: not a new forward.
                 return original.forward(self, *args, **kwargs)
-            reads: Reads = {}
+            reads = Reads({}, {})
             try:
                 try:
                     state.reads = reads
                     result = original.forward(self, *args, **kwargs)
                 finally:
                     state.reads = None
-            finally:  # again, in case Ctrl-C interrupted the line above
+            finally:
+                # An interrupt may land inside the first `finally`.
                 state.reads = None
             if torch.compiler.is_compiling():
                 return result
@@ -97,29 +115,31 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             """`layer.weight = tensor` assigns the tensor under the mask."""
             if name in names and name in attached(self):
                 assign(self, name, value)
-            elif is_sharded(value) and name in self._parameters:  # by fully_shard
+            elif is_sharded(value) and name in self._parameters:
+                # fully_shard puts its shards here.
                 original.register_parameter(self, name, value)
             else:
                 original.__setattr__(self, name, value)
 
         def register_parameter(self, name: str, param: Any) -> None:
-            """Refuse `parallelize_module` before it changes the first parameter: it would
-            go on to the scores and fail there."""
+            """Refuse `parallelize_module` before it changes the first parameter: it
+            would go on to the scores and fail there."""
             if is_sharded(param) and attached(self):
                 raise ValueError(
                     f"cannot shard {name!r} of a {original.__name__} with masks. Call "
-                    "parallelize_module before masktorch.wrap, or after masktorch.unwrap."
+                    "parallelize_module before masktorch.wrap, or after "
+                    "masktorch.unwrap."
                 )
             original.register_parameter(self, name, param)
 
         def __delattr__(self, name: str) -> None:
-            """Refuse what torch's register_parametrization begins with: it would go on to
-            change this class, which other modules share."""
+            """Refuse what torch's register_parametrization begins with: it would go on
+            to change this class, which other modules share."""
             if name in self._parameters or name in self._buffers:
                 raise TypeError(
-                    f"cannot take {name!r} from a {original.__name__} with masks. Do that "
-                    "(register_parametrization, weight_norm, ...) before masktorch.wrap, or "
-                    "after masktorch.unwrap."
+                    f"cannot take {name!r} from a {original.__name__} with masks. Do "
+                    "that (register_parametrization, weight_norm, ...) before "
+                    "masktorch.wrap, or after masktorch.unwrap."
                 )
             original.__delattr__(self, name)
 
@@ -131,14 +151,6 @@ def masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             with reading_parameters(state):  # an RNN reads its weights into its state
                 return _reduced(self, original, names, protocol)
 
-    for name in names:
-        type.__setattr__(Masked, name, masked_property(name))
-    for method in ("reset_parameters", "_reset_parameters"):
-        if hasattr(original, method):
-            type.__setattr__(Masked, method, _under_the_masks(original, method))
-    for method, replacement in _container_methods(original).items():
-        type.__setattr__(Masked, method, replacement)
-    Masked.__name__ = Masked.__qualname__ = f"Masked{original.__name__}"
     return Masked
 
 
@@ -148,7 +160,7 @@ def _under_the_masks(original: Any, method: str) -> Any:
     @functools.wraps(getattr(original, method))
     def without_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
         modules = self._modules
-        # without the scores, too: an LSTM re-initialises all its parameters
+        # Without the scores, too: an LSTM re-initialises all its parameters.
         self.__dict__["_modules"] = {
             name: child for name, child in modules.items() if name != "parametrizations"
         }
@@ -161,7 +173,7 @@ def _under_the_masks(original: Any, method: str) -> Any:
 
 
 def _container_methods(original: Any) -> dict[str, Any]:
-    """Methods of torch's parameter containers that make a new container of what they read.
+    """Replace methods of torch's parameter containers that return a new container.
 
     A container holds parameters, so it would cut the gradient of a weight under a mask:
     these return a plain list or dict.
@@ -186,7 +198,7 @@ def _container_methods(original: Any) -> dict[str, Any]:
     return {}
 
 
-# -- copying: pickles of masked modules name `empty_module` and `remade_module` -------------
+# -- copying: pickles of masked modules name `empty_module` and `remade_module` --------
 
 
 def _reduced(module: Any, original: Any, names: frozenset[str], protocol: Any) -> Any:
@@ -206,14 +218,14 @@ def _reduced(module: Any, original: Any, names: frozenset[str], protocol: Any) -
 
 
 def empty_module(original: Any, names: frozenset[str]) -> nn.Module:
-    """An instance of a masked class, before its state is set. Pickles name this function."""
+    """Make an instance of a masked class without state. Pickles name this function."""
     return nn.Module.__new__(masked_class(original, names))
 
 
 def remade_module(
     made_by: Any, arguments: tuple[Any, ...], masks: dict[str, Mask]
 ) -> Any:
-    """A module made as its class says, with its masks. Pickles name this function."""
+    """Make a module as its class says, with its masks. Pickles name this function."""
     module = made_by(*arguments)
     attach(module, masks)
     return module

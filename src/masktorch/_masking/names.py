@@ -10,7 +10,7 @@ def join(module_name: str, attribute: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """Remove what torch.compile adds: a compiled model has the names of the model itself."""
+    """Remove what torch.compile adds, so that a compiled model has the plain names."""
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 

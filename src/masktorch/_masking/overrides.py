@@ -4,8 +4,8 @@ Eager code asks a context variable: every thread starts without overrides, an as
 inherits those of the code that created it, and what one task enters no other task sees.
 
 Dynamo cannot trace `ContextVar.get`, but it traces and guards the attributes of a
-`threading.local`. Compiled code therefore asks `Mask.in_thread`, a copy that `overriding`
-keeps for the current thread. Two tasks of one thread share that copy.
+`threading.local`. Compiled code therefore asks `Mask.in_thread`, a copy that
+`overriding` keeps for the current thread. Two tasks of one thread share that copy.
 """
 
 import contextlib

@@ -2,7 +2,7 @@
 
 The property of the masked class asks, in this order:
 
-1. Is the parameter itself wanted? (a copy is being made; FSDP2 or offloading asks for it)
+1. Is the parameter itself wanted? (a copy is being made; FSDP2 or offloading asks)
 2. Does an earlier read hold? (a draw of the forward under way; `parametrize.cached()`)
 3. Otherwise the mask computes the weight: `Mask.forward`.
 """
@@ -22,11 +22,13 @@ from masktorch._sharding import is_sharded
 
 
 def masked_property(name: str) -> property:
+    """Make the property by which a masked class reads the parameter `name`."""
+
     def read(module: Any) -> Any:
         container = module._modules.get("parametrizations")
         mask = None if container is None else container._modules.get(name)
         if mask is None:
-            # a new module of this class, or one that remove_parametrizations has left
+            # A new module of this class, or one that remove_parametrizations has left.
             return nn.Module.__getattr__(module, name)
         weight = module._parameters[name]
         state = container.forward_state
@@ -34,7 +36,7 @@ def masked_property(name: str) -> property:
             return weight
         reads = state.reads
         if reads is None and (is_sharded(weight) or _is_offloaded(module, weight)):
-            # FSDP2 and accelerate ask for the parameter; a forward sees it in its place
+            # FSDP2 and accelerate ask for the parameter, outside any forward.
             return weight
         return _read(module, name, mask, weight, reads)
 
@@ -49,7 +51,15 @@ def _is_offloaded(module: nn.Module, weight: Tensor) -> bool:
 def _read(
     module: nn.Module, name: str, mask: Mask, weight: Tensor, reads: Reads | None
 ) -> Tensor:
-    """The weight under its mask, or what an earlier read has found where that must hold."""
+    """Return the weight under its mask, or the result of an earlier read.
+
+    Args:
+        module: where the weight lives.
+        name: the name of the weight there.
+        mask: the mask on it.
+        weight: the parameter.
+        reads: the reads of the forward under way; None outside a forward.
+    """
     _refuse_tracers_without_masks(module, name)
     if parametrize._cache_enabled:
         return _read_cached(mask, weight, module.training)
@@ -61,23 +71,24 @@ def _read(
         return _read_drawn_once(reads, name, mask, weight)
     computed = _computed(mask, weight, module.training)
     if not torch.compiler.is_compiling():
-        reads[name, False] = Read(computed, version_of(computed), ())
+        reads.computed[name] = Read(computed, version_of(computed), ())
     return computed
 
 
 def _read_drawn_once(reads: Reads, name: str, mask: Mask, weight: Tensor) -> Tensor:
-    """A stochastic mask in a forward: one draw, unless what it follows from has changed."""
+    """Return the draw of this forward, or draw if what it follows from has changed."""
     decided_by = weight, mask.scores, mask.estimator
-    read = reads.get((name, True))
+    read = reads.drawn.get(name)
     if read is None or not _same(read.decided_by, decided_by):
         with _grad_for_later_reads():
             computed = _computed(mask, weight, training=True)
-        read = reads[name, True] = Read(computed, version_of(computed), decided_by)
+        read = Read(computed, version_of(computed), decided_by)
+        reads.drawn[name] = read
     return read.tensor
 
 
 def _read_cached(mask: Mask, weight: Tensor, training: bool) -> Tensor:
-    """Within torch's `parametrize.cached()` a read holds beyond its forward."""
+    """Return the cached read: in `parametrize.cached()` it holds beyond its forward."""
     cache: Any = parametrize._cache
     key = (
         mask,
@@ -85,7 +96,7 @@ def _read_cached(mask: Mask, weight: Tensor, training: bool) -> Tensor:
         mask.scores,
         override_of(mask),
         mask.frozen,
-        mask.estimator.mode,  # hashes by the identity of the estimator, and keeps it alive
+        mask.estimator.mode,  # a bound method compares its `self` by identity
         training,
     )
     if key not in cache:
@@ -103,29 +114,28 @@ def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
     try:
         return cast(Tensor, mask(weight, training))
     except AttributeError as error:
-        # From a property, nn.Module would take it for "no such attribute" and go on to look
-        # in its parameters, where it finds the weight without its mask.
+        # From a property, nn.Module would take it for "no such attribute" and go on to
+        # look in its parameters, where it finds the weight without its mask.
         raise RuntimeError(f"{mask.estimator!r} failed: {error}") from error
 
 
 def _refuse_tracers_without_masks(module: nn.Module, name: str) -> None:
-    """Raise for tracers that would store this moment's mask as a constant, or fail later."""
+    """Raise for tracers that would store the mask as a constant, or fail later."""
     if torch.compiler.is_compiling():
         return
     what = f"how {type(module).__name__} computes {name!r} under its mask"
     if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
         raise RuntimeError(
-            f"torch.onnx.export(dynamo=False) cannot trace {what}. Call masktorch.unwrap on "
-            "a copy of the model first."
+            f"torch.onnx.export(dynamo=False) cannot trace {what}. Call "
+            "masktorch.unwrap on a copy of the model first."
         )
-    if (
-        torch.fx._symbolic_trace._is_fx_tracing_flag
-        and torch.fx.experimental.proxy_tensor.get_proxy_mode() is None  # not make_fx
-    ):
+    is_fx_tracing = torch.fx._symbolic_trace._is_fx_tracing_flag
+    is_make_fx = torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None
+    if is_fx_tracing and not is_make_fx:
         raise RuntimeError(
-            f"torch.fx.symbolic_trace cannot trace {what}: the mask would become a constant. "
-            "Call masktorch.unwrap on a copy first, trace with torch.export or torch.compile, "
-            "or make the layer a leaf module of a torch.fx.Tracer."
+            f"torch.fx.symbolic_trace cannot trace {what}: the mask would become a "
+            "constant. Call masktorch.unwrap on a copy first, trace with torch.export "
+            "or torch.compile, or make the layer a leaf module of a torch.fx.Tracer."
         )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from masktorch._checks import check_takes
+from masktorch._methods import protocol
 from masktorch._methods.protocol import Estimator
 
 Init = float | Callable[[Tensor], Tensor]
@@ -33,13 +34,14 @@ def initial_scores(
         name: the full name of the weight, for messages.
         estimator: decides the shape of the scores.
         weight: the tensor to mask.
-        init: None for the estimator's own scores, a number for all scores, or a function of
-            the weight that returns scores of the estimator's shape. An estimator of blocks
-            also takes the weight's shape and reduces it to the means of its blocks.
+        init: None for the estimator's own scores, a number for all scores, or a
+            function of the weight that returns scores of the estimator's shape. An
+            estimator of blocks also takes the weight's shape and reduces it to the
+            means of its blocks.
 
     Raises:
-        TypeError, ValueError: if the estimator cannot be used on this weight, or if `init`
-            is or returns something else.
+        TypeError, ValueError: if the estimator cannot be used on this weight, or if
+            `init` is or returns something else.
     """
     with torch.inference_mode(False):  # tensors made in inference mode never learn
         if init is None:
@@ -48,8 +50,8 @@ def initial_scores(
         if _is_number(init):
             return torch.full_like(own, float(init))
         scores = _real_tensor(
-            f"{caller}() expected init to be a number, or a function that returns scores "
-            f"for {name!r}",
+            f"{caller}() expected init to be a number, or a function that returns "
+            f"scores for {name!r}",
             _call(caller, init, weight) if callable(init) else init,
         )
         block_means = getattr(estimator, "block_means", None)
@@ -57,19 +59,21 @@ def initial_scores(
             scores = block_means(scores)
         if scores.shape != own.shape:
             raise ValueError(
-                f"{caller}() expected init to return scores of shape {tuple(own.shape)} for "
-                f"{name!r}, found shape {tuple(scores.shape)}."
+                f"{caller}() expected init to return scores of shape "
+                f"{tuple(own.shape)} for {name!r}, found shape {tuple(scores.shape)}."
             )
         return torch.empty_like(own).copy_(scores.detach())
 
 
 def own_scores(caller: str, name: str, estimator: Estimator, weight: Tensor) -> Tensor:
-    """Return the scores that an estimator itself starts from; they may be drawn at random.
+    """Return the scores that an estimator itself starts from.
+
+    They may be drawn at random.
 
     Raises:
         TypeError, ValueError: if the estimator cannot be used on this weight.
     """
-    init = getattr(estimator, "init", 1.0)
+    init = protocol.init(estimator)
     dtype = scores_dtype(weight)
     if _is_number(init):
         return torch.full_like(weight, float(init), dtype=dtype, requires_grad=False)
@@ -78,22 +82,21 @@ def own_scores(caller: str, name: str, estimator: Estimator, weight: Tensor) -> 
     except ValueError as error:
         raise ValueError(f"{caller}() can't mask {name!r}: {error}") from error
     scores = _real_tensor(
-        f"{caller}() expected init of {estimator!r} to be a number, or a function of the "
-        f"weight that returns scores for {name!r}",
+        f"{caller}() expected init of {estimator!r} to be a number, or a function of "
+        f"the weight that returns scores for {name!r}",
         found,
     )
     if scores.shape != weight.shape:
         return scores.detach().to(weight.device, dtype, copy=True)
-    # as the weight lies in memory, so that arithmetic on both is fast
-    return torch.empty_like(weight, dtype=dtype, requires_grad=False).copy_(
-        scores.detach()
-    )
+    # As the weight lies in memory, so that arithmetic on both is fast.
+    like_weight = torch.empty_like(weight, dtype=dtype, requires_grad=False)
+    return like_weight.copy_(scores.detach())
 
 
 def undrawn_scores(
     caller: str, name: str, estimator: Estimator, weight: Tensor
 ) -> Tensor:
-    """Return the scores of `own_scores`, and leave the global random streams as they are.
+    """Return the scores of `own_scores`, and leave the global random streams alone.
 
     They are an example: of their shape, for instance.
     """
@@ -106,12 +109,12 @@ def score_shape(
     caller: str, name: str, estimator: Estimator, weight: Tensor
 ) -> torch.Size:
     """Return the shape of `own_scores`, if possible without computing them."""
-    if _is_number(getattr(estimator, "init", 1.0)):
+    if _is_number(protocol.init(estimator)):
         return weight.shape
     without_values = torch.empty(weight.shape, dtype=weight.dtype, device="meta")
     try:
         return undrawn_scores(caller, name, estimator, without_values).shape
-    except Exception:  # it reads values, or it does not fit, which the weight will show
+    except Exception:  # it reads values, or does not fit: the weight will show it
         return undrawn_scores(caller, name, estimator, weight).shape
 
 

@@ -4,7 +4,7 @@ import difflib
 import gc
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx
@@ -34,19 +34,37 @@ from masktorch._masking.places import (
 from masktorch._sharding import is_sharded
 
 Targets = Callable[[str, nn.Module], Iterable[str]] | Iterable[str]
-Planned = list[tuple[nn.Parameter, list[Place]]]  # tensors to mask, where they live
+
+
+class PlannedTensor(NamedTuple):
+    """A tensor to mask, and all places that hold its memory."""
+
+    parameter: nn.Parameter
+    places: list[Place]
+
+    @property
+    def place(self) -> Place:
+        """The first place: the one that stands for the tensor."""
+        return self.places[0]
+
+    @property
+    def name(self) -> str:
+        """The first name of the tensor, by which it is known to the user."""
+        return self.place.name
+
+
+Planned = list[PlannedTensor]
 
 
 def conv_and_linear(module_name: str, module: nn.Module) -> list[str]:
     """Name the default targets of `masktorch.wrap` in a module.
 
-    They are the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and their subclasses, and
-    of transformers' Conv1D. `wrap` does not ask for modules that peft has added.
+    They are the `weight` of Conv1d-3d, ConvTranspose1d-3d, Linear and their subclasses,
+    and of transformers' Conv1D. `wrap` does not ask for modules that peft has added.
     """
-    is_target = isinstance(module, _ConvNd | nn.Linear) or _is_transformers_conv1d(
-        module
-    )
-    return ["weight"] if is_target else []
+    if isinstance(module, _ConvNd | nn.Linear) or _is_transformers_conv1d(module):
+        return ["weight"]
+    return []
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:
@@ -65,7 +83,7 @@ def plan(
     patterns: bool = True,
     caller: str,
 ) -> Planned:
-    """Find the tensors to mask, in the order of the model, and check that they can be masked.
+    """Find the tensors to mask, in the model's order, and check that they can be.
 
     Args:
         model: any module.
@@ -75,7 +93,7 @@ def plan(
         caller: the public function, for messages.
 
     Returns:
-        For each tensor a parameter and all places that hold its memory.
+        The tensors, each with all places that hold its memory.
     """
     places = list(places_of(model))
     names = _chosen_names(model, places, targets, patterns, caller)
@@ -92,10 +110,10 @@ def plan(
         _check_train_alike(caller, same)
     _refuse_overlaps(caller, list(planned.values()), places)
     refuse_learnable_masks_elsewhere(caller, model, list(planned.values()))
-    return [(same[0].parameter, same) for same in planned.values()]
+    return [PlannedTensor(same[0].parameter, same) for same in planned.values()]
 
 
-# -- names ---------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------
 
 
 def _chosen_names(
@@ -122,7 +140,9 @@ def _chosen_names(
     unfit = list[str]()
     if targets is conv_and_linear:
         unfit = [
-            n for n, p in by_name.items() if n in chosen and _unfit_values(p.parameter)
+            name
+            for name, place in by_name.items()
+            if name in chosen and _unfit_values(place.parameter)
         ]
         _warn_of_unfit(unfit, by_name, caller)
         chosen.difference_update(unfit)
@@ -132,7 +152,7 @@ def _chosen_names(
 
 
 def _requested_names(model: nn.Module, targets: Any, caller: str) -> list[str]:
-    """Return the names that `targets` consists of, or returns for the modules of a model."""
+    """Return the names in `targets`, or those that it returns for a model's modules."""
     if not callable(targets) or isinstance(targets, type):
         return _listed(targets, caller)
     expected = f"{caller}() expected a function targets(module_name, module)"
@@ -154,8 +174,8 @@ def _listed(names: Any, caller: str) -> list[str]:
             return found
         names = found
     raise TypeError(
-        f"{caller}() expected a list of full tensor names, or targets(module_name, module) to "
-        f"return a list such as ['weight'], found {names!r:.80}."
+        f"{caller}() expected a list of full tensor names, or targets(module_name, "
+        f"module) to return a list such as ['weight'], found {names!r:.80}."
     )
 
 
@@ -164,15 +184,16 @@ def _matched_names(pattern: str, places: Sequence[Place], caller: str) -> set[st
     matched = matching(pattern, names)
     if not matched:
         raise ValueError(
-            f"{caller}() found no parameter that matches the pattern {pattern!r}. Patterns "
-            "match full names such as 'layer1.0.weight', but no scores of masks and nothing "
-            "that peft adds. model.named_parameters() shows the names."
+            f"{caller}() found no parameter that matches the pattern {pattern!r}. "
+            "Patterns match full names such as 'layer1.0.weight', but no scores of "
+            "masks and nothing that peft adds. model.named_parameters() shows the "
+            "names."
         )
     return set(matched)
 
 
 def _is_computed(model: nn.Module, name: str) -> bool:
-    """Whether a name is that of a tensor computed from parameters, as by weight_norm."""
+    """Whether a tensor of this name is computed from parameters, as by weight_norm."""
     owner, _, attribute = name.rpartition(".")
     module = modules_of(model).get(owner)
     if module is None:
@@ -186,6 +207,11 @@ def _unknown(name: str, names: Iterable[str], caller: str) -> str:
     return f"{caller}() found no parameter {name!r} in the model.{hint}"
 
 
+# The stacklevel of warnings. The frames: the function that warns, `_chosen_names`,
+# `plan`, `wrap` (no other caller of `plan` has targets to warn about), and its caller.
+_CALLER_OF_WRAP = 5
+
+
 def _warn_of_unfit(
     names: Sequence[str], places: Mapping[str, Place], caller: str
 ) -> None:
@@ -193,22 +219,23 @@ def _warn_of_unfit(
     if names:
         held = _unfit_values(places[names[0]].parameter)
         warnings.warn(
-            f"{caller}() leaves out {enumerated(names)}: expected floating-point tensors of "
-            f"16 bits or more, found {names[0]!r} {held}. Quantised weights cannot be masked: "
-            "mask them before they are quantised.",
-            stacklevel=5,
+            f"{caller}() leaves out {enumerated(names)}: expected floating-point "
+            f"tensors of 16 bits or more, found {names[0]!r} {held}. Quantised weights "
+            "cannot be masked: mask them before they are quantised.",
+            stacklevel=_CALLER_OF_WRAP,
         )
 
 
 def _report_computed(names: Sequence[str], targets: Targets, caller: str) -> None:
     """Raise for names in a list; warn for what a function returned."""
     why = (
-        f"{', '.join(names)}: not a parameter, computed by weight_norm, torch.nn.utils.prune "
-        "or the like. Name what it is computed from, or remove that first: docs/wrapping.md."
+        f"{', '.join(names)}: not a parameter, computed by weight_norm, "
+        "torch.nn.utils.prune or the like. Name what it is computed from, or remove "
+        "that first: docs/wrapping.md."
     )
     if not callable(targets):
         raise ValueError(f"{caller}() can't mask {why}")
-    warnings.warn(f"{caller}() leaves out {why}", stacklevel=5)
+    warnings.warn(f"{caller}() leaves out {why}", stacklevel=_CALLER_OF_WRAP)
 
 
 def _nothing_to_mask(
@@ -222,12 +249,12 @@ def _nothing_to_mask(
     else:
         why = "targets is empty"
     return (
-        f"{caller}() found nothing to mask in {type(model).__name__}({children}): {why}. "
-        "Name tensors with targets=[...]."
+        f"{caller}() found nothing to mask in {type(model).__name__}({children}): "
+        f"{why}. Name tensors with targets=[...]."
     )
 
 
-# -- one tensor ----------------------------------------------------------------------------
+# -- one tensor ------------------------------------------------------------------------
 
 
 def _check(caller: str, place: Place) -> None:
@@ -244,7 +271,7 @@ def _check(caller: str, place: Place) -> None:
 
 
 def _unfit_values(parameter: Tensor) -> str | None:
-    """Describe what a parameter holds, if arithmetic with a mask is not possible on it."""
+    """Describe what a parameter holds, if it cannot be multiplied by a mask."""
     kind, dtype = type(parameter), parameter.dtype
     is_wrapper = not (holds_its_values(kind) or is_sharded(parameter) or _is_fake(kind))
     if is_wrapper or kind.__module__.partition(".")[0] == "bitsandbytes":
@@ -273,36 +300,55 @@ _UNFIT_MODULES = (
 )
 
 
+# Attributes of the container of a module's masks, where each mask is an attribute, too,
+# named as its parameter.
+_TAKEN_BY_CONTAINERS = frozenset(dir(Masks({}, nn.Module())))
+
+
 def _reason_against(place: Place) -> str | None:
-    """Say why the parameter in this place cannot have a mask, and what to do; else None."""
-    _, module, attribute, parameter, _ = place
+    """Say why the parameter cannot have a mask, and what to do; None if it can."""
+    module, attribute, parameter = place.module, place.attribute, place.parameter
     kind = type(module).__name__
     if isinstance(module, Mask):
         return "it is the scores of a mask. Name the tensor under the mask"
-    if isinstance(module, _UNFIT_MODULES) and not isinstance(
-        module, ParametrizationList
-    ):
-        return f"a {kind} can't hold masks. Move it into a module of its own, before any tracing"
+    is_unfit = isinstance(module, _UNFIT_MODULES)
+    if is_unfit and not isinstance(module, ParametrizationList):
+        return (
+            f"a {kind} can't hold masks. Move it into a module of its own, before any "
+            "tracing"
+        )
     if parametrize.is_parametrized(module, attribute):
-        return "it has a mask already. Call masktorch.unwrap(model) first, or leave the tensor out"
+        return (
+            "it has a mask already. Call masktorch.unwrap(model) first, or leave the "
+            "tensor out"
+        )
     if is_lazy(parameter):
-        return "it has no shape yet (a lazy module). Run one batch through the model, then wrap it"
+        return (
+            "it has no shape yet (a lazy module). Run one batch through the model, "
+            "then wrap it"
+        )
     if overlaps_itself(parameter):
-        return "several of its entries share one place in memory (expanded). Use its .clone()"
+        return (
+            "several of its entries share one place in memory (expanded). Use its "
+            ".clone()"
+        )
     if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
         return f"sparse gradients do not pass a mask. Make the {kind} with sparse=False"
-    if not isinstance(
-        getattr(module, "parametrizations", nn.ModuleDict()), nn.ModuleDict
-    ):
-        return "its module has 'parametrizations' of its own, where masks belong. Rename them"
-    if hasattr(original_class(module), attribute) or hasattr(
-        Masks({}, nn.Module()), attribute
-    ):
-        return f"{kind}, or the ModuleDict of masks, has a {attribute!r} of its own. Rename it"
+    container = getattr(module, "parametrizations", nn.ModuleDict())
+    if not isinstance(container, nn.ModuleDict):
+        return (
+            "its module has 'parametrizations' of its own, where masks belong. Rename "
+            "them"
+        )
+    if hasattr(original_class(module), attribute) or attribute in _TAKEN_BY_CONTAINERS:
+        return (
+            f"{kind}, or the ModuleDict of masks, has a {attribute!r} of its own. "
+            "Rename it"
+        )
     return None
 
 
-# -- one memory ----------------------------------------------------------------------------
+# -- one memory ------------------------------------------------------------------------
 
 
 def _check_train_alike(caller: str, same: Sequence[Place]) -> None:
@@ -314,15 +360,16 @@ def _check_train_alike(caller: str, same: Sequence[Place]) -> None:
     for place in same[1:]:
         if place.parameter.requires_grad != first.parameter.requires_grad:
             raise ValueError(
-                f"{caller}() can't mask {first.name!r}: it is one memory with {place.name!r}, "
-                "but only one of the two has requires_grad=True. Set both to the same first."
+                f"{caller}() can't mask {first.name!r}: it is one memory with "
+                f"{place.name!r}, but only one of the two has requires_grad=True. Set "
+                "both to the same first."
             )
 
 
 def _refuse_overlaps(
     caller: str, planned: Sequence[Sequence[Place]], places: Sequence[Place]
 ) -> None:
-    """Raise if a tensor to mask overlaps another parameter without being an equal view."""
+    """Raise if a tensor to mask overlaps another parameter, but is no equal view."""
     chosen = [same[0] for same in planned]
     distinct: dict[Hashable, Place] = {}
     for place in places:
@@ -338,17 +385,17 @@ def _refuse_overlaps(
     if overlapping:
         one, other = min(overlapping)
         raise ValueError(
-            f"{caller}() can't mask {chosen[one].name!r}: it overlaps {others[other].name!r} "
-            "in memory, but is another view of it (transposed, shifted or of another shape). "
-            "Make both the same view, or give one a copy: "
-            "nn.Parameter(tensor.detach().clone())."
+            f"{caller}() can't mask {chosen[one].name!r}: it overlaps "
+            f"{others[other].name!r} in memory, but is another view of it (transposed, "
+            "shifted or of another shape). Make both the same view, or give one a "
+            "copy: nn.Parameter(tensor.detach().clone())."
         )
 
 
 def refuse_learnable_masks_elsewhere(
     caller: str, model: nn.Module, planned: Sequence[Sequence[Place]]
 ) -> None:
-    """Raise if a learnable mask in another model already decides about the same memory."""
+    """Raise if a learnable mask in another model lies on the same memory."""
     names = [same[0].name for same in planned]
     tensors = [same[0].parameter for same in planned]
 
@@ -362,14 +409,14 @@ def refuse_learnable_masks_elsewhere(
         found = masked_elsewhere()
     if found:
         raise ValueError(
-            f"{caller}() can't mask {found[0]!r}: a learnable mask lies on the same memory in "
-            "another model or module (tied weights, for instance). Wrap both in one call, as "
-            "parts of one model, or give this one a copy of the weight."
+            f"{caller}() can't mask {found[0]!r}: a learnable mask lies on the same "
+            "memory in another model or module (tied weights, for instance). Wrap both "
+            "in one call, as parts of one model, or give this one a copy of the weight."
         )
 
 
 def masked_outside(model: nn.Module) -> list[tuple[Mask, nn.Parameter]]:
-    """Return every mask in this process but those of a model, with the tensor under it."""
+    """Return every mask in this process but those of a model, with its tensor."""
     inside = {
         module._modules["parametrizations"]
         for module in model.modules()

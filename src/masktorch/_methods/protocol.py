@@ -1,6 +1,6 @@
 """What masktorch asks of an estimator, and what it assumes of members left out."""
 
-from typing import Protocol, cast, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -39,6 +39,28 @@ class Estimator(Protocol):
 
     def __call__(self, scores: Tensor, /) -> Tensor: ...
     def mode(self, scores: Tensor, /) -> Tensor: ...
+
+
+def init(estimator: Estimator) -> Any:
+    """Return where scores start: a number for all, or a function of the weight."""
+    return getattr(estimator, "init", 1.0)
+
+
+def scores_for(estimator: Estimator, scores: Tensor, mask: Tensor) -> Tensor:
+    """Return scores near `scores` whose deterministic mask is `mask`.
+
+    Raises:
+        ValueError: the estimator does not say which scores these are.
+    """
+    own = getattr(estimator, "scores_for", None)
+    if own is not None:
+        return cast(Tensor, own(scores, mask))
+    if scores.shape != mask.shape:
+        raise ValueError(
+            f"{estimator!r} has scores of shape {tuple(scores.shape)} and no "
+            "scores_for(scores, mask) that says which of them give a mask."
+        )
+    return mask.to(scores.dtype)
 
 
 def is_stochastic(estimator: Estimator) -> bool:

@@ -8,14 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from masktorch._masking.checkpoint import (
-    MaskState,
-    class_name,
-    described,
-    restored,
-    tensor_name,
-    unpacked,
-)
 from masktorch._masking.lookup import (
     Model,
     check_not_distributed,
@@ -25,6 +17,14 @@ from masktorch._masking.lookup import (
 from masktorch._masking.mask import Mask, attached, deterministic
 from masktorch._masking.module_class import attach, detach, masked_class, original_class
 from masktorch._masking.places import Place, places_of
+from masktorch._masking.saved_state import (
+    MaskState,
+    class_name,
+    described,
+    restored,
+    tensor_name,
+    unpacked,
+)
 from masktorch._masking.scores import scores_dtype
 from masktorch._masking.targets import plan, refuse_learnable_masks_elsewhere
 from masktorch._methods.fixed import Fixed
@@ -61,7 +61,7 @@ def match_checkpoint(
             attributes.
 
     Returns:
-        the same model.
+        The same model.
 
     Raises:
         ValueError: there is no mask under this prefix; a tensor is missing or has
