@@ -11,7 +11,8 @@ demo: .venv/benchmarks
 
 # What the slowest tests cost is printed: keep it worth it.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 20 --cov --cov-report=term
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--durations 20 --cov --cov-report=term
 
 # The developer's loop, one process a core: no slow test, no compiler, no other library.
 quick: .venv/installed

@@ -1,3 +1,4 @@
+import gc
 from pathlib import Path
 
 import pytest
@@ -5,6 +6,21 @@ import torch
 
 from masktorch._kernels import chunked, random, top_k
 from tools.models import Small
+
+# The files whose tests take longest, because they start processes of their own.
+LONGEST = ("test_wheel.py", "test_parallel.py", "test_distributed.py")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Start the longest files first, so that no worker waits for them at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+def pytest_collection_finish():
+    """Hide what is imported by now from later garbage collections: torch is large."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

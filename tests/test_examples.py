@@ -38,11 +38,13 @@ def numbers(text):
     return [float(found.replace(",", "")) for found in NUMBER.findall(text)]
 
 
+@pytest.mark.slow
 def test_a_mask_over_random_weights_classifies():
     random, masked = percentages(output_of("supermask.py"))
     assert random < 30 < 90 < masked
 
 
+@pytest.mark.slow
 def test_a_tenth_of_a_network_is_left_and_recovers():
     text = output_of("sparse_finetune.py")
     dense, cut, tuned = percentages(text)
@@ -50,6 +52,7 @@ def test_a_tenth_of_a_network_is_left_and_recovers():
     assert "1,480 of 14,800 weights are not zero" in text
 
 
+@pytest.mark.slow
 def test_each_task_has_its_mask():
     text = output_of("many_tasks.py")
     accuracies = percentages(text)

@@ -450,6 +450,7 @@ def test_reading_a_valid_megabyte_takes_little_more_than_its_masks():
     assert np.array_equal(read.numpy(), mask)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content", [None, FORMAT_2, FORMAT_1], ids=["format 3", "format 2", "format 1"]
 )

@@ -153,6 +153,7 @@ def test_large_tensors():
     assert torch.equal(largest(constant, n // 2), torch.arange(n) < n // 2)
 
 
+@pytest.mark.slow  # of memory, above all
 def test_a_hundred_million_entries():
     values = torch.zeros(10**8, dtype=torch.bfloat16)
     values[::3] = 1

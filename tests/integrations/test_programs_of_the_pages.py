@@ -18,11 +18,7 @@ pytestmark = [  # theirs, not ours
     pytest.mark.filterwarnings("ignore::UserWarning:lightning"),
     pytest.mark.filterwarnings("ignore::UserWarning:torch.utils.data"),
 ]
-
-
 ROOT = Path(__file__).parents[2]
-
-
 BLOCK = re.compile(r"^```py\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
