@@ -158,7 +158,7 @@ def load_masks(
 
     Examples:
         >>> import io
-        >>> from masktorch import masks, wrap
+        >>> from masktorch import masks, set_masks, wrap
         >>> mask = torch.tensor([[True, False]])
         >>> layer = set_masks(wrap(nn.Linear(2, 1)), {"weight": mask})
         >>> save_masks(layer, file := io.BytesIO())
