@@ -27,7 +27,7 @@ FLOORS = [
         "_kernels/random",
         "_kernels/autograd",
     ],
-    ["_methods/protocol", "_methods/built_in", "_methods/thresholded"],
+    ["_methods/protocol", "_methods/built_in", "_methods/score_threshold"],
     [
         "_methods/threshold",
         "_methods/bernoulli",

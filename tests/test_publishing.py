@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import masktorch
-from masktorch._methods import built_in, thresholded
+from masktorch._methods import built_in, score_threshold
 
 ROOT = Path(__file__).parents[1]
 CITATION = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
@@ -142,8 +142,8 @@ def test_the_estimator_of_contributing_has_the_gradient_that_it_states():
         "torch": torch,
     }
     namespace |= {
-        "Thresholded": thresholded.Thresholded,
-        "masked_above": thresholded.masked_above,
+        "Thresholded": score_threshold.Thresholded,
+        "masked_above": score_threshold.masked_above,
         "wide": built_in.wide,
     }
     exec(textwrap.dedent(block), namespace)

@@ -9,7 +9,7 @@ import torch
 import masktorch
 from masktorch import functional
 from masktorch._kernels import chunked, random
-from masktorch._methods import concrete, thresholded
+from masktorch._methods import concrete, score_threshold
 from tools.by_hand import sigma
 
 
@@ -447,12 +447,12 @@ def test_forward_and_mode_agree_next_to_a_threshold_between_representable_values
         around.append(torch.nextafter(around[0], torch.tensor(side, dtype=dtype)))
     scores = torch.stack(around).requires_grad_()
     expected = scores.double() > at
-    at = thresholded.logit(tau)
-    assert torch.equal(thresholded.is_above(at, scores), expected)
+    at = score_threshold.logit(tau)
+    assert torch.equal(score_threshold.is_above(at, scores), expected)
     assert torch.equal(functional.threshold(scores, tau), expected.to(dtype))
     ones = torch.ones(3, dtype=dtype)
     assert torch.equal(
-        thresholded.weight_where_above(at, scores, ones), expected.to(dtype)
+        score_threshold.weight_where_above(at, scores, ones), expected.to(dtype)
     )
 
 

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 # Entries of a chunk: 512 kB in float32, so that a second-level cache of 1 to 2 MB holds
 # a chunk of two operands and of the result.
 CHUNK = 2**17
-Out = Tensor | None  # where a chunk's result goes; None leaves that to the operation
+# Where a chunk's result goes; None leaves that to the operation.
+Out = Tensor | None
 
 
 def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Yield the tensors in chunks if `can_be_chunked`, else once as they are.
 
-    Tensors of no dimensions are yielded with every chunk."""
+    Tensors of no dimensions are yielded with every chunk.
+    """
     if not can_be_chunked(tensors):
         yield tensors
         return
@@ -30,12 +32,14 @@ def chunks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def chunkwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Turn an elementwise `function(*tensors, out)` into one that works by chunks.
 
-    The last step of `function` writes into `out` unless it is None."""
+    The last step of `function` writes into `out` unless it is None.
+    """
 
     def by_chunks(*tensors: Tensor) -> Tensor:
         if not can_be_chunked(tensors):
             return function(*tensors, out=None)
-        first = function(*_chunk_of_each(tensors, 0), out=None)  # has the dtype
+        # the first result tells the dtype
+        first = function(*_chunk_of_each(tensors, 0), out=None)
         whole = torch.empty_like(tensors[0], dtype=first.dtype)
         _chunk(whole, 0).copy_(first)
         for start in range(CHUNK, whole.numel(), CHUNK):
@@ -46,11 +50,15 @@ def chunkwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def can_be_chunked(tensors: Sequence[Tensor]) -> bool:
-    """Whether chunks pay, and compute the same: for large, dense CPU tensors of one
-    layout, where neither gradients nor a transform follow each operation."""
+    """Whether chunks pay, and compute the same.
+
+    They do for large, dense CPU tensors of one layout, where neither gradients nor a
+    transform follow each operation.
+    """
     first = tensors[0]
+    # Two chunks cost more calls than they save.
     return (
-        first.numel() > 2 * CHUNK  # two chunks cost more calls than they save
+        first.numel() > 2 * CHUNK
         and all(
             by_numpy(tensor) and (tensor.dim() == 0 or _have_one_layout(tensor, first))
             for tensor in tensors
@@ -97,14 +105,15 @@ def is_unseen(tensor: Tensor) -> bool:
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether all are ordinary tensors in eager code: no subclass, under no transform."""
+    """Whether all are ordinary tensors in eager code: no subclass, no transform."""
     if (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
     ):
         return False
-    for tensor in tensors:  # a loop, because it takes half the time of `all`
+    # a loop, because it takes half the time of `all`
+    for tensor in tensors:
         if type(tensor) not in _PLAIN_TYPES or _is_of_old_vmap(tensor):
             return False
     return True

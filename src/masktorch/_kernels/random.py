@@ -15,7 +15,7 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_plain
-from masktorch._kernels.selecting import compared
+from masktorch._kernels.selecting import apply_test
 
 # Up to so many entries PyTorch draws faster than numpy, whose generator takes 60 us to
 # set up. Measured: they break even at 40,000 entries.
@@ -104,7 +104,7 @@ def _draw_by_bits(scores: Tensor, seed: Tensor) -> Tensor:
         # Each subtraction is exact, or its result is so far from 0 that the next one
         # can't change the sign.
         p.sub_(high, alpha=2.0**-BITS).sub_(low, alpha=2.0 ** (-2 * BITS))
-        return compared(lambda margin: ~(margin <= 0), p, out)
+        return apply_test(lambda margin: ~(margin <= 0), p, out)
 
     return draw(scores).view(torch.uint8)
 

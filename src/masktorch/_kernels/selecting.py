@@ -1,7 +1,7 @@
 """Comparing and selecting, in the forms that a CPU does fast.
 
-What a mask is *read off* is a tensor that keeps an entry unless its value is at most a
-threshold, so that NaN is kept: scores, the margins of a draw, bools or bytes.
+A mask is computed from a *source*: scores, the margins of a draw, bools or bytes. An
+entry is kept unless its source is at most a threshold, so that NaN is kept.
 """
 
 import math
@@ -14,47 +14,49 @@ from torch import Tensor
 
 from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_unseen
 
-# The backward of `threshold` selects by a comparison in one vectorized pass. `where` takes
-# a pass more for its condition and is many times slower on a CPU.
+# The backward of `threshold` selects by a comparison in one vectorized pass. `where`
+# takes a pass more for its condition and is many times slower on a CPU.
 _threshold_backward = torch.ops.aten.threshold_backward.default
 _threshold_backward_out = torch.ops.aten.threshold_backward.grad_input
 
 
-def select_above(weight: Tensor, read: Tensor, at: float, out: Out = None) -> Tensor:
-    """Return 0 where `read <= at`, else `weight`, in the weight's dtype.
+def select_above(source: Tensor, weight: Tensor, at: float, out: Out = None) -> Tensor:
+    """Return 0 where `source <= at`, else `weight`, in the weight's dtype.
 
-    A masked entry is exactly 0, not `0 * NaN`."""
+    A masked entry is exactly 0, not `0 * NaN`.
+    """
     if out is not None:
-        return cast(Tensor, _threshold_backward_out(weight, read, at, grad_input=out))
-    selected = cast(Tensor, _threshold_backward(weight, read, at))
+        return cast(Tensor, _threshold_backward_out(weight, source, at, grad_input=out))
+    selected = cast(Tensor, _threshold_backward(weight, source, at))
     # it has the wider dtype of the two
     return selected if selected.dtype is weight.dtype else selected.to(weight.dtype)
 
 
-def select(read: Tensor, weight: Tensor) -> Tensor:
+def select(source: Tensor, weight: Tensor) -> Tensor:
     """Return `weight` where the mask keeps it, elsewhere exactly 0.
 
-    The mask is read off bools, bytes or margins: an entry is kept unless `read <= 0`."""
-    if read.dtype.is_floating_point:
-        return select_above(weight, read, 0)
-    return _select_by_bytes(read, weight)
+    The source is bools, bytes or margins: an entry is kept unless `source <= 0`.
+    """
+    if source.dtype.is_floating_point:
+        return select_above(source, weight, 0)
+    return _select_by_bytes(source, weight)
 
 
 @chunkwise
 def _select_by_bytes(mask: Tensor, weight: Tensor, out: Out) -> Tensor:
-    return select_above(weight, as_number(mask, weight.dtype), 0, out)
+    return select_above(as_number(mask, weight.dtype), weight, 0, out)
 
 
-def as_number(read: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mask read off bools, bytes or margins as 0 and 1."""
-    if read.dtype.is_floating_point:
-        return read.sign().relu_().to(dtype)
+def as_number(source: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the mask of bools, bytes or margins as 0 and 1."""
+    if source.dtype.is_floating_point:
+        return source.sign().relu_().to(dtype)
     # a CPU converts bytes eight times faster than bools
-    return (read.view(torch.uint8) if is_unseen(read) else read).to(dtype)
+    return (source.view(torch.uint8) if is_unseen(source) else source).to(dtype)
 
 
-def compared(test: Callable[[Any], Any], values: Tensor, out: Out = None) -> Tensor:
-    """Apply an elementwise test: on a CPU by numpy, which compares many times faster."""
+def apply_test(test: Callable[[Any], Any], values: Tensor, out: Out = None) -> Tensor:
+    """Apply an elementwise test, on a CPU by numpy: it compares many times faster."""
     if not by_numpy(values):
         return cast(Tensor, test(values))
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
@@ -64,9 +66,11 @@ def compared(test: Callable[[Any], Any], values: Tensor, out: Out = None) -> Ten
     return result.copy_(found)
 
 
-def at_most(at: float, dtype: torch.dtype) -> float:
-    """Round a threshold down to a dtype, so that `s > at` means the same where the
-    device would round it to nearest."""
+def rounded_down(at: float, dtype: torch.dtype) -> float:
+    """Round a threshold down to a dtype.
+
+    `s > at` then means the same on devices that would round `at` to the nearest value.
+    """
     if at == 0:
         return at
     limits = torch.finfo(dtype)

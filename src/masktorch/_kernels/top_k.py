@@ -1,14 +1,14 @@
 """Exactly the k largest entries.
 
-Order: NaN ranks above every number, -0.0 equals 0.0, ties go to the earlier tensor, then
-to the lower row-major index. All ways to select give the same mask:
+Order: NaN ranks above every number, -0.0 equals 0.0, ties go to the earlier tensor,
+then to the lower row-major index. All ways to select give the same mask:
 
 - on a CPU one pass over the values, or a partition if they are few;
 - on an accelerator one `topk` of unique keys, without waiting for the device;
 - under transforms, and in float64 on an accelerator, a stable sort.
 
-The *cut* is the largest value that is not kept. An entry is kept if it is above the cut; of
-the entries equal to the cut, its *ties*, the first ones are kept until there are k.
+The *cut* is the largest value that is not kept. An entry is kept if it is above the cut;
+of the entries equal to the cut, its *ties*, the first ones are kept until there are k.
 """
 
 import math
@@ -29,18 +29,20 @@ Mask = npt.NDArray[np.bool_]
 # Up to so many entries a partition of all takes less time than the search for the cut.
 FEW = 2**12
 
-# So many entries estimate where the cut lies. Their rank misses that among all entries by
-# more than 4 * sqrt(SAMPLE) with a probability below 3e-14 (Hoeffding). They are taken at
-# a stride, so structured values may miss more often; then the bounds are widened.
+# So many entries estimate where the cut lies. Their rank misses that among all entries
+# by more than 4 * sqrt(SAMPLE) with a probability below 3e-14 (Hoeffding). They are taken
+# at a stride, so structured values may miss more often; then the bounds are widened.
 SAMPLE = 2**16
 SAMPLE_MARGIN = 4
 
-# The cut of one step lies within so many recent movements of the one before; the value is
-# measured: with 2 every tenth search of a training run fails, with 8 the search is longer.
+# The cut of one step lies within so many recent movements of the one before. Measured:
+# with 2 every tenth search of a training run fails, with 8 the search is longer.
 DRIFTS = 4
 
-# As int32, the bits of a float32 without its sign, and an order above that of infinity.
-MAGNITUDE_BITS, NAN_ORDER = 0x7FFF_FFFF, 0x7F80_0001
+# Clears the sign bit of a float32 that is read as int32.
+MAGNITUDE_BITS = 0x7FFF_FFFF
+# As int32, one above the bits of infinity: NaN ranks above every number.
+NAN_ORDER = 0x7F80_0001
 
 NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
@@ -52,18 +54,20 @@ class PreviousCut(NamedTuple):
     """Where the cut was when values of this place, size and k were last asked for."""
 
     value: float
-    ties: int  # how many entries equal to it were kept
-    drift: float  # how far it moves a call: 0 if it stood still, infinite if unknown
+    # how many entries equal to it were kept
+    ties_kept: int
+    # how far it moves a call: 0 if it stood still, infinite if unknown
+    drift: float
 
 
-# Learned scores move slowly, so that the previous cut is a good guess for the next, and is
-# the next one under a frozen mask. It is only ever a guess: a mask is returned if counting
-# proves it, and any cut whose mask has k entries is right (see `_try_previous_cut`). So these do no
-# harm, only cost time: values that changed, in whichever way; memory that now belongs to
-# another tensor; other threads that read and write here (each access to the dict is
-# atomic); forgetting all of it.
+# Learned scores move slowly, so the previous cut is near the next one; under a frozen
+# mask it is the next one. A previous cut is only a guess. A mask is returned only after
+# counting proves that it keeps k entries (see `_try_previous_cut`), so a stale or foreign
+# entry costs time and is never wrong. That covers changed values, reused memory, other
+# threads (each dict access is atomic) and clearing.
 _previous_cuts: dict[Any, PreviousCut] = {}
-REMEMBERED = 1024  # cuts at most
+# So many cuts at most.
+REMEMBERED = 1024
 
 
 def count(density: float, entries: int) -> int:
@@ -74,8 +78,10 @@ def count(density: float, entries: int) -> int:
 def largest_of(
     tensors: Sequence[Tensor], k: int, *, absolute: bool = False
 ) -> list[Tensor]:
-    """Return the masks of the `k` entries of all tensors together that are largest (in
-    magnitude)."""
+    """Return the masks of the `k` largest entries of all tensors together.
+
+    With `absolute`, magnitudes are compared.
+    """
     tensors = [values.detach() for values in tensors]
     if k >= sum(values.numel() for values in tensors):
         return [torch.ones_like(values, dtype=torch.bool) for values in tensors]
@@ -108,23 +114,38 @@ def _shaped_like(mask: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def _largest_on_cpu(tensors: Sequence[Tensor], k: int, absolute: bool) -> Mask:
     if len(tensors) == 1 and tensors[0].numel() <= FEW:
         return _largest_of_few(_few_values(tensors[0], absolute), k).mask
-    key = (k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors))
+    key = _cache_key(tensors, k, absolute)
     previous = _previous_cuts.get(key)
     mask = np.empty(sum(values.numel() for values in tensors), dtype=bool)
-    if previous is not None and previous.drift in (0.0, math.inf):
-        stands_still = _try_previous_cut(tensors, k, absolute, previous, mask)
-        if stands_still:
+    if previous is not None:
+        # not moving, or seen only once
+        may_stand_still = previous.drift in (0.0, math.inf)
+        if may_stand_still and _try_previous_cut(tensors, k, absolute, previous, mask):
             _previous_cuts[key] = previous._replace(drift=0.0)
             return mask
     cut = _locate_cut(tensors, k, absolute, previous, mask)
-    if len(_previous_cuts) >= REMEMBERED:
-        _previous_cuts.clear()
-    _previous_cuts[key] = PreviousCut(cut.value, cut.ties, _drift(cut.value, previous))
+    _remember(key, cut, previous)
     return mask
 
 
+def _cache_key(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[Any, ...]:
+    """Return what tells one selection from another: its place in memory, size and k."""
+    return (k, absolute, *((v.data_ptr(), v.dtype, v.numel()) for v in tensors))
+
+
+def _remember(key: Any, cut: "MaskAtCut", previous: PreviousCut | None) -> None:
+    """Store a cut as a guess for the next call; forget all guesses if there are many."""
+    if len(_previous_cuts) >= REMEMBERED:
+        _previous_cuts.clear()
+    drift = _drift(cut.value, previous)
+    _previous_cuts[key] = PreviousCut(cut.value, cut.ties_kept, drift)
+
+
 def _drift(cut: float, previous: PreviousCut | None) -> float:
-    """How far the cut moves a call: at once as far as it did, then half as far a call."""
+    """Return how far the cut moves per call.
+
+    A larger movement counts at once; a smaller one halves the drift at most.
+    """
     if previous is None or math.isnan(previous.value) or math.isnan(cut):
         return math.inf
     if cut == previous.value:
@@ -142,13 +163,15 @@ def _try_previous_cut(
 ) -> bool:
     """Keep what is above a cut and the first of its ties; return whether this is right.
 
-    It is if k entries are kept: whatever is above some value, and the first of what equals
-    it, are the largest entries of their number. One pass is the whole proof."""
-    kept, ties_left = 0, previous.ties
+    Entries above any value, with the first ones equal to it, are the largest of their
+    number. So the mask is right if it keeps k entries, and one pass proves it.
+    """
+    kept, ties_left = 0, previous.ties_kept
     for start, values in _chunks(tensors, absolute):
         chunk = mask[start : start + values.size]
         np.less_equal(values, previous.value, out=chunk)
-        np.logical_not(chunk, out=chunk)  # not `>`: NaN ranks above the cut
+        # not `>`: NaN ranks above the cut
+        np.logical_not(chunk, out=chunk)
         if ties_left:
             ties = values == previous.value
             ties_left -= _keep_first(ties, ties_left)
@@ -158,7 +181,7 @@ def _try_previous_cut(
 
 
 def _keep_first(mask: Mask, number: int) -> int:
-    """Leave the first `number` entries of a mask, in place; return how many it has."""
+    """Keep the first `number` entries of a mask, in place; return how many it has."""
     entries = int(np.count_nonzero(mask))
     if entries <= number:
         return entries
@@ -166,28 +189,32 @@ def _keep_first(mask: Mask, number: int) -> int:
     return number
 
 
-class Few(NamedTuple):
-    """The largest of few values."""
+class MaskAtCut(NamedTuple):
+    """The mask of the largest values, and the cut that it follows from."""
 
     mask: Mask
-    value: float  # the cut
-    ties: int  # how many entries equal to it are kept
+    value: float
+    # how many entries equal to the cut are kept
+    ties_kept: int
 
 
-def _largest_of_few(values: Values, k: int) -> Few:
+def _largest_of_few(values: Values, k: int) -> MaskAtCut:
     """Keep the k largest of an array, 0 <= k < values.size, by a partition."""
     rank = values.size - k - 1
-    cut = np.partition(values, rank)[rank]  # np.partition puts NaN last
+    # np.partition puts NaN last.
+    cut = np.partition(values, rank)[rank]
     mask = values > cut
-    missing = k - int(np.count_nonzero(mask))
-    if missing:  # ties at the cut, or NaN
+    ties_kept = 0
+    short = k - int(np.count_nonzero(mask))
+    # If so, kept entries tie with the cut, or some are NaN.
+    if short:
         if np.isnan(cut):
             mask, ties = np.zeros(values.size, dtype=bool), np.isnan(values)
         else:
             mask, ties = ~(values <= cut), values == cut
-        missing = _keep_first(ties, k - int(np.count_nonzero(mask)))
+        ties_kept = _keep_first(ties, k - int(np.count_nonzero(mask)))
         mask |= ties
-    return Few(mask, float(cut), missing)
+    return MaskAtCut(mask, float(cut), ties_kept)
 
 
 def _locate_cut(
@@ -196,7 +223,7 @@ def _locate_cut(
     absolute: bool,
     previous: PreviousCut | None,
     mask: Mask,
-) -> Few:
+) -> MaskAtCut:
     """Find the cut and the mask: rank only the entries within bounds that enclose it."""
     for bounds in _likely_bounds(tensors, k, absolute, previous):
         inside = _entries_inside(tensors, absolute, bounds, mask)
@@ -220,13 +247,14 @@ class Inside(NamedTuple):
 
     values: Values
     places: npt.NDArray[np.int64]
-    above: int  # how many others are above the bounds
+    # how many others are above the bounds
+    above: int
 
 
 def _likely_bounds(
     tensors: Sequence[Tensor], k: int, absolute: bool, previous: PreviousCut | None
 ) -> Iterator[Bounds]:
-    """Yield bounds of the cut, the likeliest and narrowest first; the last have no end."""
+    """Yield bounds of the cut, the narrowest first; the last enclose every value."""
     if previous is not None and math.isfinite(previous.drift):
         reach = DRIFTS * previous.drift
         yield Bounds(previous.value - reach, previous.value + reach)
@@ -252,7 +280,8 @@ def _bounds_by_sample(
     )
 
 
-@np.errstate(over="ignore")  # bounds may lie beyond what float32 holds
+# Bounds may lie beyond what float32 holds.
+@np.errstate(over="ignore")
 def _entries_inside(
     tensors: Sequence[Tensor], absolute: bool, bounds: Bounds, mask: Mask
 ) -> Inside:
@@ -264,7 +293,8 @@ def _entries_inside(
         is_below = values < bounds.low
         above_here = int(np.count_nonzero(is_above))
         if above_here + np.count_nonzero(is_below) < values.size:
-            found = np.flatnonzero(is_below == is_above)  # both False
+            # equal where both are False
+            found = np.flatnonzero(is_below == is_above)
             inside.append(values[found])
             places.append(found + start)
         above += above_here
@@ -276,7 +306,8 @@ def _chunks(
 ) -> Iterator[tuple[int, Values]]:
     """Yield (offset, chunk) pairs of every `stride`-th entry, in a common dtype.
 
-    With `absolute`, chunks share one buffer: valid until the next iteration."""
+    With `absolute`, chunks share one buffer: valid until the next iteration.
+    """
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -314,21 +345,22 @@ def _array(tensor: Tensor) -> Values:
     return cast(Values, np.from_dlpack(tensor))
 
 
-# Elsewhere
+# On accelerators, and under transforms
 
 
 def _may_have_keys(flat: Tensor) -> bool:
-    """Whether the bits of the values are at hand, and leave bits of a key for the place."""
+    """Whether the bits of the values are at hand and fit into the half of a key."""
     return (
         is_plain(flat)
         and flat.dtype is not torch.float64
         and not flat.is_neg()
-        and torch._C._get_tracing_state() is None  # TorchScript has no view of bits
+        # TorchScript has no view of bits.
+        and torch._C._get_tracing_state() is None
     )
 
 
 def _largest_by_keys(flat: Tensor, k: int, absolute: bool) -> Tensor:
-    """Rank by unique 64-bit keys, which no device has to wait for.
+    """Rank by unique 64-bit keys, so that the CPU never waits for the device.
 
     A key has the order of the value as int32 above the place counted from the end, so of
     equal values the first has the largest key. Read as an integer, the bits of a float
@@ -343,10 +375,13 @@ def _largest_by_keys(flat: Tensor, k: int, absolute: bool) -> Tensor:
     if absolute:
         order = (flat.view(torch.int32) & MAGNITUDE_BITS).clamp(max=NAN_ORDER)
     else:
-        flat = flat.masked_fill(flat != flat, math.nan) + 0.0  # one NaN, one zero
+        # one NaN, one zero
+        flat = flat.masked_fill(flat != flat, math.nan) + 0.0
         bits = flat.view(torch.int32)
-        order = bits ^ ((bits >> 31) & MAGNITUDE_BITS)  # negatives rank in reverse
+        # negatives rank in reverse
+        order = bits ^ ((bits >> 31) & MAGNITUDE_BITS)
     place = torch.arange(flat.numel() - 1, -1, -1, device=flat.device)
+    # The int32 order goes to the high half of an int64 key, above n < 2**32 places.
     keys = torch.add(place, order, alpha=2**32)
     return keys >= keys.topk(k, sorted=False).values.amin()
 
@@ -354,6 +389,7 @@ def _largest_by_keys(flat: Tensor, k: int, absolute: bool) -> Tensor:
 def _largest_by_sort(flat: Tensor, k: int, absolute: bool) -> Tensor:
     """Rank by a stable sort, which every transform and exporter knows."""
     flat = flat.abs() if absolute else flat
-    flat = torch.where(flat == flat, flat + 0.0, math.nan)  # one NaN, one zero
+    # one NaN, one zero
+    flat = torch.where(flat == flat, flat + 0.0, math.nan)
     order = flat.argsort(descending=True, stable=True)
     return torch.zeros_like(flat, dtype=torch.bool).scatter(0, order[:k], 1)

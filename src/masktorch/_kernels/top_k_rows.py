@@ -35,7 +35,8 @@ def _rank_in_group(groups: Tensor) -> Tensor:
     for distance in range(1, len(groups)):
         earlier, later = groups[:-distance], groups[distance:]
         later_wins = (later <= earlier).logical_not_()
-        later_wins.logical_and_(is_number[:-distance])  # NaN ties with NaN
+        # NaN ties with NaN
+        later_wins.logical_and_(is_number[:-distance])
         wins = as_number(later_wins, torch.uint8)
         rank[:-distance] += wins
         rank[distance:] += 1 - wins
@@ -55,7 +56,7 @@ def _largest_of_rows(rows: Tensor, n: int) -> Tensor:
 
 
 def _largest_by_sorting(rows: Tensor, n: int) -> Tensor:
-    """Do so on accelerators, in compiled code and under transforms."""
+    """Mark the `n` largest by a stable sort, which every device and tracer knows."""
     # A radix sort tells zeros apart by sign, and NaNs by sign and payload.
     canonical = torch.where(rows == rows, rows + 0.0, torch.nan)
     order = canonical.argsort(dim=-1, descending=True, stable=True)
@@ -66,23 +67,24 @@ def _largest_by_sorting(rows: Tensor, n: int) -> Tensor:
 def _largest_by_partition(
     rows: npt.NDArray[np.floating], n: int
 ) -> npt.NDArray[np.bool_]:
-    """Find the n-th largest of each row; keep what is above and the first of its ties."""
-    first_kept = rows.shape[1] - n
-    cut = np.partition(rows, first_kept, axis=1)[:, first_kept, None]  # NaN comes last
-    kept = ~(rows < cut)
+    """Keep what is above the n-th largest of each row, and the first of its ties."""
+    position = rows.shape[1] - n
+    # np.partition puts NaN last.
+    smallest_kept = np.partition(rows, position, axis=1)[:, position, None]
+    kept = ~(rows < smallest_kept)
     tied = np.flatnonzero(np.count_nonzero(kept, axis=1) != n)
     if tied.size:
-        kept[tied] = _first_of_ties(rows[tied], cut[tied], n)
+        kept[tied] = _first_of_ties(rows[tied], smallest_kept[tied], n)
     return kept
 
 
 def _first_of_ties(
-    rows: npt.NDArray[np.floating], cut: npt.NDArray[np.floating], n: int
+    rows: npt.NDArray[np.floating], smallest_kept: npt.NDArray[np.floating], n: int
 ) -> npt.NDArray[np.bool_]:
-    """Keep what is above the cut, and of what equals it the first, `n` in each row."""
-    number, cut_is_number = ~np.isnan(rows), ~np.isnan(cut)
-    above = np.where(number, rows > cut, cut_is_number)
-    equal = np.where(number, rows == cut, ~cut_is_number)
-    missing = n - np.count_nonzero(above, axis=1)[:, None]
-    first: npt.NDArray[np.bool_] = equal & (np.cumsum(equal, axis=1) <= missing)
+    """Keep `n` in each row: what is above a value, and the first entries equal to it."""
+    is_number, is_number_kept = ~np.isnan(rows), ~np.isnan(smallest_kept)
+    above = np.where(is_number, rows > smallest_kept, is_number_kept)
+    equal = np.where(is_number, rows == smallest_kept, ~is_number_kept)
+    short = n - np.count_nonzero(above, axis=1)[:, None]
+    first: npt.NDArray[np.bool_] = equal & (np.cumsum(equal, axis=1) <= short)
     return above | first

@@ -1,8 +1,8 @@
 """One score per block of a weight: whole channels, heads, experts or tiles.
 
-The weight is laid out as tiles (blocks down, rows of a block, blocks across, columns of a
-block, kernel positions...). The inner estimator's mask has one entry per block, so
-it broadcasts to the tiles, and autograd hands its rule the sum of `g` over each block.
+The weight is laid out as tiles (blocks down, rows of a block, blocks across, columns of
+a block, kernel positions...). The inner estimator's mask has one entry per block, so it
+broadcasts to the tiles, and autograd hands its rule the sum of `g` over each block.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,9 @@ from masktorch._methods.built_in import BuiltIn, times, widened
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import whole
 
+# The dimensions of tiles along which the rows and the columns of a block lie.
+ROWS, COLUMNS = 1, 3
+
 
 @dataclass(frozen=True)
 class Blocks(BuiltIn):
@@ -35,7 +38,7 @@ class Blocks(BuiltIn):
     Forward: the inner estimator's mask, one entry per block, repeated over the block.
     Backward: the inner estimator's rule, given the sum of `g` over the block. Scores have
     the shape (blocks down, blocks across, 1, ...), as many dimensions as the weight;
-    the inner estimator's `init` sees the chunkwise means of `|W|`. A density counts
+    the inner estimator's `init` gets the mean of `|W|` over each block. A density counts
     blocks.
 
     Args:
@@ -88,7 +91,7 @@ class Blocks(BuiltIn):
         """
         within = self._within_blocks(tensor)
         means = self._tiles(tensor).mean(within, keepdim=True, dtype=torch.float64)
-        return means.squeeze((1, 3)).to(widened(tensor.dtype))
+        return means.squeeze((ROWS, COLUMNS)).to(widened(tensor.dtype))
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
@@ -135,7 +138,7 @@ class Blocks(BuiltIn):
                 f"{int((some != every).sum())} of {some.numel()} are kept in part. Give "
                 "every entry of a block the same value."
             )
-        return some.squeeze((1, 3))
+        return some.squeeze((ROWS, COLUMNS))
 
     def _tiles(self, tensor: Tensor) -> Tensor:
         """View as (blocks down, rows, blocks across, columns, kernel positions...)."""
@@ -144,8 +147,8 @@ class Blocks(BuiltIn):
         return torch.unflatten(by_columns, 0, (down, rows))
 
     def _within_blocks(self, tensor: Tensor) -> list[int]:
-        """The dimensions of `_tiles` that lie within a block."""
-        return [1, 3, *range(4, tensor.dim() + 2)]
+        """Return the dimensions of `_tiles` that lie within a block."""
+        return [ROWS, COLUMNS, *range(COLUMNS + 1, tensor.dim() + 2)]
 
     def _grid(self, shape: tuple[int, ...]) -> list[tuple[int, int]]:
         """Return, for rows and for columns, how many blocks there are, and how long."""
@@ -176,7 +179,7 @@ class Blocks(BuiltIn):
 
 def _on_tiles(mask: Tensor) -> Tensor:
     """View a mask of blocks so that it broadcasts to the tiles of the weight."""
-    return mask.unsqueeze(1).unsqueeze(3)
+    return mask.unsqueeze(ROWS).unsqueeze(COLUMNS)
 
 
 def _checked_block(block: Any) -> tuple[int | None, int | None]:

@@ -13,7 +13,7 @@ from typing_extensions import override
 from masktorch._checks import check_flag, check_number
 from masktorch._kernels.random import uniform_like
 from masktorch._methods.built_in import times
-from masktorch._methods.thresholded import Thresholded
+from masktorch._methods.score_threshold import Thresholded
 
 
 def concrete(

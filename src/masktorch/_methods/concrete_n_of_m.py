@@ -19,8 +19,10 @@ from masktorch._methods.concrete import straight_through
 from masktorch._methods.n_of_m import group_length, grouped
 from masktorch._sharding import whole
 
-MOST_PATTERNS = 256  # scores cost patterns / m times the memory of the weight
-SPREAD = 0.01  # standard deviation of the first scores, as in MaskLLM
+# Scores cost patterns / m times the memory of the weight.
+MOST_PATTERNS = 256
+# Standard deviation of the first scores, as in MaskLLM.
+SPREAD = 0.01
 
 
 def concrete_n_of_m(
@@ -91,8 +93,8 @@ def check_patterns(caller: str, n: int, m: int) -> None:
     # C(m, n) >= m for n < m; of a large m it would take long to compute.
     if n < m and (m > MOST_PATTERNS or math.comb(m, n) > MOST_PATTERNS):
         raise ValueError(
-            f"{caller} expected at most {MOST_PATTERNS} patterns, there are more of {n} "
-            f"in {m}. Choose another n and m; NOfM({n}, {m}) has no such limit."
+            f"{caller} expected at most {MOST_PATTERNS} patterns, there are more of "
+            f"{n} in {m}. Choose another n and m; NOfM({n}, {m}) has no such limit."
         )
 
 
@@ -100,8 +102,8 @@ def _check_shape(scores: Tensor, n: int, m: int) -> None:
     count = math.comb(m, n)
     if scores.dim() < 3 or scores.shape[-1] != count:
         raise ValueError(
-            f"expected scores of shape (rows, groups, ..., {count}), one for each pattern "
-            f"of {n} in {m}, found {tuple(scores.shape)}."
+            f"expected scores of shape (rows, groups, ..., {count}), one for each "
+            f"pattern of {n} in {m}, found {tuple(scores.shape)}."
         )
 
 
@@ -115,7 +117,8 @@ def _expected_mask(logits: Tensor, n: int, m: int) -> Tensor:
     """Return `softmax(logits) @ P`."""
     # Patterns first: over neighbours in memory a softmax takes ten times as long.
     y = torch.softmax(logits.movedim(-1, 0), dim=0)
-    with torch.autocast(y.device.type, enabled=False):  # would round y to 16 bits
+    # autocast would round y to 16 bits
+    with torch.autocast(y.device.type, enabled=False):
         entries = torch.tensordot(_patterns(n, m, y).T, y, dims=1)
     return _as_weight(entries, dim=0)
 
@@ -144,8 +147,8 @@ class ConcreteNOfM(BuiltIn):
     Scores have shape (rows, groups, C(m, n)), for a convolution (out channels, groups
     of input channels, kernel positions..., C(m, n)), and start at N(0, 0.01^2).
 
-    Usual training: Adam, while `masktorch.set_estimator` lowers the temperature from 4 to
-    0.05 and raises the scale from 100 to 500. `masktorch.set_masks` gives a prior.
+    Usual training: Adam, while `masktorch.set_estimator` lowers the temperature from 4
+    to 0.05 and raises the scale from 100 to 500. `masktorch.set_masks` gives a prior.
 
     Raises:
         ValueError: unless `1 <= n <= m` with at most 256 patterns, and `temperature` and
@@ -217,13 +220,14 @@ class ConcreteNOfM(BuiltIn):
     def _scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Raise the logits of the given patterns, where another one is the largest.
 
-        They lead by the spread of their group's logits: a prior, which learning can change.
+        They lead by the spread of their group's logits: a prior that learning can change.
         """
         given = self._given_patterns(mask)
         settled = given.gather(-1, scores.argmax(-1, keepdim=True))
         finite = torch.nan_to_num(scores)
         largest, least = finite.amax(-1, True), finite.amin(-1, True)
         lead = torch.where(largest > least, largest - least, SPREAD)
+        # `largest + lead` may round to `largest`, which would leave a tie.
         above = torch.nextafter(largest, torch.full_like(largest, math.inf))
         raised = torch.where(given, torch.maximum(largest + lead, above), finite)
         return torch.where(settled, scores, raised)

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from masktorch._methods.built_in import times
 from masktorch._methods.concrete import noisy_logits
-from masktorch._methods.thresholded import Thresholded, logit
+from masktorch._methods.score_threshold import Thresholded, logit
 
 
 def hard_concrete(

@@ -17,7 +17,7 @@ from masktorch._kernels.chunked import Out, chunks, chunkwise
 from masktorch._kernels.random import drawn_mask
 from masktorch._kernels.selecting import as_number, select
 from masktorch._methods.built_in import wide
-from masktorch._methods.thresholded import ProbabilityEstimator
+from masktorch._methods.score_threshold import ProbabilityEstimator
 
 
 def intermediate(

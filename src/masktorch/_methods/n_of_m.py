@@ -31,8 +31,8 @@ def n_of_m(
     A group is `m` consecutive entries along dimension 1, at one position of a
     convolution's kernel; with `m=None` all of them. Forward `m = 1` at the `n` largest
     `|s|` of each group; backward `dL/ds = g * sign(s)` with `sign(0) = 1`. With
-    `absolute=False` the `n` largest `s`, and `dL/ds = g`. Ties go to the lower index; -0.0
-    equals 0.0; NaN ranks largest.
+    `absolute=False` the `n` largest `s`, and `dL/ds = g`. Ties go to the lower index;
+    -0.0 equals 0.0; NaN ranks largest.
 
     Args:
         scores: floating point, two dimensions or more; `m` divides `scores.shape[1]`.
@@ -54,11 +54,11 @@ def n_of_m(
         tensor([[1., 1., 1., 0.]])
     """
     check_flag("n_of_m()", "absolute", absolute)
-    kept = keeps_n_of_m(scores, n, m, absolute=absolute)
+    kept = n_of_m_mask(scores, n, m, absolute=absolute)
     return masked(scores, weight, kept, select, straight_rule(absolute))
 
 
-def keeps_n_of_m(
+def n_of_m_mask(
     scores: Tensor, n: int = 2, m: int | None = 4, *, absolute: bool = True
 ) -> Tensor:
     """Return the mask of `n_of_m`, bool, of the scores' shape."""
@@ -150,7 +150,7 @@ class NOfM(Ranked):
 
     @override
     def mode(self, scores: Tensor) -> Tensor:
-        return keeps_n_of_m(scores, self.n, self.m, absolute=self.absolute)
+        return n_of_m_mask(scores, self.n, self.m, absolute=self.absolute)
 
     @override
     def _groups(self, tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from masktorch._kernels.chunked import Out, chunkwise
 from masktorch._methods.built_in import wide
-from masktorch._methods.thresholded import Thresholded, masked_above
+from masktorch._methods.score_threshold import Thresholded, masked_above
 
 LARGEST = torch.finfo(torch.float32).max
 

@@ -9,8 +9,8 @@ from typing_extensions import override
 
 from masktorch._checks import check_number
 from masktorch._kernels.autograd import Rule, masked
-from masktorch._kernels.chunked import chunkwise
-from masktorch._kernels.selecting import at_most, compared, select_above
+from masktorch._kernels.chunked import Out, chunkwise
+from masktorch._kernels.selecting import apply_test, rounded_down, select_above
 from masktorch._methods.built_in import BuiltIn, widened
 
 
@@ -42,7 +42,7 @@ class Thresholded(BuiltIn):
 
     @override
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """Move the scores that are at the threshold or on its wrong side to beyond it."""
+        """Move the scores at the threshold, or on its wrong side, to beyond it."""
         limits, distance = torch.finfo(scores.dtype), self._distance(1.0)
         if_kept = min(self.at + distance, limits.max)
         if_masked = max(self.at - distance, limits.min)
@@ -51,13 +51,16 @@ class Thresholded(BuiltIn):
         return torch.where(decided, scores, moved)
 
     def _distance(self, least: float) -> float:
-        """How far from `at` a score lies safely beyond it, in half precision too."""
+        """Return how far beyond `at` to put a score: `least`, or 1 % of `at` if that is
+        more, because half precision would round a smaller step away."""
         return max(least, abs(self.at) / 100)
 
 
 class ProbabilityEstimator(Thresholded):
-    """Base class of the estimators for which `sigma(s)` is the probability that an
-    entry is kept; their deterministic mask is `1[sigma(s) > tau]`."""
+    """Base class of the estimators that keep an entry with probability `sigma(s)`.
+
+    Their deterministic mask is `1[sigma(s) > tau]`.
+    """
 
     tau: float
 
@@ -79,21 +82,29 @@ def logit(tau: float, caller: str = "threshold()") -> float:
 
 def is_above(at: float, scores: Tensor) -> Tensor:
     """Return `1[s > at]` as bools; NaN is kept."""
-    at = at_most(at, scores.dtype)
-    test = chunkwise(lambda s, out: compared(lambda v: ~(v <= at), s, out))
-    return test(scores.detach())
+    at = rounded_down(at, scores.dtype)
+
+    @chunkwise
+    def above(scores: Tensor, out: Out) -> Tensor:
+        # not `>`: NaN is kept
+        return apply_test(lambda values: ~(values <= at), scores, out)
+
+    return above(scores.detach())
 
 
 def weight_where_above(at: float, scores: Tensor, weight: Tensor) -> Tensor:
-    """Return `weight * 1[s > at]` without a tensor for the mask, differentiable by the
-    weight."""
-    return select_above(weight, scores.detach(), at_most(at, scores.dtype))
+    """Return `weight * 1[s > at]`, differentiable by the weight.
+
+    No tensor is made for the mask.
+    """
+    return select_above(scores.detach(), weight, rounded_down(at, scores.dtype))
 
 
 def masked_above(
     at: float, scores: Tensor, weight: Tensor | None, rule: Rule
 ) -> Tensor:
     """Return `weight * 1[s > at]`, or that mask, with a rule for the scores' gradient."""
-    at = at_most(at, scores.dtype)
-    read = scores.detach()  # Dynamo does not take one tensor twice
-    return masked(scores, weight, read, lambda s, w: select_above(w, s, at), rule)
+    at = rounded_down(at, scores.dtype)
+    # Dynamo does not accept one tensor as two inputs.
+    source = scores.detach()
+    return masked(scores, weight, source, lambda s, w: select_above(s, w, at), rule)
