@@ -20,6 +20,7 @@ FILES = {
 FLOORS = [
     ["_checks", "_sharding"],
     [
+        "_kernels/dtypes",
         "_kernels/chunked",
         "_kernels/selecting",
         "_kernels/top_k",
@@ -27,7 +28,12 @@ FLOORS = [
         "_kernels/random",
         "_kernels/autograd",
     ],
-    ["_methods/protocol", "_methods/built_in", "_methods/score_threshold"],
+    [
+        "_methods/protocol",
+        "_methods/built_in",
+        "_methods/score_threshold",
+        "_methods/rules",
+    ],
     [
         "_methods/threshold",
         "_methods/bernoulli",

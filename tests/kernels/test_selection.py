@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from masktorch import functional
 from masktorch._kernels import chunked, top_k
 from masktorch._kernels.top_k import count, largest_of
-from masktorch._methods.top_k import keeps_largest
+from masktorch._methods.top_k import topk_mask
 
 SPECIAL = [
     0.0,
@@ -277,7 +277,7 @@ def test_selection_on_a_cpu_never_sorts(monkeypatch):
 
 
 def masks_by_share(scores):
-    return keeps_largest(scores, 0.3, absolute=True)
+    return topk_mask(scores, 0.3, absolute=True)
 
 
 @pytest.mark.parametrize("absolute", [False, True])

@@ -1,4 +1,4 @@
-"""Random masks, each entry kept with the probability `p = sigma(s)` of its score, and noise.
+"""Random masks that keep an entry with the probability `p = sigma(s)`, and noise.
 
 Small tensors, and those on accelerators, compare `p` with PyTorch's own uniform numbers.
 Large CPU tensors draw 15 bits an entry from numpy instead, four times as fast. Such a
@@ -15,20 +15,23 @@ from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
 from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_plain
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._kernels.selecting import apply_test
 
 # Up to so many entries PyTorch draws faster than numpy, whose generator takes 60 us to
 # set up. Measured: they break even at 40,000 entries.
 SMALL = 2**15
 
-BITS = 15  # of a number that is drawn at first; one as long decides where the two equal
+# Bits of the first number drawn; a second of the same length breaks ties.
+BITS = 15
 
 
 def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw a mask, as what `select` reads it off: margins, or bytes if large.
+    """Draw the source of a mask for `select`: margins, or bytes if it is large.
 
     Margins are `p - u` with `u` from [0, 1): positive with probability `p`, and never
-    where `p = 0`. Inductor stores bytes twice as fast as bools."""
+    where `p = 0`. Inductor stores bytes twice as fast as bools.
+    """
     scores = scores.detach()
     if _takes_bits(scores):
         seed = torch.randint(2**63 - 1, (), generator=generator, device="cpu")
@@ -36,13 +39,13 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
             return _draw_by_bits(scores, seed)
         # one operation to compilers and transforms, whichever steps it takes
         return cast(Tensor, _draw_operation(scores, seed))
-    p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+    p = torch.sigmoid(scores.to(at_least_float32(scores.dtype)))
     u = _uniform(scores, p.dtype, generator)
     return p.sub_(u) if is_plain(p, u) else p - u
 
 
 def _takes_bits(scores: Tensor) -> bool:
-    """Whether it is a large tensor on the CPU, under whichever transform."""
+    """Whether it is a large tensor on the CPU, under any transform."""
     return (
         scores.numel() > SMALL
         and scores.device.type == "cpu"
@@ -51,9 +54,8 @@ def _takes_bits(scores: Tensor) -> bool:
 
 
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Draw from the open interval (0, 1), shaped like the scores: in float32, or float64
-    for scores in it."""
-    dtype = torch.promote_types(scores.dtype, torch.float32)
+    """Draw from the open interval (0, 1), shaped like the scores, at least float32."""
+    dtype = at_least_float32(scores.dtype)
     # PyTorch's own numbers are from [0, 1)
     u = _uniform(scores, dtype, generator)
     return u.clamp(min=torch.finfo(dtype).eps / 4)
@@ -71,16 +73,18 @@ def _uniform(
     )
 
 
-class _Start(int, ISeedSequence):
-    """All that a bit generator starts from: numpy's own hash of a seed takes longer than
-    a small mask."""
+class _RawSeed(int, ISeedSequence):
+    """Start a bit generator from the seed as it is.
+
+    numpy's own hash of a seed takes longer than a small mask.
+    """
 
     def generate_state(self, n_words: int, dtype: Any = np.uint32) -> Any:
         return np.full(n_words, self, dtype)
 
 
 def _draw_by_bits(scores: Tensor, seed: Tensor) -> Tensor:
-    """Draw a mask as bytes, on a CPU: few random bits, because these take the time.
+    """Draw a mask as bytes, on a CPU, from few random bits: they take most of the time.
 
     A generated word of 64 bits has four numbers of 15 bits, the sign bit of each int16
     cleared so that none is negative:
@@ -90,12 +94,14 @@ def _draw_by_bits(scores: Tensor, seed: Tensor) -> Tensor:
 
     Entry i is kept if its 30-bit number `high_i / 2^15 + high_{i+1} / 2^30` is below p.
     The lower half is its neighbour's number, which decides once in 2^15 entries: the
-    covariance of neighbours is at most 2^-15 p (1 - p)."""
-    generator = SFC64(cast(Any, _Start(seed)))  # numpy's types know only its own
+    covariance of neighbours is at most 2^-15 p (1 - p).
+    """
+    # numpy's types know only its own seeds
+    generator = SFC64(cast(Any, _RawSeed(seed)))
 
     @chunkwise
     def draw(scores: Tensor, out: Out) -> Tensor:
-        p = torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+        p = torch.sigmoid(scores.to(at_least_float32(scores.dtype)))
         words = generator.random_raw(p.numel() // 4 + 1)
         words &= np.uint64(0x7FFF_7FFF_7FFF_7FFF)
         numbers = torch.from_numpy(words.view(np.int16))
@@ -121,10 +127,13 @@ def _(scores: Tensor, seed: Tensor) -> Tensor:
 
 @_draw_operation.register_vmap
 def _(info: Any, in_dims: Any, scores: Tensor, seed: Tensor) -> tuple[Tensor, int]:
-    """Draw for each entry of the batch: the seed has a batch with `randomness="different"`
-    and none with "same"."""
+    """Draw for each entry of the batch.
+
+    The seed has a batch with `randomness="different"`, and no batch with "same".
+    """
     parts = (
         [tensor] * info.batch_size if dim is None else tensor.unbind(dim)
         for tensor, dim in zip((scores, seed), in_dims, strict=True)
     )
-    return torch.stack([*map(_draw_operation, *parts)]), 0
+    masks = torch.stack([*map(_draw_operation, *parts)])
+    return masks, 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_unseen
+from masktorch._kernels.dtypes import at_least_float32
 
 # The backward of `threshold` selects by a comparison in one vectorized pass. `where`
 # takes a pass more for its condition and is many times slower on a CPU.
@@ -59,7 +60,7 @@ def apply_test(test: Callable[[Any], Any], values: Tensor, out: Out = None) -> T
     """Apply an elementwise test, on a CPU by numpy: it compares many times faster."""
     if not by_numpy(values):
         return cast(Tensor, test(values))
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    wide = values.to(at_least_float32(values.dtype))
     # `numpy()` would forbid FSDP2 to free the storage
     found = torch.from_numpy(np.asarray(test(np.from_dlpack(wide))))
     result = torch.empty_like(values, dtype=torch.bool) if out is None else out

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from masktorch._kernels import chunked
 from masktorch._kernels.chunked import is_plain, is_unseen
+from masktorch._kernels.dtypes import at_least_float32
 
 Values = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -334,7 +335,7 @@ def _chunks(
 
 def _few_values(tensor: Tensor, absolute: bool) -> Values:
     """The values of a CPU tensor in row-major order, in a dtype that numpy has."""
-    wide = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    wide = tensor.to(at_least_float32(tensor.dtype))
     values = wide.abs().numpy() if absolute else _array(wide)
     return cast(Values, values.reshape(-1))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from masktorch._kernels.chunked import by_numpy
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._kernels.selecting import as_number
 
 # Up to here m(m - 1)/2 vectorised comparisons take less time than a partition per group
@@ -49,7 +50,7 @@ def _largest_of_rows(rows: Tensor, n: int) -> Tensor:
         return torch.ones_like(rows, dtype=torch.bool)
     if not by_numpy(rows):
         return _largest_by_sorting(rows, n)
-    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    wide = rows.to(at_least_float32(rows.dtype))
     values: Any = np.from_dlpack(wide)
     values = values.reshape(-1, rows.shape[-1])
     return torch.from_numpy(_largest_by_partition(values, n)).view(rows.shape)

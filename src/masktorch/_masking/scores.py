@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import TypeIs
 
 from masktorch._checks import check_takes
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._methods import protocol
 from masktorch._methods.protocol import Estimator
 
@@ -21,7 +22,7 @@ def scores_dtype(weight: Tensor) -> torch.dtype:
 
     In bfloat16 a score of 1.0 cannot move by 1e-3, so no mask would learn.
     """
-    return torch.promote_types(weight.dtype, torch.float32)
+    return at_least_float32(weight.dtype)
 
 
 def initial_scores(

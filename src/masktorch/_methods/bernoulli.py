@@ -13,8 +13,8 @@ from typing_extensions import override
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.random import drawn_mask
 from masktorch._kernels.selecting import select
+from masktorch._methods.rules import logistic_rule
 from masktorch._methods.score_threshold import ProbabilityEstimator
-from masktorch._methods.threshold import logistic_rule
 
 
 def bernoulli(

@@ -14,9 +14,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from masktorch._checks import is_whole_number
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._kernels.selecting import select
 from masktorch._methods import protocol
-from masktorch._methods.built_in import BuiltIn, times, widened
+from masktorch._methods.built_in import BuiltIn, times
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import whole
 
@@ -91,7 +92,7 @@ class Blocks(BuiltIn):
         """
         within = self._within_blocks(tensor)
         means = self._tiles(tensor).mean(within, keepdim=True, dtype=torch.float64)
-        return means.squeeze((ROWS, COLUMNS)).to(widened(tensor.dtype))
+        return means.squeeze((ROWS, COLUMNS)).to(at_least_float32(tensor.dtype))
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:

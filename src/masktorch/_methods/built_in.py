@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from masktorch._checks import check_number
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._kernels.selecting import select
 
 PACKAGE = __name__.partition(".")[0]
@@ -59,7 +60,7 @@ class BuiltIn(ABC):
 
     @abstractmethod
     def init(self, weight: Tensor) -> Tensor:
-        """Return the scores to start from, in the dtype of `widened(weight.dtype)`."""
+        """Return the scores to start from, in `at_least_float32(weight.dtype)`."""
 
     @abstractmethod
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
@@ -82,15 +83,9 @@ class BuiltIn(ABC):
         return select(self.mode(scores), weight)
 
 
-def widened(dtype: torch.dtype) -> torch.dtype:
-    """The dtype of scores over a weight of this dtype, and of their arithmetic: float32
-    over 16 bits, where 1 - p would be 0 and a small step would be lost."""
-    return torch.promote_types(dtype, torch.float32)
-
-
 def wide(tensor: Tensor, scores: Tensor) -> Tensor:
     """Convert to the dtype in which the gradient of these scores is computed."""
-    return tensor.to(widened(scores.dtype))
+    return tensor.to(at_least_float32(scores.dtype))
 
 
 def times(weight: Tensor | None, mask: Tensor) -> Tensor:

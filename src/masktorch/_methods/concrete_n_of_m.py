@@ -13,8 +13,9 @@ from torch import Generator, Tensor
 from typing_extensions import override
 
 from masktorch._checks import check_flag, check_n_of_m, check_number
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._kernels.random import uniform_like
-from masktorch._methods.built_in import BuiltIn, times, wide, widened
+from masktorch._methods.built_in import BuiltIn, times, wide
 from masktorch._methods.concrete import straight_through
 from masktorch._methods.n_of_m import group_length, grouped
 from masktorch._sharding import whole
@@ -181,7 +182,7 @@ class ConcreteNOfM(BuiltIn):
         group_length(tuple(weight.shape), self.n, self.m)
         rows, inputs, *kernel = weight.shape
         shape = (rows, inputs // self.m, *kernel, math.comb(self.m, self.n))
-        scores = weight.new_empty(shape, dtype=widened(weight.dtype))
+        scores = weight.new_empty(shape, dtype=at_least_float32(weight.dtype))
         return scores.normal_(0.0, SPREAD)
 
     @override

@@ -14,7 +14,8 @@ from masktorch._kernels import chunked
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.selecting import select
 from masktorch._kernels.top_k_rows import largest_of_groups
-from masktorch._methods.ranked import Ranked, straight_rule
+from masktorch._methods.ranked import Ranked
+from masktorch._methods.rules import straight_rule
 from masktorch._sharding import whole
 
 

@@ -1,7 +1,7 @@
 """Piggyback: a threshold on the score itself.
 
-Source: Mallya et al., "Piggyback: Adapting a Single Network to Multiple Tasks by Learning
-to Mask Weights" (arXiv 1801.06519).
+Source: Mallya et al., "Piggyback: Adapting a Single Network to Multiple Tasks by
+Learning to Mask Weights" (arXiv 1801.06519).
 """
 
 from dataclasses import dataclass
@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from masktorch._kernels.chunked import Out, chunkwise
-from masktorch._methods.built_in import wide
+from masktorch._methods.rules import identity_rule
 from masktorch._methods.score_threshold import Thresholded, masked_above
 
 LARGEST = torch.finfo(torch.float32).max
@@ -38,14 +37,6 @@ def piggyback(
         tensor([0., 1.])
     """
     return masked_above(threshold, scores, weight, identity_rule)
-
-
-@chunkwise
-def identity_rule(
-    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
-) -> Tensor:
-    """`dL/ds = g`, with `g = grad * weight`."""
-    return torch.mul(wide(grad, scores), weight, out=out).to(scores.dtype)
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from masktorch._kernels.autograd import Rule
-from masktorch._kernels.chunked import Out, chunkwise
-from masktorch._methods.built_in import BuiltIn, wide, widened
-from masktorch._methods.piggyback import identity_rule
+from masktorch._kernels.dtypes import at_least_float32
+from masktorch._methods.built_in import BuiltIn
 from masktorch._sharding import whole
 
 
@@ -34,12 +32,13 @@ class Ranked(BuiltIn):
         fan_in = max(math.prod(weight.shape[1:] or weight.shape), 1)
         bound = 1 / math.sqrt(fan_in)
         scores = torch.empty_like(
-            weight, dtype=widened(weight.dtype), requires_grad=False
+            weight, dtype=at_least_float32(weight.dtype), requires_grad=False
         )
         return scores.uniform_(-bound, bound)
 
     def expected(self, scores: Tensor) -> Tensor:
-        return self(scores.detach())  # a constant: the count does not depend on them
+        # a constant: how many are kept does not depend on the scores
+        return self(scores.detach())
 
     @override
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
@@ -53,6 +52,8 @@ class Ranked(BuiltIn):
             return scores
         values = self._groups(scores).clone()
         rising, falling = keep & ~now, now & ~keep
+        # A bool mask indexes in row-major order, and every group has as many rising as
+        # falling entries. So the i-th of each lie in one group.
         values[rising], values[falling] = values[falling], values[rising]
         self._break_ties(values, keep)
         return self._ungroup(values, scores)
@@ -70,8 +71,10 @@ class Ranked(BuiltIn):
         )
 
     def _break_ties(self, values: Tensor, keep: Tensor) -> None:
-        """Raise the kept values that do not exceed every masked one by a rounding step,
-        in place."""
+        """Raise the kept values that do not exceed every masked one, in place.
+
+        They move by one rounding step.
+        """
         sizes = values.abs() if self.absolute else values
         largest_masked = sizes.masked_fill(keep, -math.inf).amax(1, keepdim=True)
         tied = keep & (sizes <= largest_masked)
@@ -86,21 +89,3 @@ class Ranked(BuiltIn):
         flat = like.new_empty(like.numel())
         flat[self._groups(index).flatten()] = values.flatten()
         return torch.empty_like(like).copy_(flat.view(like.shape))
-
-
-def straight_rule(absolute: bool) -> Rule:
-    """The gradient of edge-popup, or of movement pruning."""
-    return magnitude_rule if absolute else identity_rule
-
-
-@chunkwise
-def magnitude_rule(
-    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
-) -> Tensor:
-    """`dL/ds = g * sign(s)`, with `g = grad * weight` and `sign(0) = 1`.
-
-    `g` is the gradient of `|s|`. With PyTorch's `sign(0) = 0` a score of 0 would be dead.
-    """
-    g = torch.mul(wide(grad, scores), weight, out=out)
-    sign = scores.detach().sign().add_(0.5).sign_()
-    return g.mul_(sign).to(scores.dtype)

@@ -10,8 +10,9 @@ from typing_extensions import override
 from masktorch._checks import check_number
 from masktorch._kernels.autograd import Rule, masked
 from masktorch._kernels.chunked import Out, chunkwise
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._kernels.selecting import apply_test, rounded_down, select_above
-from masktorch._methods.built_in import BuiltIn, widened
+from masktorch._methods.built_in import BuiltIn
 
 
 class Thresholded(BuiltIn):
@@ -28,7 +29,7 @@ class Thresholded(BuiltIn):
 
     @override
     def init(self, weight: Tensor) -> Tensor:
-        dtype = widened(weight.dtype)
+        dtype = at_least_float32(weight.dtype)
         start = min(self.at + self._distance(self.start), torch.finfo(dtype).max)
         return torch.full_like(weight, start, dtype=dtype)
 

@@ -7,12 +7,10 @@ threshold on the raw score; its author's code applies it to `sigma(score)`, as h
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
-from masktorch._kernels.chunked import Out, chunkwise
-from masktorch._methods.built_in import wide
+from masktorch._methods.rules import logistic_rule
 from masktorch._methods.score_threshold import ProbabilityEstimator, logit, masked_above
 
 
@@ -21,8 +19,8 @@ def threshold(
 ) -> Tensor:
     """Keep the entries with `sigma(s) > tau`, straight-through.
 
-    Forward `m = 1[sigma(s) > tau]`; backward `dL/ds = g * sigma(s) * (1 - sigma(s))`. A
-    score exactly at the threshold is masked; NaN is kept.
+    Forward `m = 1[sigma(s) > tau]`; backward `dL/ds = g * sigma(s) * (1 - sigma(s))`.
+    A score exactly at the threshold is masked; NaN is kept.
 
     Args:
         scores: floating point, any shape.
@@ -40,17 +38,6 @@ def threshold(
         tensor([0., 0., 1.])
     """
     return masked_above(logit(tau), scores, weight, logistic_rule)
-
-
-@chunkwise
-def logistic_rule(
-    scores: Tensor, weight: Tensor, read: Tensor, grad: Tensor, out: Out
-) -> Tensor:
-    """`dL/ds = g * sigma(s) * (1 - sigma(s))`, with `g = grad * weight`."""
-    p = torch.sigmoid(wide(scores, scores))
-    slope = torch.ops.aten.sigmoid_backward(wide(grad, scores), p)
-    product = slope.mul_(weight) if out is None else torch.mul(slope, weight, out=out)
-    return product.to(scores.dtype)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from masktorch._kernels import top_k
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.selecting import select
 from masktorch._kernels.top_k import count
-from masktorch._methods.ranked import Ranked, straight_rule
+from masktorch._methods.ranked import Ranked
+from masktorch._methods.rules import straight_rule
 from masktorch._sharding import whole
 
 
@@ -30,10 +31,10 @@ def topk(
 ) -> Tensor:
     """Keep the largest scores.
 
-    Forward `m = 1` at the `k = max(1, floor(density * n + 1/2))` largest `|s|` of the `n`
-    entries; backward `dL/ds = g * sign(s)` with `sign(0) = 1`. With `absolute=False` the
-    `k` largest `s`, and `dL/ds = g`. Ties go to the lower row-major index; -0.0 equals
-    0.0; NaN ranks largest.
+    Forward `m = 1` at the `k = max(1, floor(density * n + 1/2))` largest `|s|` of the
+    `n` entries; backward `dL/ds = g * sign(s)` with `sign(0) = 1`. With `absolute=False`
+    the `k` largest `s`, and `dL/ds = g`. Ties go to the lower row-major index; -0.0
+    equals 0.0; NaN ranks largest.
 
     Args:
         scores: floating point, any shape.
@@ -54,29 +55,29 @@ def topk(
     check_flag("topk()", "absolute", absolute)
     if not isinstance(density, Tensor):
         check_density(density, "topk()")
-    kept = keeps_largest(scores, density, absolute=absolute)
+    kept = topk_mask(scores, density, absolute=absolute)
     return masked(scores, weight, kept, select, straight_rule(absolute))
 
 
-def keeps_largest(
+def topk_mask(
     scores: Tensor, density: float | Tensor, *, absolute: bool = True
 ) -> Tensor:
     """Return the mask of `topk`, bool, of the scores' shape."""
-    return whole(lambda s: _largest(s, density, absolute), scores.detach())
+    return whole(lambda s: _select_or_trace(s, density, absolute), scores.detach())
 
 
-def _largest(values: Tensor, density: float | Tensor, absolute: bool) -> Tensor:
+def _select_or_trace(values: Tensor, density: float | Tensor, absolute: bool) -> Tensor:
     """Select now, or add one operation to a graph.
 
     To a compiler the density is a tensor, so that another density is not another graph.
     """
     if not torch.compiler.is_compiling():
-        return _select(values, float(density), absolute)
+        return _select_now(values, float(density), absolute)
     number = density * torch.ones((), dtype=torch.float64, device="cpu")
     return cast(Tensor, _operation(values, number, absolute))
 
 
-def _select(values: Tensor, density: float, absolute: bool) -> Tensor:
+def _select_now(values: Tensor, density: float, absolute: bool) -> Tensor:
     k = count(density, values.numel())
     return top_k.largest_of([values], k, absolute=absolute)[0]
 
@@ -84,7 +85,7 @@ def _select(values: Tensor, density: float, absolute: bool) -> Tensor:
 @torch.library.custom_op("masktorch::largest", mutates_args=())
 def _operation(values: Tensor, density: Tensor, absolute: bool) -> Tensor:
     kept = torch.empty_like(values, dtype=torch.bool)
-    return kept.copy_(_select(values, float(density), absolute))
+    return kept.copy_(_select_now(values, float(density), absolute))
 
 
 @_operation.register_fake
@@ -120,7 +121,7 @@ class TopK(Ranked):
     density: float = 0.5
     absolute: bool = field(default=True, kw_only=True)
     # The density as an input of compiled code; derived, so no part of the value.
-    _number: ClassVar[Tensor]
+    _density_tensor: ClassVar[Tensor]
 
     @override
     def __post_init__(self) -> None:
@@ -128,23 +129,27 @@ class TopK(Ranked):
         check_flag("TopK", "absolute", self.absolute)
         number = torch.tensor(self.density, dtype=torch.float64, device="cpu")
         object.__setattr__(self, "density", float(self.density))
-        object.__setattr__(self, "_number", number)
+        object.__setattr__(self, "_density_tensor", number)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: value for k, value in self.__dict__.items() if k != "_number"}
+        return {
+            k: value for k, value in self.__dict__.items() if k != "_density_tensor"
+        }
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return topk(scores, self._share(), absolute=self.absolute, weight=weight)
+        return topk(
+            scores, self._density_for_compiler(), absolute=self.absolute, weight=weight
+        )
 
     @override
     def mode(self, scores: Tensor) -> Tensor:
-        return keeps_largest(scores, self._share(), absolute=self.absolute)
+        return topk_mask(scores, self._density_for_compiler(), absolute=self.absolute)
 
-    def _share(self) -> float | Tensor:
-        """The density, as an input of what Dynamo compiles."""
+    def _density_for_compiler(self) -> float | Tensor:
+        """Return the density, as a tensor if Dynamo compiles: then it is an input."""
         dynamo = torch.compiler.is_dynamo_compiling()
-        return self._number if dynamo else self.density
+        return self._density_tensor if dynamo else self.density
 
     @override
     def _groups(self, tensor: Tensor) -> Tensor:
