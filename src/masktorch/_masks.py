@@ -66,11 +66,10 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
         >>> model.parametrizations.weight.scores.data
         tensor([[ 1., -1.]])
     """
-    found = (
-        masked_tensors(model, "set_masks")
-        if masks == {}
-        else find_masks(model, "set_masks")
-    )
+    if masks == {}:
+        found = masked_tensors(model, "set_masks")  # no masks for a plain model: raise
+    else:
+        found = find_masks(model, "set_masks")
     if not found:
         return put_fixed_masks(model, masks, rescale=False, caller="set_masks")
     return change_masks(model, found, masks)

@@ -249,10 +249,11 @@ def _agreed(
         if other is None and f"{prefix}{place.name}" not in state_dict:
             continue
         if other is None or not _are_equal(own, other):
+            found = "no" if other is None else "another"
             raise ValueError(
                 f"{CALLER}() found one mask of {masked[0]!r} in the state dict and "
-                f"{'no' if other is None else 'another'} mask of {place.name!r}, but "
-                "here the two are tied. Match each module on its own, with its prefix."
+                f"{found} mask of {place.name!r}, but here the two are tied. Match "
+                "each module on its own, with its prefix."
             )
     return own
 
@@ -350,15 +351,16 @@ def _put_masks(model: nn.Module, matches: Iterable[_Match]) -> None:
     }
     changed: dict[nn.Module, dict[str, Mask]] = {}
     for module in model.modules():
-        masks = {  # in the order of the parameters, as wrap puts them
+        # In the order of the parameters, as wrap puts them.
+        masks = {
             attribute: wanted[module, attribute]
             for attribute in module._parameters
             if (module, attribute) in wanted
         }
         if masks != attached(module):
             changed[module] = masks
-    for module, masks in changed.items():  # a class that can't be subclassed raises
-        if masks:
+    for module, masks in changed.items():
+        if masks:  # a class that can't be subclassed raises before anything changes
             masked_class(original_class(module), frozenset(masks))
     for module, masks in changed.items():
         if attached(module):

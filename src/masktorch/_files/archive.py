@@ -38,7 +38,9 @@ _LEFT_OUT: dict[int, dict[str, Any]] = {
 }
 
 _ARRAYS = ("header.npy", "masks.npy", "digest.npy")
-_ZIP_START, _ZIP_END, _ZIP_END_SIZE = b"PK\x03\x04", b"PK\x05\x06", 22
+_ZIP_START = b"PK\x03\x04"
+_ZIP_END = b"PK\x05\x06"  # begins the record that ends an archive
+_ZIP_END_SIZE = 22  # bytes of that record, without a comment
 _NPY_SIZE = slice(8, 10)  # of the rest of an npy header, little-endian
 
 _PIECE = 2**20  # bytes read from a stream at a time
@@ -47,9 +49,10 @@ _SPARE = 2**24  # bytes that a file may have besides those of its masks
 # A reader inflates an array to at most this many bytes more than the whole file has, so
 # a header of that size may be deflated. Codes are as good as random, except where small
 # masks resemble each other.
-_INFLATED = 2**20
-_DEFLATED_CODES = 2**16
+_MAX_EXTRA_INFLATED = 2**20
+_MAX_CODES_TO_DEFLATE = 2**16
 
+_LONGEST_DTYPE = 49  # characters of the name of a dtype
 _MOST_DIMENSIONS = 64  # of a numpy array
 _LARGEST = 2**63 - 1  # number in a header
 
@@ -110,7 +113,8 @@ def _is_flag(value: Any) -> bool:
 
 
 def _is_dtype(value: Any) -> bool:
-    return isinstance(value, str) and value.isidentifier() and len(value) < 50
+    is_name = isinstance(value, str) and value.isidentifier()
+    return is_name and len(value) <= _LONGEST_DTYPE
 
 
 def _is_fingerprint(value: Any) -> bool:
@@ -226,8 +230,9 @@ def damaged(how: str) -> ValueError:
 def _arrays(content: bytes) -> _Arrays:
     archive = _opened(content)
     _check_names(archive.namelist())
-    starts = archive.infolist()[0].header_offset
-    if starts != 0 or content[-_ZIP_END_SIZE:].find(_ZIP_END) != 0:
+    first_entry_offset = archive.infolist()[0].header_offset
+    ends_with_archive = content[-_ZIP_END_SIZE:].startswith(_ZIP_END)
+    if first_entry_offset != 0 or not ends_with_archive:
         raise damaged("it has other bytes before or after it")
     return _Arrays(*(_array(archive, name, len(content)) for name in _ARRAYS))
 
@@ -266,7 +271,7 @@ def _array(archive: zipfile.ZipFile, name: str, file_size: int) -> memoryview:
     entry = archive.getinfo(name)
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise damaged(f"{name!r} is compressed by another method than deflate")
-    if entry.file_size > file_size + _INFLATED:
+    if entry.file_size > file_size + _MAX_EXTRA_INFLATED:
         raise damaged(f"{name!r} claims to have {entry.file_size} bytes")
     try:
         npy = archive.open(entry).read(entry.file_size)
@@ -395,6 +400,7 @@ def _archived(masks: list[StoredMask]) -> bytes:
     header = {
         "format": _FORMAT,
         "version": _VERSION,
+        # The top floor cannot be imported from here.
         "masktorch": sys.modules["masktorch"].__version__,
         "tensors": [
             {field: getattr(mask, field) for field in _CHECKS} for mask in masks
@@ -403,7 +409,7 @@ def _archived(masks: list[StoredMask]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     codes = b"".join(mask.code for mask in masks)
     digest = hashlib.sha256(text + codes).digest()
-    most_deflated = (_INFLATED, _DEFLATED_CODES, len(digest))
+    most_deflated = (_MAX_EXTRA_INFLATED, _MAX_CODES_TO_DEFLATE, len(digest))
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         for name, array, most in zip(

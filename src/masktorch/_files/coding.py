@@ -25,21 +25,19 @@ GAPS, DEFLATED_BITS, BITS = "gaps", "deflated bits", "bits"
 # A gap of g entries is the byte 255 `g // 255` times, then the byte `g % 255`.
 _PASS = 255
 
-_RARE = (
-    0.08  # share of the rarer kind below which gaps beat bits (alike from 7 to 10 %)
-)
-_VERY_RARE = (
-    0.001  # below this share most bytes of the gaps are passes, which form runs
-)
+# Share of the rarer kind below which gaps beat bits (alike from 7 to 10 %).
+_RARE = 0.08
+# Below this share most bytes of the gaps are passes, which form runs.
+_VERY_RARE = 0.001
 
-_DECODED_AT_ONCE = (
-    2**18
-)  # gaps; their positions take eight times the memory of their bytes
+# Gaps; their positions take eight times the memory of their bytes.
+_DECODED_AT_ONCE = 2**18
 
 _FAST, _THOROUGH = 1, 6  # levels of deflate
 
 _SHORT = 200  # bytes; a code this short is not worth a search for a shorter one
 _SAMPLE = 2**13  # bytes that estimate how often each byte value occurs
+_UNSEEN = 0.5  # occurrences assumed of a value that is not in the sample
 _INCOMPRESSIBLE = 7.95  # bits of information in a byte; Huffman codes would save 0.5 %
 
 # Runs, and densities that differ from place to place, leave less information in the
@@ -71,32 +69,52 @@ def encode(mask: Bools) -> Coded:
     rare = min(kept, mask.size - kept)
     bits = np.packbits(mask).tobytes()
     if rare < _RARE * mask.size:
-        kept_is_rare = 2 * kept <= mask.size
-        coding, content = GAPS, _gaps(mask if kept_is_rare else ~mask)
+        rare_entries = mask if _kept_is_rare(kept, mask.size) else ~mask
+        coding, content = GAPS, _gaps(rare_entries)
     else:
         coding, content = DEFLATED_BITS, bits
 
     information = _information(content)
-
-    codes = [Coded(BITS, bits)]
-    if information.average < _INCOMPRESSIBLE:
-        codes.append(Coded(coding, _deflate(content, zlib.Z_HUFFMAN_ONLY)))
-    if rare < _VERY_RARE * mask.size:
-        codes.append(Coded(coding, _deflate(content, zlib.Z_RLE)))
-    shortest = _shortest(codes)
+    has_runs = rare < _VERY_RARE * mask.size
+    shortest = _shortest(
+        [
+            Coded(BITS, bits),
+            *_quick_codes(coding, content, information, has_runs=has_runs),
+        ]
+    )
     if len(shortest.code) <= _SHORT:
         return shortest
 
     independent = mask.size * _entropy(rare / mask.size)
     if _is_structured(content, information, independent):
-        codes = [
-            shortest,
-            Coded(coding, _deflate(content, zlib.Z_RLE)),
-            Coded(coding, _deflate(content, zlib.Z_DEFAULT_STRATEGY, _THOROUGH)),
-            Coded(DEFLATED_BITS, _deflate(bits, zlib.Z_DEFAULT_STRATEGY, _THOROUGH)),
-        ]
-        shortest = _shortest(codes)
+        return _shortest([shortest, *_searched_codes(coding, content, bits)])
     return shortest
+
+
+def _quick_codes(
+    coding: str, content: bytes, information: "_Information", *, has_runs: bool
+) -> list[Coded]:
+    """Deflate without a search for copies."""
+    codes = []
+    if information.average < _INCOMPRESSIBLE:
+        codes.append(Coded(coding, _deflate(content, zlib.Z_HUFFMAN_ONLY)))
+    if has_runs:
+        codes.append(Coded(coding, _deflate(content, zlib.Z_RLE)))
+    return codes
+
+
+def _searched_codes(coding: str, content: bytes, bits: bytes) -> list[Coded]:
+    """Deflate with a search for copies, near ones or all."""
+    return [
+        Coded(coding, _deflate(content, zlib.Z_RLE)),
+        Coded(coding, _deflate(content, zlib.Z_DEFAULT_STRATEGY, _THOROUGH)),
+        Coded(DEFLATED_BITS, _deflate(bits, zlib.Z_DEFAULT_STRATEGY, _THOROUGH)),
+    ]
+
+
+def _kept_is_rare(kept: int, size: int) -> bool:
+    """Whether gaps lie between the kept entries, not between the masked ones."""
+    return 2 * kept <= size
 
 
 def decode(coding: str, code: bytes | memoryview, kept: int, size: int) -> Bools:
@@ -164,7 +182,7 @@ def _gaps(rare: Bools) -> bytes:
 
 
 def _decode_gaps(code: bytes | memoryview, kept: int, size: int) -> Bools:
-    kept_is_rare = 2 * kept <= size
+    kept_is_rare = _kept_is_rare(kept, size)
     content = _inflate(code, min(kept, size - kept) + size // _PASS)
     mask = np.full(size, not kept_is_rare)
     last = -1  # position of the entry up to which gaps have been decoded
@@ -214,11 +232,13 @@ class _Information(NamedTuple):
 
 def _information(content: bytes) -> _Information:
     """Estimate the information from a sample of the bytes."""
-    sample = np.frombuffer(content, np.uint8)[:: len(content) // _SAMPLE | 1]
+    # Odd, so that it shares no factor with rows of 2**n bytes and meets all columns.
+    stride = (len(content) // _SAMPLE) | 1
+    sample = np.frombuffer(content, np.uint8)[::stride]
     if sample.size == 0:
         return _Information(np.zeros(256), 0.0)
     counts = np.bincount(sample, minlength=256)
-    values = -np.log2(np.maximum(counts, 0.5) / sample.size)
+    values = -np.log2(np.maximum(counts, _UNSEEN) / sample.size)
     return _Information(values, float(values @ counts) / sample.size)
 
 
@@ -244,8 +264,9 @@ def _is_structured(
     values = np.frombuffer(content, np.uint8)
     longest = min(_LONGEST_COPY, len(values) // 2)
     starts = (_PROBES * (len(values) - longest)).astype(np.int64)
-    probes = information.values[values[starts[:, None] + np.arange(longest)]]
-    lengths = 1 + np.count_nonzero(probes.cumsum(1) < _PROBE_BITS, axis=1)
+    positions = starts[:, None] + np.arange(longest)  # a row for each probe
+    so_far = information.values[values[positions]].cumsum(axis=1)
+    lengths = 1 + np.count_nonzero(so_far < _PROBE_BITS, axis=1)
     return any(
         _recurs(content, start, length, window)
         for start, length, window in zip(

@@ -282,23 +282,25 @@ def _matches(
     Raises:
         ValueError: a name is left over in the file, or a masked tensor in the model.
     """
-    by_name = {name: stored for stored in saved for name in (stored.name, *stored.tied)}
+    saved_by_name = {
+        name: stored for stored in saved for name in (stored.name, *stored.tied)
+    }
     matches, extra = [], []
     for tensor in tensors:
-        found = [by_name[name] for name in tensor.names if name in by_name]
+        found = [saved_by_name[name] for name in tensor.names if name in saved_by_name]
         if found:
             matches.append(_Match(tensor, found))
         elif wrapped:
             extra.append(tensor.names[0])
     known = {name for tensor in tensors for name in tensor.names}
-    missing = [name for name in by_name if name not in known]
+    missing = [name for name in saved_by_name if name not in known]
     if missing or extra:
+        kind = "masked tensors" if wrapped else "parameters"
+        advice = _prefix_advice(saved_by_name.keys(), known) or _names_advice(wrapped)
         raise ValueError(
-            f"expected the names of its "
-            f"{'masked tensors' if wrapped else 'parameters'}, found {len(missing)} in "
-            f"the file only {short(missing[:3])}, {len(extra)} masked in the model "
-            f"only {extra[:3]}. "
-            + (_prefix_advice(by_name.keys(), known) or _names_advice(wrapped))
+            f"expected the names of its {kind}, found {len(missing)} in the file only "
+            f"{short(missing[:3])}, {len(extra)} masked in the model only {extra[:3]}. "
+            f"{advice}"
         )
     return matches
 
@@ -309,28 +311,38 @@ def _prefix_advice(saved: Collection[str], known: Collection[str]) -> str | None
         return None
     first = next(iter(saved))
     for name in known:
-        if name.endswith(f".{first}"):
-            prefix = name.removesuffix(first)
-            if all(prefix + other in known for other in saved):
-                return (
-                    f"Every name in the file lacks the prefix {prefix!r}: load the "
-                    f"masks into model.get_submodule({prefix[:-1]!r})."
-                )
-        if first.endswith(f".{name}"):
-            prefix = first.removesuffix(name)
-            if all(
-                other.startswith(prefix) and other.removeprefix(prefix) in known
-                for other in saved
-            ):
-                return (
-                    f"Every name in the file has the prefix {prefix!r}, which this "
-                    f"model lacks: load the masks into the model whose {prefix[:-1]!r} "
-                    "it is. To take the prefix off, without a comparison of weights: "
-                    "masktorch.set_masks(model, {name.removeprefix"
-                    f"({prefix!r}): mask for name, mask in "
-                    "masktorch.read_masks(path).items()})."
-                )
+        lacking = _prefix_of(name, first)
+        if lacking and all(lacking + other in known for other in saved):
+            return _lacking_prefix_advice(lacking)
+        extra = _prefix_of(first, name)
+        if extra and all(
+            other.startswith(extra) and other.removeprefix(extra) in known
+            for other in saved
+        ):
+            return _extra_prefix_advice(extra)
     return None
+
+
+def _prefix_of(name: str, end: str) -> str | None:
+    """Return the prefix that turns `end` into `name`, such as "encoder.", or None."""
+    return name.removesuffix(end) if name.endswith(f".{end}") else None
+
+
+def _lacking_prefix_advice(prefix: str) -> str:
+    return (
+        f"Every name in the file lacks the prefix {prefix!r}: load the masks into "
+        f"model.get_submodule({prefix[:-1]!r})."
+    )
+
+
+def _extra_prefix_advice(prefix: str) -> str:
+    return (
+        f"Every name in the file has the prefix {prefix!r}, which this model lacks: "
+        f"load the masks into the model whose {prefix[:-1]!r} it is. To take the "
+        "prefix off, without a comparison of weights: masktorch.set_masks(model, "
+        f"{{name.removeprefix({prefix!r}): mask for name, mask in "
+        "masktorch.read_masks(path).items()})."
+    )
 
 
 def _names_advice(wrapped: bool) -> str:
@@ -394,7 +406,7 @@ def _check_weights(matches: list[_Match]) -> None:
 def _check_dtype(match: _Match) -> None:
     here = _dtype(match.tensor.parameter)
     for stored in match.saved:
-        if stored.dtype not in (here, None):  # old files have none
+        if stored.dtype is not None and stored.dtype != here:
             raise ValueError(
                 f"expected dtype {here} for {match.tensor.names[0]!r}, found "
                 f"{stored.dtype} in the file: saved over {stored.dtype}, "

@@ -28,7 +28,7 @@ class MaskedTensor(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """The first place: the one that stands for the tensor."""
+        """The first place, whose name and parameter represent the tensor."""
         return self.places[0]
 
     @property

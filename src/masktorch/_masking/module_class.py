@@ -148,7 +148,8 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             state = forward_state_of(self)
             if state is None:
                 return _reduced(self, original, names, protocol)
-            with reading_parameters(state):  # an RNN reads its weights into its state
+            # An RNN reads its weights into its state.
+            with reading_parameters(state):
                 return _reduced(self, original, names, protocol)
 
     return Masked

@@ -44,7 +44,8 @@ def initial_scores(
         TypeError, ValueError: if the estimator cannot be used on this weight, or if
             `init` is or returns something else.
     """
-    with torch.inference_mode(False):  # tensors made in inference mode never learn
+    # Tensors made in inference mode never learn.
+    with torch.inference_mode(False):
         if init is None:
             return own_scores(caller, name, estimator, weight)
         own = undrawn_scores(caller, name, estimator, weight)

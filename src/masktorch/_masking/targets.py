@@ -44,7 +44,7 @@ class PlannedTensor(NamedTuple):
 
     @property
     def place(self) -> Place:
-        """The first place: the one that stands for the tensor."""
+        """The first place, whose name and parameter represent the tensor."""
         return self.places[0]
 
     @property
@@ -286,7 +286,7 @@ def _unfit_values(parameter: Tensor) -> str | None:
 
 
 def _is_fake(kind: type[Tensor]) -> bool:
-    """Whether a class stands for tensors without values, as while exporting."""
+    """Whether tensors of a class have no values, as while exporting."""
     return issubclass(kind, torch._subclasses.FakeTensor)
 
 
