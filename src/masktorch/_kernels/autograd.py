@@ -135,7 +135,7 @@ class _MaskedUnderTransform(_Masked):
         ctx.save_for_backward(*tensors)
 
 
-# `Function.apply` re-checks transforms and the signature on each call, which doubles its
-# cost; skip to the C implementation.
+# `Function.apply` re-checks transforms and the signature on each call, which doubles
+# its cost; skip to the C implementation.
 _apply = cast(Callable[..., Tensor], super(torch.autograd.Function, _Masked).apply)
 _apply_under_transform = cast(Callable[..., Tensor], _MaskedUnderTransform.apply)

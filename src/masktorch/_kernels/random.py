@@ -1,9 +1,10 @@
 """Random masks that keep an entry with the probability `p = sigma(s)`, and noise.
 
-Small tensors, and those on accelerators, compare `p` with PyTorch's own uniform numbers.
-Large CPU tensors draw 15 bits an entry from numpy instead, four times as fast. Such a
-draw is a pure function of scores and a seed. The seed comes from `torch.randint`, which
-compilers never deduplicate, so compiled code may recompute the draw.
+Small tensors, and those on accelerators, compare `p` with PyTorch's own uniform
+numbers. Large CPU tensors draw 15 bits an entry from numpy instead, four times as fast.
+Such a draw is a pure function of scores and a seed. The seed comes from
+`torch.randint`, which compilers never deduplicate, so compiled code may recompute the
+draw.
 """
 
 from typing import Any, cast

@@ -7,8 +7,9 @@ then to the lower row-major index. All ways to select give the same mask:
 - on an accelerator one `topk` of unique keys, without waiting for the device;
 - under transforms, and in float64 on an accelerator, a stable sort.
 
-The *cut* is the largest value that is not kept. An entry is kept if it is above the cut;
-of the entries equal to the cut, its *ties*, the first ones are kept until there are k.
+The *cut* is the largest value that is not kept. An entry is kept if it is above the
+cut; of the entries equal to the cut, its *ties*, the first ones are kept until there
+are k.
 """
 
 import math
@@ -31,8 +32,9 @@ Mask = npt.NDArray[np.bool_]
 FEW = 2**12
 
 # So many entries estimate where the cut lies. Their rank misses that among all entries
-# by more than 4 * sqrt(SAMPLE) with a probability below 3e-14 (Hoeffding). They are taken
-# at a stride, so structured values may miss more often; then the bounds are widened.
+# by more than 4 * sqrt(SAMPLE) with a probability below 3e-14 (Hoeffding). They are
+# taken at a stride, so structured values may miss more often; then the bounds are
+# widened.
 SAMPLE = 2**16
 SAMPLE_MARGIN = 4
 
@@ -63,9 +65,9 @@ class PreviousCut(NamedTuple):
 
 # Learned scores move slowly, so the previous cut is near the next one; under a frozen
 # mask it is the next one. A previous cut is only a guess. A mask is returned only after
-# counting proves that it keeps k entries (see `_try_previous_cut`), so a stale or foreign
-# entry costs time and is never wrong. That covers changed values, reused memory, other
-# threads (each dict access is atomic) and clearing.
+# counting proves that it keeps k entries (see `_try_previous_cut`), so a stale or
+# foreign entry costs time and is never wrong. That covers changed values, reused
+# memory, other threads (each dict access is atomic) and clearing.
 _previous_cuts: dict[Any, PreviousCut] = {}
 # So many cuts at most.
 REMEMBERED = 1024
@@ -135,7 +137,7 @@ def _cache_key(tensors: Sequence[Tensor], k: int, absolute: bool) -> tuple[Any, 
 
 
 def _remember(key: Any, cut: "MaskAtCut", previous: PreviousCut | None) -> None:
-    """Store a cut as a guess for the next call; forget all guesses if there are many."""
+    """Store a cut as the next guess; forget all guesses if there are many."""
     if len(_previous_cuts) >= REMEMBERED:
         _previous_cuts.clear()
     drift = _drift(cut.value, previous)
@@ -225,7 +227,7 @@ def _locate_cut(
     previous: PreviousCut | None,
     mask: Mask,
 ) -> MaskAtCut:
-    """Find the cut and the mask: rank only the entries within bounds that enclose it."""
+    """Find cut and mask by ranking only the entries within bounds that enclose it."""
     for bounds in _likely_bounds(tensors, k, absolute, previous):
         inside = _entries_inside(tensors, absolute, bounds, mask)
         kept_inside = k - inside.above
@@ -363,9 +365,9 @@ def _may_have_keys(flat: Tensor) -> bool:
 def _largest_by_keys(flat: Tensor, k: int, absolute: bool) -> Tensor:
     """Rank by unique 64-bit keys, so that the CPU never waits for the device.
 
-    A key has the order of the value as int32 above the place counted from the end, so of
-    equal values the first has the largest key. Read as an integer, the bits of a float
-    rank as its magnitude does:
+    A key has the order of the value as int32 above the place counted from the end, so
+    of equal values the first has the largest key. Read as an integer, the bits of a
+    float rank as its magnitude does:
 
         sign | exponent, then fraction of |s| | place from the end
         1 bit  31 bits                          32 bits

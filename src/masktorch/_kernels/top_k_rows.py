@@ -30,7 +30,7 @@ def largest_of_groups(values: Tensor, n: int, dim: int) -> Tensor:
 
 
 def _rank_in_group(groups: Tensor) -> Tensor:
-    """Count the entries that rank above each entry; the groups lie along dimension 0."""
+    """Count the entries that rank above each entry; groups lie along dimension 0."""
     is_number = groups == groups
     rank = torch.zeros_like(groups, dtype=torch.uint8)
     for distance in range(1, len(groups)):
@@ -82,7 +82,7 @@ def _largest_by_partition(
 def _first_of_ties(
     rows: npt.NDArray[np.floating], smallest_kept: npt.NDArray[np.floating], n: int
 ) -> npt.NDArray[np.bool_]:
-    """Keep `n` in each row: what is above a value, and the first entries equal to it."""
+    """Keep `n` in each row: what is above a value, and the first of its equals."""
     is_number, is_number_kept = ~np.isnan(rows), ~np.isnan(smallest_kept)
     above = np.where(is_number, rows > smallest_kept, is_number_kept)
     equal = np.where(is_number, rows == smallest_kept, ~is_number_kept)

@@ -28,7 +28,7 @@ def bernoulli(
     Args:
         scores: floating point, any shape.
         generator: where random numbers come from; PyTorch's own by default.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Source: Zhou et al., "Deconstructing Lottery Tickets" (arXiv 1905.01067).
 

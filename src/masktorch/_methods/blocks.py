@@ -29,18 +29,18 @@ ROWS, COLUMNS = 1, 3
 class Blocks(BuiltIn):
     """Learn one score per block of entries, by any estimator.
 
-    `block=(rows, columns)` tiles dimensions 0 and 1; `None` is a whole dimension, and the
-    positions of a convolution's kernel belong together. `(1, None)` masks output
+    `block=(rows, columns)` tiles dimensions 0 and 1; `None` is a whole dimension, and
+    the positions of a convolution's kernel belong together. `(1, None)` masks output
     channels (or the experts of an `(experts, out, in)` parameter), `(None, 1)` input
     channels, `(None, head_dim)` on an attention's output projection its heads,
     `(None, None)` the whole tensor. Rows are dimension 0, which is the input of a
     ConvTranspose and of transformers' Conv1D.
 
     Forward: the inner estimator's mask, one entry per block, repeated over the block.
-    Backward: the inner estimator's rule, given the sum of `g` over the block. Scores have
-    the shape (blocks down, blocks across, 1, ...), as many dimensions as the weight;
-    the inner estimator's `init` gets the mean of `|W|` over each block. A density counts
-    blocks.
+    Backward: the inner estimator's rule, given the sum of `g` over the block. Scores
+    have the shape (blocks down, blocks across, 1, ...), as many dimensions as the
+    weight; the inner estimator's `init` gets the mean of `|W|` over each block. A
+    density counts blocks.
 
     Args:
         estimator: the inner estimator, such as `TopK(0.5)`.
@@ -68,7 +68,8 @@ class Blocks(BuiltIn):
         inner = self.estimator
         if isinstance(inner, type) or not isinstance(inner, Estimator):
             raise TypeError(
-                f"Blocks expected an estimator such as masktorch.TopK(), found {inner!r}."
+                "Blocks expected an estimator such as masktorch.TopK(), found "
+                f"{inner!r}."
             )
         object.__setattr__(self, "block", _checked_block(self.block))
 
@@ -136,8 +137,8 @@ class Blocks(BuiltIn):
         if mask.numel() and not torch.equal(some, every):
             raise ValueError(
                 f"the mask is not constant on blocks of {self.block}: "
-                f"{int((some != every).sum())} of {some.numel()} are kept in part. Give "
-                "every entry of a block the same value."
+                f"{int((some != every).sum())} of {some.numel()} are kept in part. "
+                "Give every entry of a block the same value."
             )
         return some.squeeze((ROWS, COLUMNS))
 
@@ -186,8 +187,8 @@ def _on_tiles(mask: Tensor) -> Tensor:
 def _checked_block(block: Any) -> tuple[int | None, int | None]:
     """Return `block` as a tuple, if it is (rows, columns); JSON knows lists only."""
     message = (
-        "Blocks expected block to be (rows, columns), positive ints or None for a whole "
-        f"dimension, such as (1, None) for output channels, found {block!r}."
+        "Blocks expected block to be (rows, columns), positive ints or None for a "
+        f"whole dimension, such as (1, None) for output channels, found {block!r}."
     )
     is_pair = isinstance(block, Sequence) and len(block) == 2
     if not is_pair or not all(n is None or is_whole_number(n) for n in block):

@@ -48,7 +48,7 @@ class BuiltIn(ABC):
     def _check_number(
         self, field: str, low: float = -math.inf, high: float = math.inf
     ) -> None:
-        """Check a field, and turn it into a plain float (numpy's are not plain values)."""
+        """Check a field and make it a plain float: numpy's are not plain values."""
         value = getattr(self, field)
         check_number(type(self).__name__, field, value, low, high)
         object.__setattr__(self, field, float(value))

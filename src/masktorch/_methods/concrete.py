@@ -35,7 +35,7 @@ def concrete(
         temperature: positive; towards 0 the relaxed draw becomes binary.
         hard: return a binary mask.
         generator: where random numbers come from; PyTorch's own by default.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Raises:
         ValueError: if `temperature` is not positive and finite.

@@ -45,20 +45,21 @@ def concrete_n_of_m(
     exact derivative of `y @ P`.
 
     Args:
-        scores: (rows, groups, patterns), floating point; for a convolution (out channels,
-            groups of input channels, kernel positions..., patterns). Patterns are in
-            the order of `itertools.combinations(range(m), n)`.
+        scores: (rows, groups, patterns), floating point; for a convolution (out
+            channels, groups of input channels, kernel positions..., patterns). Patterns
+            are in the order of `itertools.combinations(range(m), n)`.
         n: how many entries of a group to keep.
         m: the length of a group along dimension 1 of the mask.
         temperature: positive; towards 0 the relaxed draw becomes binary.
         scale: positive; how much the scores weigh against the noise.
         hard: return a binary mask.
         generator: where random numbers come from; PyTorch's own by default.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Raises:
         ValueError: unless `1 <= n <= m` with at most 256 patterns, `temperature` and
-            `scale` are positive, and the last dimension of `scores` has C(m, n) entries.
+            `scale` are positive, and the last dimension of `scores` has C(m, n)
+            entries.
         TypeError: if an argument is of the wrong type.
 
     Source: Fang et al. (arXiv 2409.17481).
@@ -143,17 +144,17 @@ class ConcreteNOfM(BuiltIn):
     """Learn which `n` of every `m` consecutive inputs to keep (MaskLLM).
 
     The formula is `masktorch.functional.concrete_n_of_m`: a pattern per group, drawn by
-    Gumbel-softmax from C(m, n) logits. Groups lie along dimension 1, at each position of
-    a convolution's kernel. The deterministic mask has the pattern of the largest logit.
-    Scores have shape (rows, groups, C(m, n)), for a convolution (out channels, groups
-    of input channels, kernel positions..., C(m, n)), and start at N(0, 0.01^2).
+    Gumbel-softmax from C(m, n) logits. Groups lie along dimension 1, at each position
+    of a convolution's kernel. The deterministic mask has the pattern of the largest
+    logit. Scores have shape (rows, groups, C(m, n)), for a convolution (out channels,
+    groups of input channels, kernel positions..., C(m, n)), and start at N(0, 0.01^2).
 
     Usual training: Adam, while `masktorch.set_estimator` lowers the temperature from 4
     to 0.05 and raises the scale from 100 to 500. `masktorch.set_masks` gives a prior.
 
     Raises:
-        ValueError: unless `1 <= n <= m` with at most 256 patterns, and `temperature` and
-            `scale` are positive.
+        ValueError: unless `1 <= n <= m` with at most 256 patterns, and `temperature`
+            and `scale` are positive.
         TypeError: if an argument is of the wrong type.
 
     Examples:
@@ -221,7 +222,8 @@ class ConcreteNOfM(BuiltIn):
     def _scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         """Raise the logits of the given patterns, where another one is the largest.
 
-        They lead by the spread of their group's logits: a prior that learning can change.
+        They lead by the spread of their group's logits: a prior that learning can
+        change.
         """
         given = self._given_patterns(mask)
         settled = given.gather(-1, scores.argmax(-1, keepdim=True))
@@ -234,14 +236,15 @@ class ConcreteNOfM(BuiltIn):
         return torch.where(settled, scores, raised)
 
     def _given_patterns(self, mask: Tensor) -> Tensor:
-        """Mark the pattern of each group, if the mask keeps exactly `n` of every `m`."""
+        """Mark the pattern of each group; raise unless it keeps `n` of every `m`."""
         groups = grouped(mask, self.m).movedim(2, -1)
         wrong = groups.sum(-1) != self.n
         if wrong.any():
             raise ValueError(
                 f"{self!r} keeps exactly {self.n} of every {self.m} entries along "
-                f"dimension 1, the mask {int(groups.sum(-1)[wrong][0])} of a group. Take "
-                f"NOfM({self.n}, {self.m}).mode(values) for the nearest one that does."
+                f"dimension 1, the mask {int(groups.sum(-1)[wrong][0])} of a group. "
+                f"Take NOfM({self.n}, {self.m}).mode(values) for the nearest one that "
+                "does."
             )
         kept = groups.to(torch.float32)
         return kept @ _patterns(self.n, self.m, kept).T == self.n

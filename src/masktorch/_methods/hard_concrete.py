@@ -38,7 +38,7 @@ def hard_concrete(
         beta: the temperature, positive.
         gamma, zeta: the interval that `y` is stretched to, `gamma < 0 < 1 < zeta`.
         generator: where random numbers come from; PyTorch's own by default.
-        weight: return `weight * z` in the weight's dtype, instead of `z` in the scores'.
+        weight: return `weight * z` in its dtype, instead of `z` in the scores'.
 
     Source: Louizos et al. (arXiv 1712.01312).
 
@@ -56,8 +56,8 @@ class HardConcrete(Thresholded):
     """Draw the hard concrete gates of L0 regularisation.
 
     The formula is `masktorch.functional.hard_concrete`. The deterministic mask is
-    `1[s > 0]`, where the paper evaluates with gates that may lie between 0 and 1. Scores
-    start at `logit(0.9)`. Usual training: Adam, with a penalty on
+    `1[s > 0]`, where the paper evaluates with gates that may lie between 0 and 1.
+    Scores start at `logit(0.9)`. Usual training: Adam, with a penalty on
     `masktorch.expected_density`, the mean of `sigma(s - beta * log(-gamma / zeta))`.
 
     Raises:

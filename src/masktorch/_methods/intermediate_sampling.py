@@ -1,7 +1,7 @@
 """Intermediate sampling: move a draw by one gradient step, then follow it.
 
-Source: the post "Intermediate Loss Sampling" (2019-10-14). Its code returns `-q / p`, the
-derivative by the probability, as if it were that by the score; here it is exact.
+Source: the post "Intermediate Loss Sampling" (2019-10-14). Its code returns `-q / p`,
+the derivative by the probability, as if it were that by the score; here it is exact.
 """
 
 import math
@@ -33,15 +33,15 @@ def intermediate(
     `KL((1-q, q) || (1-p, p))`, where `q` is the draw after one gradient step `x`:
     `q = 1 / (1 + x)` if `m = 1`, `q = -x / (1 - x)` if `m = 0`.
 
-    `x = alpha * g`, bounded by 1/2, with `alpha = step_size / rms(g)`. The step is relative
-    to the tensor's own gradient, because `p - m` would drown an absolute one. So
-    `dL/ds` does not scale with the loss.
+    `x = alpha * g`, bounded by 1/2, with `alpha = step_size / rms(g)`. The step is
+    relative to the tensor's own gradient, because `p - m` would drown an absolute one.
+    So `dL/ds` does not scale with the loss.
 
     Args:
         scores: floating point, any shape.
         step_size: the step on an entry whose gradient is the tensor's root mean square.
         generator: where random numbers come from; PyTorch's own by default.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Raises:
         ValueError: if `step_size` is not positive and finite.
@@ -79,7 +79,8 @@ def _step(
 
     `m - q` is `x / (1 + x)` if `m = 1`, `x / (1 - x)` if `m = 0`.
     """
-    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp(-0.5, 0.5)  # 1 +- x > 0
+    # Within these bounds, 1 + x and 1 - x are positive.
+    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp(-0.5, 0.5)
     m = as_number(drawn, alpha.dtype)
     divisor = torch.addcmul(1 - x, m, x, value=2)
     noise = torch.sigmoid(scores.to(alpha.dtype)) - m

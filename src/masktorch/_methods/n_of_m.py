@@ -40,7 +40,7 @@ def n_of_m(
         n: how many entries of a group to keep.
         m: the length of a group.
         absolute: compare magnitudes.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Raises:
         ValueError: unless `1 <= n <= m`, and `m` divides dimension 1.

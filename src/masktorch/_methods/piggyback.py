@@ -27,7 +27,7 @@ def piggyback(
     Args:
         scores: floating point, any shape.
         threshold: the score above which an entry is kept.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Source: Mallya et al. (arXiv 1801.06519).
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Estimator(Protocol):
-    """Define how a mask follows from its scores: the two methods `masktorch.wrap` needs.
+    """Define how a mask follows from its scores: what `masktorch.wrap` needs.
 
     An estimator is an immutable value. `__call__(scores)` returns the mask of training:
     floating point, differentiable by the estimator's rule. `mode(scores)` returns the
@@ -17,8 +17,8 @@ class Estimator(Protocol):
 
     An estimator may offer more, by name:
 
-    - `init`: the scores to start from, a number or a function of the weight. Without it,
-      scores have the weight's shape and start at 1.0.
+    - `init`: the scores to start from, a number or a function of the weight. Without
+      it, scores have the weight's shape and start at 1.0.
     - `scores_for(scores, mask)`: scores near `scores` whose `mode` is `mask`, which has
       the weight's shape. Without it, 1 for kept and 0 for masked entries, if scores
       have the weight's shape.

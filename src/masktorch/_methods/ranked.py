@@ -45,7 +45,7 @@ class Ranked(BuiltIn):
         return whole(self._scores_for, scores, mask)
 
     def _scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
-        """Swap scores between the entries to keep and those to mask, then break ties."""
+        """Swap scores between entries to keep and entries to mask, then break ties."""
         keep, now = self._groups(mask), self._groups(self.mode(scores))
         self._check_counts(keep, now)
         if torch.equal(keep, now):

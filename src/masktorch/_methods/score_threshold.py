@@ -104,7 +104,7 @@ def weight_where_above(at: float, scores: Tensor, weight: Tensor) -> Tensor:
 def masked_above(
     at: float, scores: Tensor, weight: Tensor | None, rule: Rule
 ) -> Tensor:
-    """Return `weight * 1[s > at]`, or that mask, with a rule for the scores' gradient."""
+    """Return `weight * 1[s > at]`, or that mask; the scores get the rule's gradient."""
     at = rounded_down(at, scores.dtype)
     # Dynamo does not accept one tensor as two inputs.
     source = scores.detach()

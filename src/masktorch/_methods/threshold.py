@@ -25,7 +25,7 @@ def threshold(
     Args:
         scores: floating point, any shape.
         tau: the probability above which an entry is kept.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Raises:
         ValueError: if `tau` is not in (0, 1).

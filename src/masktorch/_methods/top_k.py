@@ -32,15 +32,15 @@ def topk(
     """Keep the largest scores.
 
     Forward `m = 1` at the `k = max(1, floor(density * n + 1/2))` largest `|s|` of the
-    `n` entries; backward `dL/ds = g * sign(s)` with `sign(0) = 1`. With `absolute=False`
-    the `k` largest `s`, and `dL/ds = g`. Ties go to the lower row-major index; -0.0
-    equals 0.0; NaN ranks largest.
+    `n` entries; backward `dL/ds = g * sign(s)` with `sign(0) = 1`. With
+    `absolute=False` the `k` largest `s`, and `dL/ds = g`. Ties go to the lower
+    row-major index; -0.0 equals 0.0; NaN ranks largest.
 
     Args:
         scores: floating point, any shape.
         density: the share to keep; a 0-d float64 tensor is taken without a check.
         absolute: compare magnitudes.
-        weight: return `weight * m` in the weight's dtype, instead of `m` in the scores'.
+        weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
     Raises:
         ValueError: if `density` is not in (0, 1].
