@@ -355,7 +355,7 @@ def _names_advice(wrapped: bool) -> str:
 
 
 def _check_match(match: _Match) -> None:
-    """Raise unless the masks in the file fit the tensor, whatever its values."""
+    """Raise unless the masks in the file fit the tensor, apart from its values."""
     tensor = match.tensor
     _check_values("load_masks", tensor)
     name, shape = tensor.names[0], list(tensor.parameter.shape)

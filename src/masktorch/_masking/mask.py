@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from masktorch._kernels.dtypes import at_least_float32
 from masktorch._kernels.selecting import select
 from masktorch._masking.forward_state import ForwardState
 from masktorch._masking.identity import identity, register
@@ -157,7 +158,7 @@ class Mask(nn.Module):
     def _rescaled(self, masked: Tensor, mask: Tensor) -> Tensor:
         """`masked * numel / sum(m)`; unchanged where nothing is kept."""
         # The factor may overflow float16.
-        wide = torch.promote_types(masked.dtype, torch.float32)
+        wide = at_least_float32(masked.dtype)
         kept = mask.expand_as(masked).sum(dtype=wide)
         factor = masked.numel() / torch.where(kept > 0, kept, 1.0)
         return (masked.to(wide) * factor).to(masked.dtype)

@@ -89,7 +89,7 @@ def encoded(estimator: Estimator) -> Any:
 
 
 def described(estimator: Estimator) -> str:
-    """An estimator's repr in ASCII, cut, without the address that stands in some."""
+    """An estimator's repr in ASCII, cut, without the address that some contain."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", ascii(estimator))[:200]
 
 

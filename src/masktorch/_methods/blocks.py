@@ -79,7 +79,7 @@ class Blocks(BuiltIn):
 
     @override
     def init(self, weight: Tensor) -> Tensor:
-        start = getattr(self.estimator, "init", 1.0)
+        start = protocol.init(self.estimator)
         means = self.block_means(weight.abs())
         return start(means) if callable(start) else torch.full_like(means, start)
 
@@ -120,15 +120,7 @@ class Blocks(BuiltIn):
     @override
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
         blocks = whole(self._block_mask, mask)
-        if hasattr(self.estimator, "scores_for"):
-            moved: Tensor = self.estimator.scores_for(scores, blocks)
-            return moved
-        if blocks.shape != scores.shape:
-            raise ValueError(
-                f"{self.estimator!r} has no scores_for(), and scores of shape "
-                f"{tuple(scores.shape)} for a mask of {tuple(blocks.shape)} blocks."
-            )
-        return blocks.to(scores.dtype)
+        return protocol.scores_for(self.estimator, scores, blocks)
 
     def _block_mask(self, mask: Tensor) -> Tensor:
         """Return the mask of the blocks, if the mask is constant on each of them."""
