@@ -1,6 +1,7 @@
 """Damaged and foreign files: one error, at little cost, and the model unchanged."""
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -276,10 +277,10 @@ def test_sizes_claimed_by_a_file_are_not_allocated(path):
         b"(0,), }             ", b"(%d,), }" % 10**13
     )
 
-    def all_is_code(h):
-        h["tensors"] = [
-            {**t, "bytes": len(code) * (i == 0)} for i, t in enumerate(h["tensors"])
-        ]
+    def all_is_code(h, coding):
+        for number, described in enumerate(h["tensors"]):
+            described["bytes"] = len(code) if number == 0 else 0
+        h["tensors"][0]["coding"] = coding
 
     bombs = [
         zipped(header=bytes(huge), masks=b"", digest=b""),
@@ -287,7 +288,14 @@ def test_sizes_claimed_by_a_file_are_not_allocated(path):
         rewritten(content, header=row("shape", [10**15])),
         rewritten(content, header=row("bytes", 10**15)),
         rewritten(content, header=row("kept", 10**15)),
-        rewritten(content, masks=lambda _: code, header=header(all_is_code)),
+        *(
+            rewritten(
+                content,
+                masks=lambda _: code,
+                header=header(functools.partial(all_is_code, coding=coding)),
+            )
+            for coding in ("gaps", "deflated bits")
+        ),
     ]
     for damaged in bombs:
         Path(path).write_bytes(damaged)

@@ -43,10 +43,10 @@ def test_ties_go_to_the_earlier_tensor_then_to_the_lower_index():
 
 def test_each_tensor_may_have_its_own_density():
     scores = {"a": torch.arange(10.0), "b": torch.arange(4.0)}
-    masks = keep_largest(scores, {"b": 0.25, "a": 0.2})
+    masks = keep_largest(scores, {"b": 0.75, "a": 0.2})
     assert list(masks) == ["a", "b"]
     assert masks["a"].nonzero().flatten().tolist() == [8, 9]
-    assert masks["b"].nonzero().flatten().tolist() == [3]
+    assert masks["b"].nonzero().flatten().tolist() == [1, 2, 3]
 
 
 def test_empty_tensors_parameters_and_nan():
