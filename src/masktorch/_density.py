@@ -205,9 +205,11 @@ def expected_density(
     """
     masked = masked_tensors(model, "expected_density")
     costs = _costs(masked, cost)
+    largest = max(costs.values()) or 1.0  # so that a large cost overflows nothing
     kept, entries = [], 0.0
     for tensor in masked:
-        size, entry_cost = tensor.place.parameter.numel(), costs[tensor.name]
+        size = tensor.place.parameter.numel()
+        entry_cost = costs[tensor.name] / largest
         kept.append(entry_cost * _expected_count(tensor.mask.expected(), size))
         entries += entry_cost * size
     if cost is not None and entries == 0:

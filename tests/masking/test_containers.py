@@ -122,3 +122,21 @@ def test_fusing_batch_norm_into_a_rescaled_layer_is_refused():
     masktorch.set_masks(masktorch.wrap(conv, rescale=True), {"weight": keep})
     with pytest.raises(ValueError, match=r"scale once more.*unwrap"):
         fuse_conv_bn_eval(conv.eval(), norm)
+
+
+@pytest.mark.parametrize(
+    "delete",
+    [lambda d, key: d.pop(key), lambda d, key: d.__delitem__(key)],
+    ids=["pop", "del"],
+)
+def test_a_masked_item_of_a_dict_stays_and_others_go(delete):
+    module = nn.Module()
+    module.named = nn.ParameterDict({"a": torch.eye(2), "b": torch.eye(2)})
+    masktorch.wrap(module, targets=["named.a"])
+    with pytest.raises(TypeError, match=r"masktorch\.unwrap"):
+        delete(module.named, "a")
+    assert list(module.named) == ["a", "b"]
+    delete(module.named, "b")
+    assert list(module.named) == ["a"]
+    names = [name for name, _ in module.named_parameters()]
+    assert names == ["named.a", "named.parametrizations.a.scores"]

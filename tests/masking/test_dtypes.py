@@ -176,3 +176,25 @@ def test_a_forward_in_training_mode_under_inference_mode(estimator, rescale):
             assert out.shape == (2, 4)
             layer.weight = layer.weight  # what was read stands for the parameter
         assert layer(torch.ones(2, 8)).requires_grad
+
+
+def test_a_frozen_mask_of_an_own_estimator_is_the_same_under_autocast():
+    class LowRank:
+        def init(self, weight):
+            return torch.randn(2 * len(weight), 2)
+
+        def __call__(self, scores):
+            rows, columns = scores.chunk(2)
+            return torch.sigmoid(rows @ columns.T)
+
+        def mode(self, scores):
+            rows, columns = scores.chunk(2)
+            return rows @ columns.T > 0.01
+
+    torch.manual_seed(0)
+    layer = masktorch.wrap(nn.Linear(256, 256, bias=False), LowRank())
+    masks = masktorch.masks(masktorch.freeze_mask(layer))["weight"]
+    with torch.autocast("cpu", torch.bfloat16):
+        used = layer.weight != 0
+        assert torch.equal(masktorch.masks(layer)["weight"], masks)
+    assert torch.equal(used, masks)

@@ -13,6 +13,7 @@ from torch import nn
 import masktorch
 
 ROW = torch.ones(1, 8)
+WAYS_TO_COPY = [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
 
 
 def under(layer):
@@ -260,3 +261,34 @@ def test_a_class_that_says_how_it_is_copied_is_asked(how, kind):
     ):  # which does not copy its weights, masked or not
         assert torch.equal(twin.eval()(torch.eye(2)), layer.eval()(torch.eye(2)))
     assert type(masktorch.unwrap(twin)) is kind
+
+
+class CallsSuper(nn.Linear):
+    def __reduce_ex__(self, protocol):
+        return super().__reduce_ex__(protocol)
+
+
+@pytest.mark.parametrize(
+    "how", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_a_class_that_only_looks_on_is_copied(how):
+    layer = masktorch.wrap(CallsSuper(2, 2))
+    twin = how(layer)
+    assert twin.parametrizations.weight is not layer.parametrizations.weight
+    assert torch.equal(twin(torch.eye(2)), layer(torch.eye(2)))
+    assert type(masktorch.unwrap(twin)) is CallsSuper
+
+
+def test_a_first_read_in_inference_mode_leaves_the_gradient_to_the_second():
+    class Logged(nn.Linear):
+        def forward(self, x):
+            with torch.inference_mode():
+                self.norm = self.weight.norm().item()
+            return nn.functional.linear(x, self.weight, self.bias)
+
+    layer = masktorch.wrap(Logged(8, 8), masktorch.Bernoulli(), init=0.1)
+    torch.manual_seed(0)
+    layer(ROW).sum().backward()
+    assert layer.parametrizations.weight.scores.grad.any()
+    torch.manual_seed(0)
+    assert layer.norm == pytest.approx(layer.weight.norm().item())

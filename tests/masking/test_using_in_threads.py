@@ -1,6 +1,7 @@
 """`using` in threads and async tasks: each sees and removes its own masks."""
 
 import asyncio
+import contextvars
 import copy
 import threading
 import weakref
@@ -145,3 +146,28 @@ def test_checkpointing_within_a_block_sees_its_masks(layer):
     with use(layer, DIAGONAL):
         checkpoint(layer, x, use_reentrant=False).sum().backward()
     assert torch.equal(x.grad, torch.ones(4, 4))  # one weight per input and row
+
+
+def test_a_block_closed_in_a_copied_context_is_over_in_the_original(layer):
+    def block():
+        with use(layer, DIAGONAL):
+            yield kept(layer)
+
+    running = block()
+    assert next(running) == 4
+    contextvars.copy_context().run(running.close)
+    assert kept(layer) == 10
+
+
+def test_a_block_closed_by_a_task_of_its_own_is_over(layer):
+    async def block():
+        with use(layer, DIAGONAL):
+            yield
+
+    async def main():
+        running = block()
+        await anext(running)
+        await asyncio.create_task(running.aclose())
+        return kept(layer)
+
+    assert asyncio.run(main()) == 10

@@ -98,7 +98,17 @@ class Mask(nn.Module):
         return self.own_mode() if in_use is None else in_use
 
     def own_mode(self) -> Tensor:
-        """Return the deterministic mask that follows from the scores."""
+        """Return the deterministic mask that follows from the scores.
+
+        It must not depend on autocast, whose rounding may change an estimator's mask.
+        """
+        kind = self.scores.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._own_mode()
+        return self._own_mode()
+
+    def _own_mode(self) -> Tensor:
         return self._expanded(deterministic(self.estimator, self.scores, self.shape))
 
     def expected(self) -> Tensor:

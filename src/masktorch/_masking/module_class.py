@@ -10,6 +10,7 @@ All modules of one class share one subclass, so that compiled blocks are compile
 The subclass therefore keeps no state; `forward_state` keeps what belongs to a forward.
 """
 
+import copyreg
 import functools
 from typing import Any
 
@@ -135,7 +136,10 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
         def __delattr__(self, name: str) -> None:
             """Refuse what torch's register_parametrization begins with: it would go on
             to change this class, which other modules share."""
-            if name in self._parameters or name in self._buffers:
+            is_container = issubclass(original, nn.ParameterList | nn.ParameterDict)
+            if name in attached(self) or (
+                not is_container and (name in self._parameters or name in self._buffers)
+            ):
                 raise TypeError(
                     f"cannot take {name!r} from a {original.__name__} with masks. Do "
                     "that (register_parametrization, weight_norm, ...) before "
@@ -188,7 +192,15 @@ def _container_methods(original: Any) -> dict[str, Any]:
 
         return {"__getitem__": item_or_list}
     if issubclass(original, nn.ParameterDict):
+
+        def delete_unmasked(self: Any, key: str) -> None:
+            name = self._key_to_attr(key)
+            if name in attached(self):
+                delattr(self, name)  # raises, before torch forgets the key
+            original.__delitem__(self, key)
+
         return {
+            "__delitem__": delete_unmasked,
             "copy": lambda self: dict(self.items()),
             "__or__": lambda self, other: {**dict(self.items()), **dict(other.items())},
             "__ror__": lambda self, other: {
@@ -211,6 +223,8 @@ def _reduced(module: Any, original: Any, names: frozenset[str], protocol: Any) -
     if not has_own_way:
         return empty_module, (original, names), module.__getstate__()
     made_by, arguments, *rest = original.__reduce_ex__(module, protocol)
+    if made_by in (copyreg.__newobj__, copyreg._reconstructor):  # type: ignore[attr-defined]
+        return empty_module, (original, names), *rest  # its state brings the masks
     plain = tuple(
         original if argument is type(module) else argument for argument in arguments
     )

@@ -11,7 +11,7 @@ Dynamo cannot trace `ContextVar.get`, but it traces and guards the attributes of
 import contextlib
 import threading
 from collections.abc import Iterator, Mapping
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class Override:
     def __init__(self, masks: Mapping[Any, Tensor]):
         self.masks = masks
         self.is_over = False
+        self.token: Token[None] | None = None
 
 
 class InThread(threading.local):
@@ -41,6 +42,9 @@ class _Thread(threading.local):
 
 
 _entered: ContextVar[tuple[Override, ...]] = ContextVar("masktorch.using", default=())
+# Set by every override only to learn, when it is left, whether that happens in the context
+# in which it was entered: a token of another context cannot be reset.
+_entering: ContextVar[None] = ContextVar("masktorch.entering", default=None)
 _thread = _Thread()
 
 
@@ -65,6 +69,7 @@ def overriding(masks: Mapping[Any, Tensor]) -> Iterator[None]:
 
 
 def _enter(override: Override) -> None:
+    override.token = _entering.set(None)
     _entered.set((*_entered.get(), override))
     _thread.overrides.append(override)
     _update_compiled_view(override)
@@ -73,13 +78,26 @@ def _enter(override: Override) -> None:
 def _leave(override: Override) -> None:
     """Remove this override and no other: tasks may leave in any order."""
     entered = _entered.get()
-    if override in entered:
-        _entered.set(tuple(other for other in entered if other is not override))
-    else:  # entered in a context that cannot be reached from here
-        override.is_over = True
+    _entered.set(tuple(other for other in entered if other is not override))
+    if not _was_entered_here(override):
+        override.is_over = True  # in the context of its entry, which is out of reach
     if override in _thread.overrides:
         _thread.overrides.remove(override)
     _update_compiled_view(override)
+
+
+def _was_entered_here(override: Override) -> bool:
+    """Whether the current context is the one in which the override was entered.
+
+    It is another where a generator is closed by a task of its own, for instance.
+    """
+    if override.token is None:
+        return True
+    try:
+        _entering.reset(override.token)
+    except ValueError:
+        return False
+    return True
 
 
 def _update_compiled_view(changed: Override) -> None:

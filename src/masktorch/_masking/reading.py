@@ -8,6 +8,7 @@ The property of the masked class asks, in this order:
 """
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -80,7 +81,7 @@ def _read_drawn_once(reads: Reads, name: str, mask: Mask, weight: Tensor) -> Ten
     decided_by = weight, mask.scores, mask.estimator
     read = reads.drawn.get(name)
     if read is None or not _same(read.decided_by, decided_by):
-        with _grad_for_later_reads():
+        with _grad_for_later_reads(mask, weight):
             computed = _computed(mask, weight, training=True)
         read = Read(computed, version_of(computed), decided_by)
         reads.drawn[name] = read
@@ -100,7 +101,7 @@ def _read_cached(mask: Mask, weight: Tensor, training: bool) -> Tensor:
         training,
     )
     if key not in cache:
-        with _grad_for_later_reads():
+        with _grad_for_later_reads(mask, weight):
             cache[key] = _computed(mask, weight, training)
         remember(cache[key], mask, weight)
     return cast(Tensor, cache[key])
@@ -139,8 +140,14 @@ def _refuse_tracers_without_masks(module: nn.Module, name: str) -> None:
         )
 
 
-def _grad_for_later_reads() -> Any:
+@contextlib.contextmanager
+def _grad_for_later_reads(mask: Mask, weight: Tensor) -> Iterator[None]:
     """A later read of a draw may want the gradient that the first does not."""
-    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
-        return contextlib.nullcontext()
-    return torch.enable_grad()
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        with torch.enable_grad():
+            yield
+    elif mask.scores.is_inference() or weight.is_inference():
+        yield  # autograd takes no tensors that were made in inference mode
+    else:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield

@@ -13,6 +13,7 @@ did the first versions of masktorch for every estimator.
 """
 
 import dataclasses
+import enum
 import inspect
 import json
 import numbers
@@ -94,6 +95,8 @@ def described(estimator: Estimator) -> str:
 
 
 def _encoded(value: Any) -> Any:
+    if isinstance(value, enum.Enum):
+        raise TypeError(f"{value!r} is not data: JSON would make it a plain value")
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, numbers.Integral):
@@ -141,12 +144,28 @@ def _exact_float(number: Any) -> float:
 def _fields(estimator: Estimator) -> dict[str, Any]:
     """The arguments that make an equal estimator; `TypeError` if they are unknown."""
     if dataclasses.is_dataclass(estimator):
-        fields = [field for field in dataclasses.fields(estimator) if field.init]
-        return {field.name: getattr(estimator, field.name) for field in fields}
+        fields = dataclasses.fields(estimator)
+        arguments = {f.name: getattr(estimator, f.name) for f in fields if f.init}
+        if not _state_of(estimator) <= {field.name for field in fields}:
+            raise TypeError(f"{estimator!r} has attributes that are not fields")
+        derived = [field.name for field in fields if not field.init]
+        again = type(estimator)(**arguments) if derived else estimator
+        if any(getattr(again, name) != getattr(estimator, name) for name in derived):
+            raise TypeError(f"{estimator!r} has fields that its arguments do not give")
+        return arguments
     has_slots = any(getattr(kind, "__slots__", ()) for kind in type(estimator).__mro__)
     if vars(estimator) or has_slots:
         raise TypeError(f"{estimator!r} has attributes that are not dataclass fields")
     return {}
+
+
+def _state_of(estimator: Estimator) -> set[str]:
+    """The names of the attributes that a copy of an estimator would have."""
+    if "__getstate__" in dir(type(estimator)):
+        state = estimator.__getstate__()
+        if isinstance(state, dict):
+            return set(state)
+    return set(getattr(estimator, "__dict__", {}))
 
 
 def class_name(kind: type) -> str:

@@ -327,6 +327,8 @@ def _reason_against(place: Place) -> str | None:
             "it has no shape yet (a lazy module). Run one batch through the model, "
             "then wrap it"
         )
+    if place.parameter.is_meta and "_hf_hook" in vars(place.module):
+        return "accelerate has offloaded it. Wrap the model first, then offload it"
     if overlaps_itself(parameter):
         return (
             "several of its entries share one place in memory (expanded). Use its "
