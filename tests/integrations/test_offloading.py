@@ -48,13 +48,15 @@ def test_an_offloaded_model_computes_what_it_did(mask, offload, tmp_path):
     assert torch.equal(offloaded(X), expected)
 
 
-@pytest.mark.parametrize("call", ["wrap", "set_masks"])
-def test_masks_of_a_model_that_is_offloaded_are_refused(call):
+EYE = {"0.weight": torch.eye(8, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize(
+    "mask", [masktorch.wrap, lambda m: masktorch.set_masks(m, EYE)], ids=["wrap", "set"]
+)
+def test_masks_of_a_model_that_is_offloaded_are_refused(mask):
     model = nn.Sequential(nn.Linear(8, 8))
     accelerate.cpu_offload(model, "cpu")
     with pytest.raises(ValueError, match=r"'0\.weight'.*Wrap the model first"):
-        if call == "wrap":
-            masktorch.wrap(model)
-        else:
-            masktorch.set_masks(model, {"0.weight": torch.eye(8, dtype=torch.bool)})
+        mask(model)
     assert type(model[0]) is nn.Linear
