@@ -216,9 +216,11 @@ def passes(monkeypatch):
 @pytest.mark.usefixtures("large")
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("equal", [1, 3, 300], ids=["distinct", "ties", "all equal"])
+@pytest.mark.parametrize("chunk", [300, 7], ids=["whole", "chunks"])
 def test_one_pass_proves_the_mask_of_unchanged_values(
-    absolute, equal, monkeypatch, passes
+    absolute, equal, chunk, monkeypatch, passes
 ):
+    monkeypatch.setattr(chunked, "CHUNK", chunk)
     values = torch.randn(300 // equal).repeat(equal)
     mask = largest(values, 94, absolute=absolute)
     assert torch.equal(mask, by_argsort(values, 94, absolute))
