@@ -108,7 +108,7 @@ def test_the_wheel_holds_only_masktorch(built):
 
 
 @pytest.mark.slow
-def test_what_a_package_index_shows(built):
+def test_the_page_of_a_package_index(built):
     archive = zipfile.ZipFile(built[2])
     (name,) = (n for n in archive.namelist() if n.endswith("METADATA"))
     metadata = email.message_from_bytes(archive.read(name))

@@ -106,7 +106,7 @@ def test_resuming_without_wrap_otherwise_trains_an_unmasked_model(
         masktorch.masks(plain)
 
 
-def test_resuming_in_another_phase_warns_and_goes_on(tokens, tmp_path):
+def test_resuming_in_another_phase_warns_and_continues(tokens, tmp_path):
     """The page warns of this: weights inherit the optimiser's state of scores."""
     saved, other = (
         masktorch.wrap(gpt2().requires_grad_(False), targets=blocks) for _ in range(2)

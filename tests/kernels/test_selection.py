@@ -243,7 +243,7 @@ def test_one_pass_proves_the_mask_of_unchanged_values(
 @pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.usefixtures("large")
 def test_masks_stay_exact_however_values_move(dtype, absolute, monkeypatch, passes):
-    """Small steps, jumps, none, ties, and what is not a number."""
+    """Small steps, jumps, no movement, ties and NaN."""
     rng = np.random.default_rng(0)
     values = torch.tensor(rng.normal(size=3000), dtype=dtype)
     monkeypatch.setattr(top_k, "SAMPLE", 256)

@@ -31,7 +31,9 @@ def drawn_with(monkeypatch):
 @each_function
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("u", [0.0, 0.5, LARGEST])
-def test_what_is_certain_is_drawn_so_by_any_number(function, dtype, u, drawn_with):
+def test_probabilities_0_and_1_are_certain_for_any_number(
+    function, dtype, u, drawn_with
+):
     certain = torch.tensor([-torch.inf, torch.inf, torch.nan], dtype=dtype)
     assert drawn_with(function, certain, u).tolist() == [0, 1, 1]
     weight = torch.tensor([torch.nan, 2.0, 3.0], dtype=torch.bfloat16)

@@ -88,7 +88,7 @@ def test_a_weight_assigned_to_itself_changes_nothing(
         with torch.no_grad():
             parameter.mul_(2)
         layer.weight = (
-            kept  # as without masks: it is the parameter, whatever became of it
+            kept  # as without masks: it is the parameter, even if changed since
         )
     assert weight_under(layer) is parameter
     assert torch.equal(parameter, 2 * before)

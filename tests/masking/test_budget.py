@@ -239,7 +239,7 @@ def test_schedules_by_their_formulas():
 
 
 @pytest.mark.parametrize("schedule", [budget.cubic, budget.geometric])
-def test_what_schedules_refuse(schedule):
+def test_schedules_refuse_bad_arguments(schedule):
     for arguments, exception, message in (
         ((1.0, 0.1, 1.1), ValueError, "expected progress in [0, 1], found 1.1"),
         ((1.0, 0.1, -1e-9), ValueError, "found -1e-09"),

@@ -40,7 +40,7 @@ PICKS = {
 
 
 @pytest.mark.parametrize("pick", PICKS.values(), ids=PICKS)
-def test_what_a_container_hands_out_learns(pick):
+def test_parameters_read_from_a_container_learn(pick):
     plain, masked = Lists(pick), Lists(pick)
     names = ["several.0", "several.1", "several.2", "named.a", "named.b"]
     masktorch.wrap(masked, targets=names)
@@ -77,7 +77,7 @@ def test_a_parametrization_of_one_layer_never_reaches_another(name):
     one(torch.ones(1, 2)).sum().backward()
 
 
-def test_what_is_parametrized_before_wrap_stays_so():
+def test_parametrizations_made_before_wrap_stay():
     layer = Scaled()
     parametrize.register_parametrization(layer, "scale", Double())
     masktorch.wrap(layer)

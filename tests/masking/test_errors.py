@@ -36,7 +36,7 @@ def test_errors_inside_an_estimator_are_passed_on():
 
 
 class Everything(nn.Module):
-    """One of each kind of tensor that can't be masked, beside one that can."""
+    """One of each kind of tensor that cannot be masked, and one that can."""
 
     def __init__(self):
         super().__init__()

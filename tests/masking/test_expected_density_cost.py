@@ -89,7 +89,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("cost", "exception", "message"), REFUSED)
-def test_what_it_refuses(cost, exception, message):
+def test_arguments_that_are_refused(cost, exception, message):
     model, _ = wrapped(Threshold())
     with pytest.raises(exception, match=re.escape(message)):
         expected_density(model, cost=cost)

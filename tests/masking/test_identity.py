@@ -494,7 +494,7 @@ def test_a_shared_weight_under_equal_frozen_masks_is_baked():
 
 
 @pytest.mark.parametrize("change", ["rescale", "learning"])
-def test_nor_is_it_baked_under_equal_masks_that_rescale_or_learn(change):
+def test_baking_under_equal_masks_that_rescale_or_learn_is_refused(change):
     one = masktorch.wrap(nn.Linear(4, 4), rescale=change == "rescale")
     masktorch.freeze_mask(masktorch.set_masks(one, {"weight": STRIPES}))
     other = masktorch.wrap(nn.Linear(4, 4), rescale=change == "rescale")
@@ -569,7 +569,7 @@ def test_a_model_in_a_cycle_that_is_gone_masks_nothing():
         gc.enable()
 
 
-def test_what_is_kept_of_masks_that_were_taken_off_masks_nothing():
+def test_references_to_removed_masks_mask_nothing():
     model, _ = encoder_and_decoder()
     masktorch.wrap(model[0])
     kept = model[0].parametrizations, model[0].parametrizations.weight

@@ -105,6 +105,6 @@ def test_empty_tensors_parameters_and_nan():
         ({"a": torch.ones(2)}, {"a": 1, "b": 1}, ValueError, "for each of ['b']"),
     ],
 )
-def test_what_keep_largest_refuses(scores, density, exception, message):
+def test_keep_largest_refuses_bad_arguments(scores, density, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         keep_largest(scores, density)

@@ -385,7 +385,7 @@ def test_a_name_of_the_librarys_own():
     assert type(theirs[0].parametrizations.weight.estimator) is masktorch.TopK
 
 
-def test_what_has_attributes_can_not_be_restored_but_found_again():
+def test_an_estimator_with_attributes_cannot_be_restored():
     state = network(WithAttributes(0.5)).state_dict()
     message = (
         r"can't restore .* of '0.weight': .*WithAttributes\(0.5\).*Call masktorch.wrap"
@@ -520,7 +520,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("options", "exception", "message"), REFUSED)
-def test_what_it_refuses(options, exception, message):
+def test_arguments_that_are_refused(options, exception, message):
     state = Lightning(network()).state_dict()
     model = plain()
     with pytest.raises(exception, match=re.escape(message)):

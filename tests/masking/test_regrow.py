@@ -173,7 +173,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("changed", "exception", "message"), REFUSED)
-def test_what_it_refuses(changed, exception, message):
+def test_arguments_that_are_refused(changed, exception, message):
     arguments = {
         "masks": {"a": MASK},
         "drop": {"a": VALUES},

@@ -125,7 +125,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("make", "density", "exception", "message"), REFUSED)
-def test_what_set_density_refuses(make, density, exception, message):
+def test_set_density_refuses_before_anything_changes(make, density, exception, message):
     model = make()
     before = repr(model)
     with pytest.raises(exception, match=re.escape(message)):
@@ -174,7 +174,9 @@ ESTIMATORS_REFUSED = [
 @pytest.mark.parametrize(
     ("make", "estimator", "exception", "message"), ESTIMATORS_REFUSED
 )
-def test_what_set_estimator_refuses(make, estimator, exception, message):
+def test_set_estimator_refuses_before_anything_changes(
+    make, estimator, exception, message
+):
     model = make()
     before = repr(model)
     with pytest.raises(exception, match=re.escape(message)):
@@ -217,7 +219,7 @@ def test_ten_temperatures_compile_at_most_four_graphs_and_are_the_ones_set(backe
         masktorch.set_estimator(layer, Concrete(float(temperature), hard=False))
         mask = forward(torch.ones(1, 1))
         mask.sum().backward()
-        # the noise is some units beside 300, so that the mask is nearly sigma(300 / T)
+        # the noise is small compared with 300: the mask is nearly sigma(300 / T)
         assert mask.item() == pytest.approx(sigma(300 / temperature), abs=0.1)
     assert compiled.frame_count <= 4
 

@@ -385,9 +385,7 @@ def test_a_mask_that_is_not_constant_on_blocks_names_the_tensor():
         ),
     ],
 )
-def test_what_does_not_fit_names_the_tensor_and_changes_nothing(
-    model, block, options, message
-):
+def test_blocks_that_do_not_fit_are_refused_by_name(model, block, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         masktorch.wrap(model, Blocks(Threshold(), block), **options)
     assert not hasattr(model, "parametrizations")

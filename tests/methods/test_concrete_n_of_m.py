@@ -271,7 +271,7 @@ def test_autocast_does_not_round_the_mask():
         ),
     ],
 )
-def test_what_it_refuses(make, exception, message):
+def test_arguments_that_are_refused(make, exception, message):
     with pytest.raises(exception, match=re.escape(message)):
         make()
 

@@ -119,7 +119,7 @@ def test_wanda_is_one_line():
         ),
     ],
 )
-def test_what_it_refuses(make, message):
+def test_arguments_that_are_refused(make, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
 

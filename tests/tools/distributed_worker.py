@@ -193,7 +193,7 @@ def ddp_learns_the_masks_of_one_process(folder):
 
 
 @check
-def ddp_goes_on_when_built_anew_for_the_next_phase(folder):
+def ddp_continues_when_built_again_for_the_next_phase(folder):
     learned, expected, mixed = both_phases_of_one_process()
     model = network()
     opt = optimiser(model)
@@ -344,7 +344,7 @@ def fsdp_equals_one_process(layers):
         if isinstance(module, FSDPModule):
             module.reshard()
 
-    # Whatever an optimiser did to a masked entry, it contributes nothing.
+    # A masked entry contributes nothing, even if an optimiser changed it.
     before = model.eval()(x)
     model.reshard()
     for name, mask in expected.items():

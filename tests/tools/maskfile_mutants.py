@@ -385,7 +385,7 @@ class Mutants:
         ), False
 
     def bomb(self):
-        """An entry that inflates to megabytes, whatever it declares."""
+        """An entry that inflates to megabytes, with any declared size."""
         rng = self.rng
         method = rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
         which = rng.choice(["header", "masks", "digest"])
