@@ -91,12 +91,13 @@ def change_masks(model: Model, found: Masked, masks: Mapping[str, Tensor]) -> Mo
     moved = [
         (tensor.mask, _scores_for(tensor, wanted[tensor.name])) for tensor in found
     ]
-    with torch.no_grad():
-        for mask, scores in moved:
-            mask.scores.copy_(scores)
+    # before anything changes, because a warning may be an error
     for name, given in wanted.items():
         # The frames: `warn_if_empty`, this one, the public function, and its caller.
         warn_if_empty(name, given, stacklevel=4)
+    with torch.no_grad():
+        for mask, scores in moved:
+            mask.scores.copy_(scores)
     return model
 
 

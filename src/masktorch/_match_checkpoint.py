@@ -16,6 +16,7 @@ from masktorch._masking.lookup import (
 )
 from masktorch._masking.mask import Mask, attached, deterministic
 from masktorch._masking.module_class import attach, detach, masked_class, original_class
+from masktorch._masking.names import join, plain_name
 from masktorch._masking.places import Place, places_of
 from masktorch._masking.saved_state import (
     MaskState,
@@ -76,7 +77,7 @@ def match_checkpoint(
         Mask(Bernoulli(tau=0.3), frozen)
     """
     check_not_distributed(model, CALLER, "Match first, then DDP or fully_shard.")
-    saved = _saved_masks(state_dict, prefix)
+    saved = _by_first_names(model, _saved_masks(state_dict, prefix))
     classes = _classes_by_name(estimators)
     _check_names(model, saved, prefix)
     matches, removed = [], []
@@ -193,6 +194,28 @@ def _classes_by_name(estimators: Iterable[type]) -> dict[str, type]:
 
 
 # -- finding the tensors ---------------------------------------------------------------
+
+
+def _by_first_names(model: nn.Module, saved: dict[str, _Saved]) -> dict[str, _Saved]:
+    """Drop the other names of a module that the model holds in several places.
+
+    A state dict lists its tensors under each of them, the model under the first.
+    """
+    first_names: dict[nn.Module, str] = {}
+    owners: dict[str, str] = {}
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        name = plain_name(module_name)
+        owners[name] = first_names.setdefault(module, name)
+    renamed: dict[str, _Saved] = {}
+    for name, mask in saved.items():
+        owner, _, attribute = name.rpartition(".")
+        first_name = join(owners.get(owner, owner), attribute)
+        if not _are_equal(renamed.setdefault(first_name, mask), mask):
+            raise ValueError(
+                f"{CALLER}() found two masks of {first_name!r}, which this model also "
+                f"calls {name!r}, in the state dict. Build the model as it was saved."
+            )
+    return renamed
 
 
 def _check_names(model: nn.Module, saved: Iterable[str], prefix: str) -> None:

@@ -48,13 +48,13 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
             f"freeze_mask() can't let {fixed[0]!r} learn: a fixed mask has no scores. "
             "masktorch.unwrap(model, bake=False), then masktorch.wrap(model)."
         )
-    for mask, _ in found:
-        mask.frozen = frozen
-        set_trains(mask.scores, not frozen)
-    if frozen:
+    if frozen:  # before anything changes, because a warning may be an error
         for tensor in found:
             # The frames: `warn_if_empty`, this one, and its caller.
             warn_if_empty(tensor.name, tensor.mask.mode(), stacklevel=3)
+    for mask, _ in found:
+        mask.frozen = frozen
+        set_trains(mask.scores, not frozen)
     return model
 
 

@@ -178,10 +178,10 @@ def put_fixed_masks(
             was_trainable=weight.requires_grad,
         )
         masked.append(MaskedTensor(mask, tensor.places))
-    _attach_all(masked)
-    for put in masked:
+    for put in masked:  # before anything changes, because a warning may be an error
         # The frames: `warn_if_empty`, this one, the public function, and its caller.
         warn_if_empty(put.name, put.mask.scores, stacklevel=4)
+    _attach_all(masked)
     return model
 
 

@@ -85,3 +85,17 @@ def test_a_large_cost_does_not_overflow():
         torch.testing.assert_close(
             masktorch.expected_density(model, cost=cost), expected
         )
+
+
+def test_a_module_in_two_places_matches_its_own_checkpoint():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(2, 2)
+            self.b = self.a
+
+    state = masktorch.wrap(Twice(), masktorch.TopK(0.25)).state_dict()
+    twin = masktorch.match_checkpoint(Twice(), state)
+    twin.load_state_dict(state)
+    assert masktorch.report(twin).kept == 1
+    assert [name for name, _ in masktorch.named_mask_parameters(twin)] == ["a.weight"]

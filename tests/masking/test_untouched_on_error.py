@@ -192,3 +192,32 @@ def test_a_weight_that_was_created_in_inference_mode(call):
     assert_unchanged(model, before)
     with torch.inference_mode():
         call(model)
+
+
+NOTHING = {"weight": torch.zeros(1, 2, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize(
+    ("make", "change"),
+    [
+        (lambda: nn.Linear(2, 1), lambda m: masktorch.set_masks(m, NOTHING)),
+        (
+            lambda: masktorch.wrap(nn.Linear(2, 1)),
+            lambda m: masktorch.set_masks(m, NOTHING),
+        ),
+        (
+            lambda: masktorch.wrap(nn.Linear(2, 1), init=-1.0),
+            lambda m: masktorch.freeze_mask(m),
+        ),
+    ],
+    ids=["fixed", "learnable", "frozen"],
+)
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error_comes_before_any_change(make, change):
+    model = make()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(UserWarning, match="keeps nothing"):
+        change(model)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)

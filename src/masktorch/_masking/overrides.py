@@ -42,8 +42,8 @@ class _Thread(threading.local):
 
 
 _entered: ContextVar[tuple[Override, ...]] = ContextVar("masktorch.using", default=())
-# Set by every override only to learn, when it is left, whether that happens in the context
-# in which it was entered: a token of another context cannot be reset.
+# Set by every override only to learn, when it is left, whether that happens in the
+# context in which it was entered: a token of another context cannot be reset.
 _entering: ContextVar[None] = ContextVar("masktorch.entering", default=None)
 _thread = _Thread()
 
