@@ -22,6 +22,7 @@ FLOORS = [
     [
         "_kernels/dtypes",
         "_kernels/chunked",
+        "_kernels/scaling",
         "_kernels/selecting",
         "_kernels/top_k",
         "_kernels/top_k_rows",

@@ -45,7 +45,7 @@ def test_rescale_in_half_precision_and_of_an_empty_mask():
 def test_soft_masks_are_rescaled_by_their_sum(monkeypatch):
     u = torch.full((1, 2), 0.5)
     monkeypatch.setattr(
-        "masktorch._methods.concrete.uniform_like", lambda scores, generator: u
+        "masktorch._kernels.random._uniform", lambda scores, dtype, generator: u.clone()
     )
     layer = nn.Linear(2, 1, bias=False)
     masktorch.wrap(layer, Concrete(hard=False), init=-3.0, rescale=True)

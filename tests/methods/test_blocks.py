@@ -22,7 +22,8 @@ from masktorch import (
     Threshold,
     TopK,
 )
-from masktorch._methods import concrete, concrete_n_of_m
+from masktorch._kernels import random
+from masktorch._methods import concrete_n_of_m
 from tools.by_hand import blocks_of, n_of_m_by_hand, sigma, topk_by_hand
 
 SHAPES = [(6, 8), (6, 8, 3), (6, 8, 2, 2)]
@@ -135,7 +136,9 @@ def test_intermediate_sampling_steps_by_the_root_mean_square_over_blocks(block, 
 def test_concrete(block, hard, fused, monkeypatch):
     s, w, grad = tensors((6, 8), block)
     u = np.random.default_rng(1).uniform(size=s.shape)
-    monkeypatch.setattr(concrete, "uniform_like", lambda s, generator: torch.tensor(u))
+    monkeypatch.setattr(
+        random, "_uniform", lambda scores, dtype, generator: torch.tensor(u)
+    )
     estimator = Blocks(Concrete(0.7, hard), block)
     out, for_scores, for_weight = run(estimator, s, w, grad, fused)
     noisy = s + np.log(u / (1 - u))
@@ -152,7 +155,9 @@ def test_hard_concrete(fused, monkeypatch):
     block = (1, None)
     s, w, grad = tensors((6, 8), block)
     u = np.random.default_rng(1).uniform(size=s.shape)
-    monkeypatch.setattr(concrete, "uniform_like", lambda s, generator: torch.tensor(u))
+    monkeypatch.setattr(
+        random, "_uniform", lambda scores, dtype, generator: torch.tensor(u)
+    )
     out, for_scores, _ = run(Blocks(HardConcrete(), block), s, w, grad, fused)
     y = sigma((np.log(u / (1 - u)) + s) / (2 / 3))
     z = np.clip(y * 1.2 - 0.1, 0, 1)

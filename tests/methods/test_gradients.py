@@ -9,7 +9,7 @@ import torch
 import masktorch
 from masktorch import functional
 from masktorch._kernels import chunked, random
-from masktorch._methods import concrete, score_threshold
+from masktorch._methods import score_threshold
 from tools.by_hand import sigma
 
 
@@ -486,7 +486,7 @@ def test_piggyback(fused, at):
 def relaxed(function, s, grad, u, monkeypatch):
     """A relaxed mask and the gradient of its scores, from given uniform numbers."""
     monkeypatch.setattr(
-        concrete, "uniform_like", lambda scores, generator: torch.tensor(u)
+        random, "_uniform", lambda scores, dtype, generator: torch.tensor(u)
     )
     scores = torch.tensor(s, requires_grad=True)
     mask = function(scores)

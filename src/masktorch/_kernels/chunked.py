@@ -36,7 +36,8 @@ def chunkwise(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """
 
     def by_chunks(*tensors: Tensor) -> Tensor:
-        if not can_be_chunked(tensors):
+        # Check the size first, because small tensors can't afford a call.
+        if tensors[0].numel() <= 2 * CHUNK or not can_be_chunked(tensors):
             return function(*tensors, out=None)
         # the first result tells the dtype
         first = function(*_chunk_of_each(tensors, 0), out=None)

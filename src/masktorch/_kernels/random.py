@@ -15,8 +15,8 @@ from numpy.random import SFC64
 from numpy.random.bit_generator import ISeedSequence
 from torch import Tensor, nn
 
-from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_plain
-from masktorch._kernels.dtypes import at_least_float32
+from masktorch._kernels.chunked import Out, by_numpy, chunkwise
+from masktorch._kernels.dtypes import at_least_float32, wide
 from masktorch._kernels.selecting import apply_test
 
 # Up to so many entries PyTorch draws faster than numpy, whose generator takes 60 us to
@@ -40,9 +40,8 @@ def drawn_mask(scores: Tensor, generator: torch.Generator | None) -> Tensor:
             return _draw_by_bits(scores, seed)
         # one operation to compilers and transforms, whichever steps it takes
         return cast(Tensor, _draw_operation(scores, seed))
-    p = torch.sigmoid(scores.to(at_least_float32(scores.dtype)))
-    u = _uniform(scores, p.dtype, generator)
-    return p.sub_(u) if is_plain(p, u) else p - u
+    p = torch.sigmoid(wide(scores, scores))
+    return p - _uniform(scores, p.dtype, generator)
 
 
 def _takes_bits(scores: Tensor) -> bool:
@@ -57,9 +56,18 @@ def _takes_bits(scores: Tensor) -> bool:
 def uniform_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Draw from the open interval (0, 1), shaped like the scores, at least float32."""
     dtype = at_least_float32(scores.dtype)
-    # PyTorch's own numbers are from [0, 1)
-    u = _uniform(scores, dtype, generator)
-    return u.clamp(min=torch.finfo(dtype).eps / 4)
+    return _uniform(scores, dtype, generator).clamp(min=_least(dtype))
+
+
+def logistic_like(scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draw `logit(u)`, with `u` as `uniform_like` draws it."""
+    dtype = at_least_float32(scores.dtype)
+    return _uniform(scores, dtype, generator).logit_(_least(dtype))
+
+
+def _least(dtype: torch.dtype) -> float:
+    """Return what replaces a 0 drawn by PyTorch: half of the next number."""
+    return torch.finfo(dtype).eps / 4
 
 
 def _uniform(
@@ -102,7 +110,7 @@ def _draw_by_bits(scores: Tensor, seed: Tensor) -> Tensor:
 
     @chunkwise
     def draw(scores: Tensor, out: Out) -> Tensor:
-        p = torch.sigmoid(scores.to(at_least_float32(scores.dtype)))
+        p = torch.sigmoid(wide(scores, scores))
         words = generator.random_raw(p.numel() // 4 + 1)
         words &= np.uint64(0x7FFF_7FFF_7FFF_7FFF)
         numbers = torch.from_numpy(words.view(np.int16))

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from masktorch._kernels.chunked import Out, by_numpy, chunkwise, is_unseen
-from masktorch._kernels.dtypes import at_least_float32
+from masktorch._kernels.dtypes import at_least_float32, converted
 
 # The backward of `threshold` selects by a comparison in one vectorized pass. `where`
 # takes a pass more for its condition and is many times slower on a CPU.
+_threshold_backward: Callable[[Tensor, Tensor, float], Tensor]
+_threshold_backward_out: Callable[..., Tensor]
 _threshold_backward = torch.ops.aten.threshold_backward.default
 _threshold_backward_out = torch.ops.aten.threshold_backward.grad_input
 
@@ -27,10 +29,9 @@ def select_above(source: Tensor, weight: Tensor, at: float, out: Out = None) -> 
     A masked entry is exactly 0, not `0 * NaN`.
     """
     if out is not None:
-        return cast(Tensor, _threshold_backward_out(weight, source, at, grad_input=out))
-    selected = cast(Tensor, _threshold_backward(weight, source, at))
-    # it has the wider dtype of the two
-    return selected if selected.dtype is weight.dtype else selected.to(weight.dtype)
+        return _threshold_backward_out(weight, source, at, grad_input=out)
+    # the result has the wider dtype of the two
+    return converted(_threshold_backward(weight, source, at), weight.dtype)
 
 
 def select(source: Tensor, weight: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ are k.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from masktorch._kernels import chunked
-from masktorch._kernels.chunked import is_plain, is_unseen
-from masktorch._kernels.dtypes import at_least_float32
+from masktorch._kernels.chunked import by_numpy, is_plain, is_unseen
+from masktorch._kernels.dtypes import at_least_float32, converted
+from masktorch._kernels.selecting import select, select_above
 
 Values = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.bool_]
@@ -78,6 +79,37 @@ def count(density: float, entries: int) -> int:
     return max(1, math.floor(density * entries + 0.5))
 
 
+class Selection(NamedTuple):
+    """A mask as its source, and how a weight is multiplied by it."""
+
+    source: Tensor
+    product: Callable[[Tensor, Tensor], Tensor]
+
+
+def select_largest(values: Tensor, k: int, *, absolute: bool = False) -> Selection:
+    """Find the `k` largest entries of one tensor.
+
+    A few values without ties are the source of their mask: what is above the cut.
+    """
+    values = values.detach()
+    if 0 < k < values.numel() <= FEW and by_numpy(values):
+        sizes = values.abs() if absolute else values
+        cut = _clear_cut(sizes, k, is_ours=absolute)
+        if cut is not None:
+            return Selection(sizes, lambda s, w: select_above(s, w, cut))
+    return Selection(largest_of([values], k, absolute=absolute)[0], select)
+
+
+def _clear_cut(sizes: Tensor, k: int, *, is_ours: bool) -> float | None:
+    """Return the cut of few values, or None if a kept one ties with it or is NaN."""
+    values = _few_values(sizes, is_ours=is_ours)
+    rank = values.size - k - 1
+    # np.partition puts NaN last
+    ordered = np.partition(values, (rank, rank + 1))
+    cut, least_kept = ordered[rank], ordered[rank + 1]
+    return float(cut) if cut < least_kept else None
+
+
 def largest_of(
     tensors: Sequence[Tensor], k: int, *, absolute: bool = False
 ) -> list[Tensor]:
@@ -116,7 +148,8 @@ def _shaped_like(mask: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _largest_on_cpu(tensors: Sequence[Tensor], k: int, absolute: bool) -> Mask:
     if len(tensors) == 1 and tensors[0].numel() <= FEW:
-        return _largest_of_few(_few_values(tensors[0], absolute), k).mask
+        sizes = tensors[0].abs() if absolute else tensors[0]
+        return _largest_of_few(_few_values(sizes, is_ours=absolute), k).mask
     key = _cache_key(tensors, k, absolute)
     previous = _previous_cuts.get(key)
     mask = np.empty(sum(values.numel() for values in tensors), dtype=bool)
@@ -335,11 +368,15 @@ def _chunks(
         offset += flat.numel()
 
 
-def _few_values(tensor: Tensor, absolute: bool) -> Values:
-    """The values of a CPU tensor in row-major order, in a dtype that numpy has."""
-    wide = tensor.to(at_least_float32(tensor.dtype))
-    values = wide.abs().numpy() if absolute else _array(wide)
-    return cast(Values, values.reshape(-1))
+def _few_values(tensor: Tensor, *, is_ours: bool) -> Values:
+    """Return the values of a CPU tensor in row-major order, in a dtype that numpy has.
+
+    `numpy()` takes a third of the time, but then FSDP2 can't free the storage: it is
+    for tensors of our own.
+    """
+    wide = converted(tensor, at_least_float32(tensor.dtype))
+    array = wide.numpy() if is_ours else _array(wide)
+    return array.reshape(-1)
 
 
 def _array(tensor: Tensor) -> Values:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from masktorch._checks import check_number
-from masktorch._kernels.dtypes import at_least_float32
+from masktorch._kernels.dtypes import converted
 from masktorch._kernels.selecting import select
 
 PACKAGE = __name__.partition(".")[0]
@@ -83,14 +83,14 @@ class BuiltIn(ABC):
         return select(self.mode(scores), weight)
 
 
-def wide(tensor: Tensor, scores: Tensor) -> Tensor:
-    """Convert to the dtype in which the gradient of these scores is computed."""
-    return tensor.to(at_least_float32(scores.dtype))
-
-
 def times(weight: Tensor | None, mask: Tensor) -> Tensor:
     """Return `weight * mask` in the weight's dtype, or the mask if `weight` is None.
 
     Autograd gives a mask of a wider dtype its gradient in that dtype.
     """
-    return mask if weight is None else (weight * mask).to(weight.dtype)
+    return mask if weight is None else converted(weight * mask, weight.dtype)
+
+
+def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
+    """Return `value`, with the gradient of `differentiable`."""
+    return value + (differentiable - differentiable.detach())

@@ -11,8 +11,13 @@ from torch import Generator, Tensor
 from typing_extensions import override
 
 from masktorch._checks import check_flag, check_number
-from masktorch._kernels.random import uniform_like
-from masktorch._methods.built_in import times
+from masktorch._kernels.autograd import masked
+from masktorch._kernels.chunked import Out, chunkwise
+from masktorch._kernels.dtypes import converted, wide
+from masktorch._kernels.random import logistic_like
+from masktorch._kernels.scaling import scaled
+from masktorch._kernels.selecting import select
+from masktorch._methods.rules import sigmoid_backward
 from masktorch._methods.score_threshold import Thresholded
 
 
@@ -49,21 +54,49 @@ def concrete(
     """
     check_number("concrete()", "temperature", temperature, 0)
     check_flag("concrete()", "hard", hard)
-    noisy = noisy_logits(scores, generator)
-    mask = torch.sigmoid(noisy / temperature)
-    if hard:
-        mask = straight_through((noisy > 0).to(mask.dtype), mask)
-    return times(weight, mask.to(scores.dtype))
+    return _concrete(scores, temperature, hard, generator, weight)
+
+
+def _concrete(
+    scores: Tensor,
+    temperature: float,
+    hard: bool,
+    generator: Generator | None,
+    weight: Tensor | None,
+) -> Tensor:
+    @chunkwise
+    def soft_product(noisy: Tensor, weight: Tensor, out: Out) -> Tensor:
+        y = scaled(noisy, 1 / temperature).sigmoid_()
+        return converted(torch.mul(weight, y, out=out), weight.dtype)
+
+    @chunkwise
+    def rule(
+        scores: Tensor, weight: Tensor, noisy: Tensor, grad: Tensor, out: Out
+    ) -> Tensor:
+        """`dL/ds = g * y * (1 - y) / T`, with `g = grad * weight`."""
+        if is_differentiated(scores):
+            noisy = following(noisy, scores)
+        y = torch.sigmoid(scaled(noisy, 1 / temperature))
+        slope = sigmoid_backward(wide(grad, scores), y).mul_(weight)
+        return converted(scaled(slope, 1 / temperature, out), scores.dtype)
+
+    noisy = noisy_logits(scores.detach(), generator)
+    return masked(scores, weight, noisy, select if hard else soft_product, rule)
 
 
 def noisy_logits(scores: Tensor, generator: Generator | None) -> Tensor:
     """Return `s + logit(u)`, positive with probability `sigma(s)`; at least float32."""
-    return scores + uniform_like(scores, generator).logit_()
+    return logistic_like(scores, generator).add_(scores)
 
 
-def straight_through(value: Tensor, differentiable: Tensor) -> Tensor:
-    """Return `value`, with the gradient of `differentiable`."""
-    return value + (differentiable - differentiable.detach())
+def is_differentiated(scores: Tensor) -> bool:
+    """Whether a rule is applied under `create_graph`."""
+    return torch.is_grad_enabled() and scores.requires_grad
+
+
+def following(value: Tensor, scores: Tensor, slope: float = 1.0) -> Tensor:
+    """Return a value that has no gradient, with one of `slope` by the scores."""
+    return value + slope * (scores - scores.detach())
 
 
 @dataclass(frozen=True)
@@ -95,7 +128,7 @@ class Concrete(Thresholded):
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return concrete(scores, self.temperature, self.hard, weight=weight)
+        return _concrete(scores, self.temperature, self.hard, None, weight)
 
     def expected(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores)

@@ -13,10 +13,9 @@ from torch import Generator, Tensor
 from typing_extensions import override
 
 from masktorch._checks import check_flag, check_n_of_m, check_number
-from masktorch._kernels.dtypes import at_least_float32
+from masktorch._kernels.dtypes import at_least_float32, wide
 from masktorch._kernels.random import uniform_like
-from masktorch._methods.built_in import BuiltIn, times, wide
-from masktorch._methods.concrete import straight_through
+from masktorch._methods.built_in import BuiltIn, straight_through, times
 from masktorch._methods.n_of_m import group_length, grouped
 from masktorch._sharding import whole
 

@@ -5,16 +5,21 @@ Source: Louizos et al., "Learning Sparse Neural Networks through L0 Regularizati
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
-from torch.nn.functional import hardtanh
 from typing_extensions import override
 
-from masktorch._methods.built_in import times
-from masktorch._methods.concrete import noisy_logits
+from masktorch._kernels.autograd import masked
+from masktorch._kernels.chunked import Out, chunkwise
+from masktorch._kernels.dtypes import converted, wide
+from masktorch._kernels.scaling import scaled, scaled_
+from masktorch._methods.built_in import straight_through
+from masktorch._methods.concrete import following, is_differentiated, noisy_logits
+from masktorch._methods.rules import sigmoid_backward
 from masktorch._methods.score_threshold import Thresholded, logit
 
 
@@ -46,9 +51,46 @@ def hard_concrete(
         >>> hard_concrete(torch.tensor([-50.0, 50.0]))
         tensor([0., 1.])
     """
-    y = torch.sigmoid(noisy_logits(scores, generator) / beta)
-    mask = hardtanh(y * (zeta - gamma) + gamma, 0.0, 1.0).to(scores.dtype)
-    return times(weight, mask)
+    return _hard_concrete(scores, beta, gamma, zeta, generator, weight)
+
+
+def _hard_concrete(
+    scores: Tensor,
+    beta: float,
+    gamma: float,
+    zeta: float,
+    generator: Generator | None,
+    weight: Tensor | None,
+) -> Tensor:
+    width = zeta - gamma
+
+    def stretched(y: Tensor) -> Tensor:
+        return torch.rsub(y, gamma, alpha=-width)  # gamma + width * y
+
+    @chunkwise
+    def product(y: Tensor, weight: Tensor, out: Out) -> Tensor:
+        z = stretched(y).clamp(0, 1)
+        return converted(torch.mul(weight, z, out=out), weight.dtype)
+
+    @chunkwise
+    def rule(
+        scores: Tensor, weight: Tensor, y: Tensor, grad: Tensor, out: Out
+    ) -> Tensor:
+        """`dL/ds = g * width * y * (1 - y) / beta` where `0 < z < 1`, else 0."""
+        if is_differentiated(scores):
+            logits = following(torch.logit(y), scores, 1 / beta)
+            y = straight_through(y, torch.sigmoid(logits))
+        g = wide(grad, scores) * weight
+        g = hardtanh_backward(g, stretched(y), 0.0, 1.0)
+        slope = scaled(sigmoid_backward(g, y), width / beta, out)
+        return converted(slope, scores.dtype)
+
+    y = scaled_(noisy_logits(scores.detach(), generator), 1 / beta).sigmoid_()
+    return masked(scores, weight, y, product, rule)
+
+
+hardtanh_backward: Callable[[Tensor, Tensor, float, float], Tensor]
+hardtanh_backward = torch.ops.aten.hardtanh_backward.default
 
 
 @dataclass(frozen=True)
@@ -82,7 +124,7 @@ class HardConcrete(Thresholded):
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return hard_concrete(scores, self.beta, self.gamma, self.zeta, weight=weight)
+        return _hard_concrete(scores, self.beta, self.gamma, self.zeta, None, weight)
 
     def expected(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores - self.beta * math.log(-self.gamma / self.zeta))

@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from masktorch._checks import check_number
 from masktorch._kernels.autograd import masked
-from masktorch._kernels.chunked import Out, chunks, chunkwise
+from masktorch._kernels.chunked import Out, by_numpy, can_be_chunked, chunks, chunkwise
+from masktorch._kernels.dtypes import at_least_float32, converted, wide
 from masktorch._kernels.random import drawn_mask
 from masktorch._kernels.selecting import as_number, select
-from masktorch._methods.built_in import wide
 from masktorch._methods.score_threshold import ProbabilityEstimator
 
 
@@ -53,38 +53,77 @@ def intermediate(
         tensor([0., 1.])
     """
     check_number("intermediate()", "step_size", step_size, 0)
+    return _intermediate(scores, step_size, generator, weight)
 
+
+def _intermediate(
+    scores: Tensor, step_size: float, generator: Generator | None, weight: Tensor | None
+) -> Tensor:
     def rule(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
-        scale = wide(_root_mean_square(scores, weight, grad), scores) / step_size
-        alpha = scale.clamp(min=torch.finfo(scale.dtype).tiny).reciprocal()
-        return _step(scores, weight, drawn, grad, alpha)
+        # x = g / scale, where the scale is norm(g) times this
+        per_norm = 1 / (step_size * math.sqrt(max(grad.numel(), 1)))
+        if can_be_chunked((scores, weight, drawn, grad)):
+            return _rule_by_chunks(scores, weight, drawn, grad, per_norm)
+        return _rule_of_whole(scores, weight, drawn, grad, per_norm)
 
     return masked(scores, weight, drawn_mask(scores, generator), select, rule)
 
 
-def _root_mean_square(scores: Tensor, weight: Tensor, grad: Tensor) -> Tensor:
-    """Return the root mean square of `g = grad * weight`, in float64."""
-    products = (wide(g, scores) * w for g, w in chunks(grad, weight))
-    # The sum of squares may overflow float32.
-    norms = [torch.linalg.vector_norm(x, dtype=torch.float64) for x in products]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return norm / math.sqrt(max(grad.numel(), 1))
-
-
-@chunkwise
-def _step(
-    scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, alpha: Tensor, out: Out
+def _rule_by_chunks(
+    scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, per_norm: float
 ) -> Tensor:
-    """`p - q = (p - m) + (m - q)`, both cases in one formula.
+    norms = [_norm(wide(g, scores) * w).item() for g, w in chunks(grad, weight)]
+    scale = _not_zero(math.hypot(*norms) * per_norm, scores)
 
-    `m - q` is `x / (1 + x)` if `m = 1`, `x / (1 - x)` if `m = 0`.
+    @chunkwise
+    def rule(
+        scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, out: Out
+    ) -> Tensor:
+        g = wide(grad, scores) * weight
+        return _divergence_slope(scores, drawn, g, scale, out)
+
+    return rule(scores, weight, drawn, grad)
+
+
+def _rule_of_whole(
+    scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, per_norm: float
+) -> Tensor:
+    g = wide(grad, scores) * weight
+    norm = _norm(g)
+    if by_numpy(norm) and not torch.is_grad_enabled():
+        scale = _not_zero(norm.item() * per_norm, scores)
+        return _divergence_slope(scores, drawn, g, scale)
+    # The host does not wait for an accelerator, and autograd follows the norm.
+    x = g / torch.rsub(norm, _not_zero(0, scores), alpha=-per_norm)
+    return _divergence_slope(scores, drawn, x, scale=1.0)
+
+
+def _norm(g: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(g, dtype=torch.float64)  # squares overflow
+    return norm
+
+
+def _not_zero(scale: float, scores: Tensor) -> float:
+    """The scale, or if g is 0 the least number that it can be divided by."""
+    return max(scale, torch.finfo(at_least_float32(scores.dtype)).tiny)
+
+
+def _divergence_slope(
+    scores: Tensor, drawn: Tensor, g: Tensor, scale: float, out: Out = None
+) -> Tensor:
+    """`dL/ds = p - q = (p - m) + (m - q)`, with `x = g / scale` bounded by 1/2.
+
+    `m - q` is `x / (1 + x)` if `m = 1` and `x / (1 - x)` if `m = 0`, in one formula
+    `x / (1 - x + 2 m x)`. The operations divide by the scale as they go.
     """
+    alpha = 1 / scale
     # Within these bounds, 1 + x and 1 - x are positive.
-    x = (grad.to(alpha.dtype) * weight).mul_(alpha).clamp(-0.5, 0.5)
-    m = as_number(drawn, alpha.dtype)
-    divisor = torch.addcmul(1 - x, m, x, value=2)
-    noise = torch.sigmoid(scores.to(alpha.dtype)) - m
-    return torch.addcdiv(noise, x, divisor, out=out).to(scores.dtype)
+    g = g.clamp(-0.5 * scale, 0.5 * scale)
+    m = as_number(drawn, g.dtype)
+    divisor = torch.addcmul(torch.rsub(g, 1, alpha=alpha), m, g, value=2 * alpha)
+    noise = torch.sigmoid(wide(scores, scores)) - m
+    slope = torch.addcdiv(noise, g, divisor, value=alpha, out=out)
+    return converted(slope, scores.dtype)
 
 
 @dataclass(frozen=True)
@@ -117,7 +156,7 @@ class IntermediateSampling(ProbabilityEstimator):
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return intermediate(scores, self.step_size, weight=weight)
+        return _intermediate(scores, self.step_size, None, weight)
 
     def expected(self, scores: Tensor) -> Tensor:
         return torch.sigmoid(scores)

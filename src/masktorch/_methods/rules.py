@@ -4,12 +4,22 @@ A rule is `(scores, weight, source, grad) -> dL/dscores`, with `g = grad * weigh
 gradient of the mask. `masktorch._kernels.autograd` defines its arguments.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from masktorch._kernels.autograd import Rule
 from masktorch._kernels.chunked import Out, chunkwise
-from masktorch._methods.built_in import wide
+from masktorch._kernels.dtypes import converted, wide
+
+# (grad, y) -> grad * y * (1 - y), in one pass
+sigmoid_backward: Callable[[Tensor, Tensor], Tensor]
+sigmoid_backward = torch.ops.aten.sigmoid_backward.default
+_leaky_relu_backward: Callable[..., Tensor]
+_leaky_relu_backward_out: Callable[..., Tensor]
+_leaky_relu_backward = torch.ops.aten.leaky_relu_backward.default
+_leaky_relu_backward_out = torch.ops.aten.leaky_relu_backward.grad_input
 
 
 @chunkwise
@@ -18,9 +28,9 @@ def logistic_rule(
 ) -> Tensor:
     """`dL/ds = g * sigma(s) * (1 - sigma(s))`, with `g = grad * weight`."""
     p = torch.sigmoid(wide(scores, scores))
-    slope = torch.ops.aten.sigmoid_backward(wide(grad, scores), p)
+    slope = sigmoid_backward(wide(grad, scores), p)
     product = slope.mul_(weight) if out is None else torch.mul(slope, weight, out=out)
-    return product.to(scores.dtype)
+    return converted(product, scores.dtype)
 
 
 @chunkwise
@@ -28,7 +38,8 @@ def identity_rule(
     scores: Tensor, weight: Tensor, source: Tensor, grad: Tensor, out: Out
 ) -> Tensor:
     """`dL/ds = g`, with `g = grad * weight`."""
-    return torch.mul(wide(grad, scores), weight, out=out).to(scores.dtype)
+    g = torch.mul(wide(grad, scores), weight, out=out)
+    return converted(g, scores.dtype)
 
 
 @chunkwise
@@ -40,10 +51,13 @@ def magnitude_rule(
     That is the derivative by `|s|`. With PyTorch's `sign(0) = 0` a score of 0 would be
     dead.
     """
-    g = torch.mul(wide(grad, scores), weight, out=out)
-    # sign(0) becomes 1
-    sign = scores.detach().sign().add_(0.5).sign_()
-    return g.mul_(sign).to(scores.dtype)
+    g = wide(grad, scores) * weight
+    # |s| is a leaky ReLU of slope -1, for which PyTorch counts 0 among the negatives:
+    # so take -g at -s.
+    operands = g.neg_(), converted(scores.detach(), g.dtype).neg(), -1.0, False
+    if out is not None:
+        return _leaky_relu_backward_out(*operands, grad_input=out)
+    return converted(_leaky_relu_backward(*operands), scores.dtype)
 
 
 def straight_rule(absolute: bool) -> Rule:

@@ -72,7 +72,7 @@ class ProbabilityEstimator(Thresholded):
     @property
     @override
     def at(self) -> float:
-        return logit(self.tau)
+        return math.log(self.tau / (1 - self.tau))
 
 
 def logit(tau: float, caller: str = "threshold()") -> float:
@@ -106,6 +106,4 @@ def masked_above(
 ) -> Tensor:
     """Return `weight * 1[s > at]`, or that mask; the scores get the rule's gradient."""
     at = rounded_down(at, scores.dtype)
-    # Dynamo does not accept one tensor as two inputs.
-    source = scores.detach()
-    return masked(scores, weight, source, lambda s, w: select_above(s, w, at), rule)
+    return masked(scores, weight, None, lambda s, w: select_above(s, w, at), rule)

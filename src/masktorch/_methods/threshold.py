@@ -61,4 +61,4 @@ class Threshold(ProbabilityEstimator):
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return threshold(scores, self.tau, weight=weight)
+        return masked_above(self.at, scores, weight, logistic_rule)

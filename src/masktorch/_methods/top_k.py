@@ -13,13 +13,12 @@ from torch import Tensor
 from typing_extensions import override
 
 from masktorch._checks import check_density, check_flag
-from masktorch._kernels import top_k
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.selecting import select
-from masktorch._kernels.top_k import count
+from masktorch._kernels.top_k import Selection, count, largest_of, select_largest
 from masktorch._methods.ranked import Ranked
 from masktorch._methods.rules import straight_rule
-from masktorch._sharding import whole
+from masktorch._sharding import is_sharded, whole
 
 
 def topk(
@@ -55,8 +54,22 @@ def topk(
     check_flag("topk()", "absolute", absolute)
     if not isinstance(density, Tensor):
         check_density(density, "topk()")
-    kept = topk_mask(scores, density, absolute=absolute)
-    return masked(scores, weight, kept, select, straight_rule(absolute))
+    return _topk(scores, density, absolute, weight)
+
+
+def _topk(
+    scores: Tensor, density: float | Tensor, absolute: bool, weight: Tensor | None
+) -> Tensor:
+    source, product = _selection(scores, density, absolute)
+    return masked(scores, weight, source, product, straight_rule(absolute))
+
+
+def _selection(scores: Tensor, density: float | Tensor, absolute: bool) -> Selection:
+    """Find what to keep, in the form that takes least time."""
+    if torch.compiler.is_compiling() or is_sharded(scores):
+        return Selection(topk_mask(scores, density, absolute=absolute), select)
+    k = count(float(density), scores.numel())
+    return select_largest(scores, k, absolute=absolute)
 
 
 def topk_mask(
@@ -79,7 +92,7 @@ def _select_or_trace(values: Tensor, density: float | Tensor, absolute: bool) ->
 
 def _select_now(values: Tensor, density: float, absolute: bool) -> Tensor:
     k = count(density, values.numel())
-    return top_k.largest_of([values], k, absolute=absolute)[0]
+    return largest_of([values], k, absolute=absolute)[0]
 
 
 @torch.library.custom_op("masktorch::largest", mutates_args=())
@@ -138,13 +151,17 @@ class TopK(Ranked):
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return topk(
-            scores, self._density_for_compiler(), absolute=self.absolute, weight=weight
-        )
+        return _topk(scores, self._density_for_compiler(), self.absolute, weight)
 
     @override
     def mode(self, scores: Tensor) -> Tensor:
         return topk_mask(scores, self._density_for_compiler(), absolute=self.absolute)
+
+    @override
+    def mode_product(self, scores: Tensor, weight: Tensor) -> Tensor:
+        density = self._density_for_compiler()
+        source, product = _selection(scores, density, self.absolute)
+        return product(source, weight)
 
     def _density_for_compiler(self) -> float | Tensor:
         """Return the density, as a tensor if Dynamo compiles: then it is an input."""
