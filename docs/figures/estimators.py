@@ -48,7 +48,9 @@ def computed(estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:
     """The mask of training, its gradient for dL/dm = 1 and the mask of evaluation, a row a draw."""
     rows = DRAWS if getattr(estimator, "draws", True) else 1
     scores = SCORES.repeat(rows, 1)
-    if isinstance(estimator, masktorch.NOfM):  # each score is the first of a group of four
+    if isinstance(
+        estimator, masktorch.NOfM
+    ):  # each score is the first of a group of four
         scores = torch.randn(DRAWS, len(SCORES), 4)
         scores[:, :, 0] = SCORES
         scores = scores.flatten(0, 1)
@@ -64,7 +66,9 @@ def computed(estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:
 def figure(title: str, estimator: Estimator) -> Figure:
     mask, gradient, mode = computed(estimator)
     drawn, axes = plt.subplots(1, 2, figsize=(5.2, 1.9), layout="constrained")
-    for axis, values, name in zip(axes, (mask, gradient), ("mask", "dL/ds"), strict=True):
+    for axis, values, name in zip(
+        axes, (mask, gradient), ("mask", "dL/ds"), strict=True
+    ):
         x, mean = SCORES, values.mean(0)
         drawn_anew = not torch.equal(values[0], values[-1])
         if drawn_anew and not isinstance(estimator, masktorch.NOfM):
@@ -88,9 +92,13 @@ def write(drawn: Figure, path: Path) -> None:
     for colour, name in ((INK, "ink"), (LINE, "line"), (DOT, "dot"), (STILL, "still")):
         svg = svg.replace(colour, f"var(--{name})")
     svg = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.4g}", svg)
-    svg = re.sub(r"<\?xml.*?(?=<svg)|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(
+        r"<\?xml.*?(?=<svg)|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL
+    )
     svg = re.sub(r"\s*\n\s*", " ", svg)
-    path.write_text(re.sub(r"(<svg[^>]*>)", r"\1" + STYLE, svg, count=1) + "\n", encoding="utf-8")
+    path.write_text(
+        re.sub(r"(<svg[^>]*>)", r"\1" + STYLE, svg, count=1) + "\n", encoding="utf-8"
+    )
 
 
 def main() -> None:
@@ -103,13 +111,21 @@ def main() -> None:
             "axes.spines.top": False,
             "axes.spines.right": False,
             **dict.fromkeys(
-                ["text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"],
+                [
+                    "text.color",
+                    "axes.labelcolor",
+                    "axes.edgecolor",
+                    "xtick.color",
+                    "ytick.color",
+                ],
                 INK,
             ),
         }
     )
     for name, (title, estimator) in CASES.items():
-        write(figure(title, estimator), Path(__file__).with_name(f"estimator-{name}.svg"))
+        write(
+            figure(title, estimator), Path(__file__).with_name(f"estimator-{name}.svg")
+        )
 
 
 if __name__ == "__main__":

@@ -74,10 +74,14 @@ def life() -> list[tuple[str, str, list[Panel]]]:
     masktorch.freeze_weights(layer, False)
     train()
     code = "freeze_mask(model); freeze_weights(model, False)"
-    phases.append(("2  Freeze it, train the weights under it", code, seen("frozen", "learns")))
+    phases.append(
+        ("2  Freeze it, train the weights under it", code, seen("frozen", "learns"))
+    )
     masktorch.unwrap(layer)
     plain = [Panel(layer.weight.detach(), "", 0.6)]
-    phases.append(("3  Take it off: a plain layer, masked weights 0.0", "unwrap(model)", plain))
+    phases.append(
+        ("3  Take it off: a plain layer, masked weights 0.0", "unwrap(model)", plain)
+    )
     return phases
 
 
@@ -100,10 +104,18 @@ def drawn(panel: Panel, x: int, y: int) -> str:
             value = panel.values[row, column].item()
             kind = "kept" if value is True else "plus" if value > 0 else "minus"
             if value:
-                opacity = 1.0 if value is True else min(1.0, 0.15 + abs(value) / panel.deepest)
+                opacity = (
+                    1.0
+                    if value is True
+                    else min(1.0, 0.15 + abs(value) / panel.deepest)
+                )
                 corner = x + CELL * column + 1, y + CELL * row + 1
                 parts.append(square(*corner, CELL - 2, kind, opacity))
-    return "".join(parts) + "\n" + text(x + SIDE / 2, y + SIDE + 18, panel.state, panel.state)
+    return (
+        "".join(parts)
+        + "\n"
+        + text(x + SIDE / 2, y + SIDE + 18, panel.state, panel.state)
+    )
 
 
 def picture() -> str:
@@ -118,7 +130,9 @@ def picture() -> str:
             x = LEFT + column * STEP
             parts.append(drawn(panel, x, y))
             if column > first:
-                parts.append(text(x - GAP / 2, y + SIDE / 2 + 6, "?→\u00d7="[column], "sign"))
+                parts.append(
+                    text(x - GAP / 2, y + SIDE / 2 + 6, "?→\u00d7="[column], "sign")
+                )
         y += ROW
     width, height = 2 * LEFT + 4 * STEP - GAP, y - ROW + SIDE + 4
     return (

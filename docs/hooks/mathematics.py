@@ -20,4 +20,6 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         return str(converted)
 
     content = _INLINE.sub(lambda m: mathml(m[1], "inline"), content)
-    return _BLOCK.sub(lambda m: f'<div class="formula">{mathml(m[1], "block")}</div>', content)
+    return _BLOCK.sub(
+        lambda m: f'<div class="formula">{mathml(m[1], "block")}</div>', content
+    )

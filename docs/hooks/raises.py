@@ -7,7 +7,8 @@ from typing import Any
 from griffe import Extension, Object
 
 _SENTENCE = re.compile(
-    r"(?:\bRaises\s|(?<=[.:]\s|\n\n)(?=`\w+Error`)).*?\.(?=\s+[A-Z]|\s*\Z|\n\n)", re.DOTALL
+    r"(?:\bRaises\s|(?<=[.:]\s|\n\n)(?=`\w+Error`)).*?\.(?=\s+[A-Z]|\s*\Z|\n\n)",
+    re.DOTALL,
 )
 _ERRORS = re.compile(r"((?:`\w+Error`(?: or )?)+)")
 

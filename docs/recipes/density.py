@@ -47,14 +47,19 @@ def run(data, held_out, seed, epochs, estimator, density, share, lr):
 
 
 def table(content):
-    lines = ["| masks | kept of 266,200 weights | accuracy, mean (range) |", "| --- | --- | --- |"]
+    lines = [
+        "| masks | kept of 266,200 weights | accuracy, mean (range) |",
+        "| --- | --- | --- |",
+    ]
     for name in dict.fromkeys(row["arm"] for row in content["rows"]):
         rows = [row for row in content["rows"] if row["arm"] == name]
         found = [100 * row["accuracy"] for row in rows]
         kept = sorted({row["kept"] for row in rows})
         counts = f"{kept[0]:,}" if len(kept) == 1 else f"{kept[0]:,} to {kept[-1]:,}"
         mean = sum(found) / len(found)
-        lines.append(f"| {name} | {counts} | {mean:.1f} % ({min(found):.1f} to {max(found):.1f}) |")
+        lines.append(
+            f"| {name} | {counts} | {mean:.1f} % ({min(found):.1f} to {max(found):.1f}) |"
+        )
     return "\n".join(lines)
 
 
@@ -74,9 +79,22 @@ def main(arguments=None):
     for seed in range(options.seeds):
         for name, arm in ARMS.items():
             found, kept, size = run(*parts, seed, options.epochs, *arm)
-            rows.append({"arm": name, "seed": seed, "accuracy": found, "kept": kept, "size": size})
+            rows.append(
+                {
+                    "arm": name,
+                    "seed": seed,
+                    "accuracy": found,
+                    "kept": kept,
+                    "size": size,
+                }
+            )
     return record(
-        options.out, rows, __file__, arguments, epochs=options.epochs, seeds=options.seeds
+        options.out,
+        rows,
+        __file__,
+        arguments,
+        epochs=options.epochs,
+        seeds=options.seeds,
     )
 
 

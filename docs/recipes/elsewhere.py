@@ -49,7 +49,8 @@ def from_hidden_networks(state, kept, task=None):
     if kept is None:
         return weights, {name: s >= 0 for name, s in scores.items()}
     densities = {  # rounded as they round
-        name: (s.numel() - int((1 - kept) * s.numel())) / s.numel() for name, s in scores.items()
+        name: (s.numel() - int((1 - kept) * s.numel())) / s.numel()
+        for name, s in scores.items()
     }
     sizes = {name: s.abs() for name, s in scores.items()}
     return weights, masktorch.keep_largest(sizes, densities)
@@ -61,12 +62,16 @@ def from_supermask_linear(state, sparsity, tile=1):
     `sparsity` and `tile` are its arguments sparsity_level and blocksize: they are not in the file.
     """
     layers = [name.removesuffix("scores") for name in state if name.endswith("scores")]
-    own = {f"{layer}{part}" for layer in layers for part in ("scores", "scale", "shift")}
+    own = {
+        f"{layer}{part}" for layer in layers for part in ("scores", "scale", "shift")
+    }
     weights = {name: tensor for name, tensor in state.items() if name not in own}
     masks = {}
     for layer in layers:
         scores, name = state[f"{layer}scores"], f"{layer}weight"
-        cut = scores.flatten().kthvalue(1 + round(sparsity * (scores.numel() - 1))).values
+        cut = (
+            scores.flatten().kthvalue(1 + round(sparsity * (scores.numel() - 1))).values
+        )
         mask = scores >= cut
         for dimension, length in enumerate(weights[name].shape):
             mask = mask.repeat_interleave(tile, dimension).narrow(dimension, 0, length)
@@ -83,9 +88,17 @@ def as_linear(tensors, model):
 
 
 def table(content):
-    lines = ["| model | test accuracy | kept for it | bytes |", "| --- | --- | --- | --- |"]
+    lines = [
+        "| model | test accuracy | kept for it | bytes |",
+        "| --- | --- | --- | --- |",
+    ]
     for row in content["rows"]:
-        cells = [row["model"], f"{100 * row['accuracy']:.2f} %", row["kept"], f"{row['bytes']:,}"]
+        cells = [
+            row["model"],
+            f"{100 * row['accuracy']:.2f} %",
+            row["kept"],
+            f"{row['bytes']:,}",
+        ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -129,7 +142,9 @@ def main(arguments=None):
     masktorch.save_masks(plain, file)
     about = {"model": "masktorch", "accuracy": accuracy(plain, *test)}
     rows.append(about | {"kept": "mask file", "bytes": len(file.getvalue())})
-    rows.append(about | {"kept": "state_dict of the weights", "bytes": len(backbone.getvalue())})
+    rows.append(
+        about | {"kept": "state_dict of the weights", "bytes": len(backbone.getvalue())}
+    )
     return record(options.out, rows, __file__, arguments, epochs=options.epochs)
 
 

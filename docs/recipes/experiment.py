@@ -33,7 +33,11 @@ def mnist(folder):
 def network():
     """LeNet-300-100."""
     return nn.Sequential(
-        nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10)
+        nn.Linear(784, 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
     )
 
 
@@ -56,15 +60,25 @@ def record(path, rows, script, arguments, **settings):
 
     def git(*words):
         run = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+            ["git", *words],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return run.stdout.strip()
 
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in lines
+        if line.startswith("model name")
+    ]
     arguments = sys.argv[1:] if arguments is None else arguments
-    shown = shlex.join(["python", f"docs/recipes/{Path(script).name}", "DATA", *arguments[1:]])
+    shown = shlex.join(
+        ["python", f"docs/recipes/{Path(script).name}", "DATA", *arguments[1:]]
+    )
     content = {
         "command": shown,
         "settings": settings,

@@ -47,7 +47,10 @@ def server(messages):
     """The scores whose probabilities are the clients' mean."""
     draws = [masktorch.read_masks(io.BytesIO(message)) for message in messages]
     return {
-        name: torch.stack([draw[name].float() for draw in draws]).mean(0).clamp(0.01, 0.99).logit()
+        name: torch.stack([draw[name].float() for draw in draws])
+        .mean(0)
+        .clamp(0.01, 0.99)
+        .logit()
         for name in draws[0]
     }
 
@@ -93,7 +96,9 @@ def table(content):
         ]
         return f"{statistics.mean(found):.1f} ({min(found):.1f} - {max(found):.1f})"
 
-    whats = [(kind, what) for kind in kinds for what in ("accuracy, drawn", "accuracy, mode")]
+    whats = [
+        (kind, what) for kind in kinds for what in ("accuracy, drawn", "accuracy, mode")
+    ]
     heads = [f"{kind} classes a client, {what.split(', ')[1]}" for kind, what in whats]
     lines = [f"| round | {' | '.join(heads)} |", "|" + " --- |" * (len(heads) + 1)]
     last = max(row["round"] for row in rows)
@@ -123,7 +128,9 @@ def main(arguments=None):
         for classes in (10, 2):
             model = shared_model(seed)
             parts = shards(*data, options.clients, classes)
-            scores = {n: s.detach().clone() for n, s in masktorch.named_mask_parameters(model)}
+            scores = {
+                n: s.detach().clone() for n, s in masktorch.named_mask_parameters(model)
+            }
             for number in range(1, options.rounds + 1):
                 messages, scores = one_round(model, scores, parts)
                 set_scores(model, scores)
@@ -132,7 +139,9 @@ def main(arguments=None):
                         "seed": seed,
                         "classes of a client": classes,
                         "round": number,
-                        "bytes up, a client": round(sum(map(len, messages)) / len(messages)),
+                        "bytes up, a client": round(
+                            sum(map(len, messages)) / len(messages)
+                        ),
                         "accuracy, drawn": sampled_accuracy(model, *test),
                         "accuracy, mode": accuracy(model, *test),
                     }

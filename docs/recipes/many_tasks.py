@@ -56,7 +56,8 @@ def scores_key(name):
 def one_mask_per_example(model, tasks, inputs, which):
     """The outputs for a batch in which every example is of a task of its own."""
     masks = {
-        scores_key(name): torch.stack([tasks[t][name] for t in which.tolist()]) for name in tasks[0]
+        scores_key(name): torch.stack([tasks[t][name] for t in which.tolist()])
+        for name in tasks[0]
     }
 
     def one(masks, example):
@@ -113,13 +114,17 @@ def main(arguments=None):
         tasks.append(masktorch.masks(model))
 
     torch.manual_seed(0)
-    model = masktorch.set_masks(backbone(), tasks[0]).eval()  # one model for all of them
+    model = masktorch.set_masks(
+        backbone(), tasks[0]
+    ).eval()  # one model for all of them
     for examples in (1, 4, 16):
         right = 0
         for _ in range(options.tries):
             task = int(torch.randint(len(tasks), ()))
             some = torch.randint(len(images), (examples,))
-            right += task == least_entropy(model, tasks, images[some][:, permutations[task]])
+            right += task == least_entropy(
+                model, tasks, images[some][:, permutations[task]]
+            )
         rows.append({"told by": examples, "told": right / options.tries})
 
     def seconds(switch):
@@ -138,7 +143,9 @@ def main(arguments=None):
     rows.append({"timed": "a switch by `using`", "seconds": seconds(use)})
 
     which = torch.randint(len(tasks), (256,))
-    inputs = torch.stack([images[i, permutations[t]] for i, t in enumerate(which.tolist())])
+    inputs = torch.stack(
+        [images[i, permutations[t]] for i, t in enumerate(which.tolist())]
+    )
     began = time.perf_counter()
     mixed = one_mask_per_example(model, tasks, inputs, which)
     by_vmap = time.perf_counter() - began
@@ -151,7 +158,9 @@ def main(arguments=None):
     by_loop = time.perf_counter() - began
     torch.testing.assert_close(mixed, looped, rtol=1e-4, atol=1e-4)
     rows.append({"timed": "256 examples of all tasks by vmap", "seconds": by_vmap})
-    rows.append({"timed": "256 examples of all tasks, a loop over tasks", "seconds": by_loop})
+    rows.append(
+        {"timed": "256 examples of all tasks, a loop over tasks", "seconds": by_loop}
+    )
     return record(
         options.out, rows, __file__, arguments,
         tasks=options.tasks, epochs=options.epochs, tries=options.tries,

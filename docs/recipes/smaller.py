@@ -34,13 +34,19 @@ def convolutions():
 
 def perceptron():
     return nn.Sequential(
-        nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)
+        nn.Linear(784, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 1024),
+        nn.ReLU(),
+        nn.Linear(1024, 10),
     )
 
 
 def readers(model):
     """The weights whose input channels may go: all but the first, which reads the images."""
-    layers = [n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [
+        n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
+    ]
     return [f"{name}.weight" for name in layers[1:]]
 
 
@@ -74,11 +80,15 @@ def without_unread_channels(model, example):
         }
         for name in readers(smaller):
             layer = smaller.get_submodule(name.removesuffix(".weight"))
-            read = layer.weight.detach().transpose(0, 1).flatten(1).any(1)  # by input channel
+            read = (
+                layer.weight.detach().transpose(0, 1).flatten(1).any(1)
+            )  # by input channel
             unread = torch.nonzero(~read).flatten().tolist()
             graph.get_pruning_group(layer, removes[type(layer)], idxs=unread).prune()
     with torch.no_grad():  # raises where a channel was read after all
-        torch.testing.assert_close(smaller(example), model.eval()(example), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            smaller(example), model.eval()(example), rtol=1e-4, atol=1e-4
+        )
     return smaller
 
 
@@ -137,12 +147,19 @@ def table(content):
             f"{dense / row['seconds']:.1f}x",
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| layer, 64 inputs | density | CSR beside dense | half the inputs gone |"]
+    lines += [
+        "",
+        "| layer, 64 inputs | density | CSR beside dense | half the inputs gone |",
+    ]
     lines.append("| --- | --- | --- | --- |")
     for row in (row for row in rows if "layer" in row):
         times = row["seconds"]
-        cells = [f"{times['dense'] / times[way]:.1f}x" for way in ("CSR", "half the inputs")]
-        lines.append(f"| {row['layer']} | {100 * row['density']:g} % | {' | '.join(cells)} |")
+        cells = [
+            f"{times['dense'] / times[way]:.1f}x" for way in ("CSR", "half the inputs")
+        ]
+        lines.append(
+            f"| {row['layer']} | {100 * row['density']:g} % | {' | '.join(cells)} |"
+        )
     return "\n".join(lines)
 
 
@@ -160,7 +177,12 @@ def main(arguments=None):
     for build in (perceptron, convolutions):
         torch.manual_seed(0)
         dense = build()
-        train(dense, torch.optim.Adam(dense.parameters(), lr=1e-3), *data, 2 * options.epochs)
+        train(
+            dense,
+            torch.optim.Adam(dense.parameters(), lr=1e-3),
+            *data,
+            2 * options.epochs,
+        )
         torch.manual_seed(0)
         zeros = learn_channels(build(), options.density, data, options.epochs)
         smaller = without_unread_channels(zeros, images[:1])

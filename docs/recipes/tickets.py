@@ -37,7 +37,9 @@ def tickets(start, data, densities, epochs):
             for name, mask in masks.items()
         }
         masks = masktorch.keep_largest(sizes, density)
-        model.load_state_dict(start, strict=False)  # rewinds the weights and leaves masks alone
+        model.load_state_dict(
+            start, strict=False
+        )  # rewinds the weights and leaves masks alone
         masktorch.set_masks(model, masks)
         learn(model, data, epochs)
         yield masks, model
@@ -86,14 +88,22 @@ def table(content):
     arms = list(dict.fromkeys(row["arm"] for row in rows))[1:]
 
     def cell(arm, density):
-        found = [100 * r["accuracy"] for r in rows if (r["arm"], r["density"]) == (arm, density)]
+        found = [
+            100 * r["accuracy"]
+            for r in rows
+            if (r["arm"], r["density"]) == (arm, density)
+        ]
         return f"{statistics.mean(found):.2f} ({min(found):.2f} - {max(found):.2f})"
 
     lines = [f"| density | {' | '.join(arms)} |", "|" + " --- |" * (len(arms) + 1)]
-    for density in sorted({row["density"] for row in rows if row["arm"] == arms[-1]})[::-1]:
+    for density in sorted({row["density"] for row in rows if row["arm"] == arms[-1]})[
+        ::-1
+    ]:
         cells = [cell(arm, density) for arm in arms]
         lines.append(f"| {100 * density:.1f} % | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", f"Nothing masked, trained once: {cell('dense', 1.0)}."])
+    return "\n".join(
+        [*lines, "", f"Nothing masked, trained once: {cell('dense', 1.0)}."]
+    )
 
 
 def main(arguments=None):
@@ -102,7 +112,9 @@ def main(arguments=None):
     parser.add_argument("--out", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--every", type=int, default=4, help="controls at every so many rounds")
+    parser.add_argument(
+        "--every", type=int, default=4, help="controls at every so many rounds"
+    )
     parser.add_argument("--epochs", type=int, default=2)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -115,24 +127,45 @@ def main(arguments=None):
         dense = network()
         dense.load_state_dict(start)
         learn(dense, data, options.epochs)
-        found = {"seed": seed, "arm": "dense", "density": 1.0, "accuracy": accuracy(dense, *test)}
+        found = {
+            "seed": seed,
+            "arm": "dense",
+            "density": 1.0,
+            "accuracy": accuracy(dense, *test),
+        }
         rows.append(found)
-        for number, (masks, model) in enumerate(tickets(start, data, densities, options.epochs), 1):
+        for number, (masks, model) in enumerate(
+            tickets(start, data, densities, options.epochs), 1
+        ):
             models = {"ticket": model}
             if number % options.every == 0:
-                models["random mask"] = under(start, at_random(masks), data, options.epochs)
-                learned, signs = supermask(start, density_of_each(masks), data, options.epochs)
+                models["random mask"] = under(
+                    start, at_random(masks), data, options.epochs
+                )
+                learned, signs = supermask(
+                    start, density_of_each(masks), data, options.epochs
+                )
                 models["supermask"] = learned
                 models["supermask, then weights"] = under(
                     signs, masktorch.masks(learned), data, options.epochs
                 )
             rows += [
-                {"seed": seed, "arm": arm, "density": density, "accuracy": accuracy(model, *test)}
+                {
+                    "seed": seed,
+                    "arm": arm,
+                    "density": density,
+                    "accuracy": accuracy(model, *test),
+                }
                 for arm, model in models.items()
                 for density in [round(densities[number - 1], 6)]
             ]
     return record(
-        options.out, rows, __file__, arguments, epochs=options.epochs, seeds=options.seeds
+        options.out,
+        rows,
+        __file__,
+        arguments,
+        epochs=options.epochs,
+        seeds=options.seeds,
     )
 
 
