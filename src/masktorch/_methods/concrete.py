@@ -64,9 +64,12 @@ def _concrete(
     generator: Generator | None,
     weight: Tensor | None,
 ) -> Tensor:
+    # Computed out here: Dynamo can't compute a number within a rule.
+    sharpness = 1 / temperature
+
     @chunkwise
     def soft_product(noisy: Tensor, weight: Tensor, out: Out) -> Tensor:
-        y = scaled(noisy, 1 / temperature).sigmoid_()
+        y = scaled(noisy, sharpness).sigmoid_()
         return converted(torch.mul(weight, y, out=out), weight.dtype)
 
     @chunkwise
@@ -76,9 +79,9 @@ def _concrete(
         """`dL/ds = g * y * (1 - y) / T`, with `g = grad * weight`."""
         if is_differentiated(scores):
             noisy = following(noisy, scores)
-        y = torch.sigmoid(scaled(noisy, 1 / temperature))
+        y = torch.sigmoid(scaled(noisy, sharpness))
         slope = sigmoid_backward(wide(grad, scores), y).mul_(weight)
-        return converted(scaled(slope, 1 / temperature, out), scores.dtype)
+        return converted(scaled(slope, sharpness, out), scores.dtype)
 
     noisy = noisy_logits(scores.detach(), generator)
     return masked(scores, weight, noisy, select if hard else soft_product, rule)

@@ -16,7 +16,7 @@ from typing_extensions import override
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.chunked import Out, chunkwise
 from masktorch._kernels.dtypes import converted, wide
-from masktorch._kernels.scaling import scaled, scaled_
+from masktorch._kernels.scaling import affine, scaled
 from masktorch._methods.built_in import straight_through
 from masktorch._methods.concrete import following, is_differentiated, noisy_logits
 from masktorch._methods.rules import sigmoid_backward
@@ -62,14 +62,13 @@ def _hard_concrete(
     generator: Generator | None,
     weight: Tensor | None,
 ) -> Tensor:
-    width = zeta - gamma
-
-    def stretched(y: Tensor) -> Tensor:
-        return torch.rsub(y, gamma, alpha=-width)  # gamma + width * y
+    # Numbers are computed out here: Dynamo can't compute any within a rule.
+    width, sharpness = zeta - gamma, 1 / beta
+    steepness = width * sharpness
 
     @chunkwise
     def product(y: Tensor, weight: Tensor, out: Out) -> Tensor:
-        z = stretched(y).clamp(0, 1)
+        z = affine(y, width, gamma).clamp(0, 1)
         return converted(torch.mul(weight, z, out=out), weight.dtype)
 
     @chunkwise
@@ -78,14 +77,14 @@ def _hard_concrete(
     ) -> Tensor:
         """`dL/ds = g * width * y * (1 - y) / beta` where `0 < z < 1`, else 0."""
         if is_differentiated(scores):
-            logits = following(torch.logit(y), scores, 1 / beta)
+            logits = following(torch.logit(y), scores, sharpness)
             y = straight_through(y, torch.sigmoid(logits))
         g = wide(grad, scores) * weight
-        g = hardtanh_backward(g, stretched(y), 0.0, 1.0)
-        slope = scaled(sigmoid_backward(g, y), width / beta, out)
+        g = hardtanh_backward(g, affine(y, width, gamma), 0.0, 1.0)
+        slope = scaled(sigmoid_backward(g, y), steepness, out)
         return converted(slope, scores.dtype)
 
-    y = scaled_(noisy_logits(scores.detach(), generator), 1 / beta).sigmoid_()
+    y = scaled(noisy_logits(scores.detach(), generator), sharpness).sigmoid_()
     return masked(scores, weight, y, product, rule)
 
 

@@ -16,6 +16,7 @@ from masktorch._kernels.autograd import masked
 from masktorch._kernels.chunked import Out, by_numpy, can_be_chunked, chunks, chunkwise
 from masktorch._kernels.dtypes import at_least_float32, converted, wide
 from masktorch._kernels.random import drawn_mask
+from masktorch._kernels.scaling import affine
 from masktorch._kernels.selecting import as_number, select
 from masktorch._methods.score_threshold import ProbabilityEstimator
 
@@ -59,9 +60,11 @@ def intermediate(
 def _intermediate(
     scores: Tensor, step_size: float, generator: Generator | None, weight: Tensor | None
 ) -> Tensor:
+    # x = g / scale, where the scale is norm(g) times this. It is computed out here:
+    # Dynamo can't compute a number within a rule.
+    per_norm = 1 / (step_size * math.sqrt(max(scores.numel(), 1)))
+
     def rule(scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor) -> Tensor:
-        # x = g / scale, where the scale is norm(g) times this
-        per_norm = 1 / (step_size * math.sqrt(max(grad.numel(), 1)))
         if can_be_chunked((scores, weight, drawn, grad)):
             return _rule_by_chunks(scores, weight, drawn, grad, per_norm)
         return _rule_of_whole(scores, weight, drawn, grad, per_norm)
@@ -94,7 +97,7 @@ def _rule_of_whole(
         scale = _not_zero(norm.item() * per_norm, scores)
         return _divergence_slope(scores, drawn, g, scale)
     # The host does not wait for an accelerator, and autograd follows the norm.
-    x = g / torch.rsub(norm, _not_zero(0, scores), alpha=-per_norm)
+    x = g / affine(norm, per_norm, _not_zero(0, scores))
     return _divergence_slope(scores, drawn, x, scale=1.0)
 
 
