@@ -36,6 +36,7 @@ from masktorch import (
     Bernoulli,
     Blocks,
     Concrete,
+    ConcreteNOfM,
     HardConcrete,
     IntermediateSampling,
     NOfM,
@@ -427,6 +428,53 @@ class LowRank:
 
     def mode(self, scores):
         return scores[: self.rows] @ scores[self.rows :].T > 0
+
+
+def masks_of_groups():
+    """A mask of tiles, a low-rank one and one of rows: scores of other shapes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 6), nn.Linear(6, 4))
+    return masktorch.wrap(
+        model.double(),
+        {
+            "0.weight": Blocks(Threshold(), (3, 2)),
+            "2.weight": LowRank(6),
+            "3.weight": Blocks(TopK(0.5), (1, None)),
+        },
+    )
+
+
+@check
+def ddp_learns_scores_of_any_shape(folder):
+    plain, model = masks_of_groups(), masks_of_groups()
+    model.load_state_dict(plain.state_dict())
+    before = [s.detach().clone() for s in masktorch.mask_parameters(model)]
+    reference, opt = optimiser(plain), optimiser(model)
+    train(plain, reference, batches(0, 8))
+    train(DistributedDataParallel(model), opt, batches(0, 8), mine())
+    for old, new in zip(before, masktorch.mask_parameters(model), strict=True):
+        assert not torch.equal(old, new)
+    assert_equal(masks(model), masks(plain))
+    assert_close(state(model), state(plain))
+    assert_ranks_agree(state(model))
+
+
+@check
+def ddp_keeps_patterns_alike_on_all_ranks(folder):
+    torch.manual_seed(0)
+    model = masktorch.wrap(nn.Linear(8, 4).double(), ConcreteNOfM(2, 4))
+    with torch.no_grad():
+        for scores in masktorch.mask_parameters(model):
+            dist.broadcast(scores, 0)
+    opt = torch.optim.Adam(masktorch.mask_parameters(model), lr=0.5)
+    ddp = DistributedDataParallel(model)
+    for step in range(5):
+        torch.manual_seed(step + dist.get_rank())
+        opt.zero_grad()
+        ddp(torch.randn(4, 8, dtype=torch.float64)).square().mean().backward()
+        opt.step()
+    assert_ranks_agree(masks(masktorch.freeze_mask(model)))
+    assert masktorch.report(model).kept == 16
 
 
 def half_precision_network(estimators, dtype):
