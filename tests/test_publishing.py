@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import masktorch
-from masktorch._methods import built_in, score_threshold
+from masktorch._kernels import dtypes
+from masktorch._methods import score_threshold
 
 ROOT = Path(__file__).parents[1]
 CITATION = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
@@ -144,7 +145,7 @@ def test_the_estimator_of_contributing_has_the_gradient_that_it_states():
     namespace |= {
         "Thresholded": score_threshold.Thresholded,
         "masked_above": score_threshold.masked_above,
-        "wide": built_in.wide,
+        "wide": dtypes.wide,
     }
     exec(textwrap.dedent(block), namespace)
     layer = masktorch.wrap(
