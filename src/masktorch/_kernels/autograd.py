@@ -96,18 +96,18 @@ class _Masked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scores, weight, source = ctx.saved_tensors
-        read = scores if source is None else source
+        origin = scores if source is None else source
         needs_gradient = ctx.needs_input_grad
         for_scores = for_weight = None
         if needs_gradient[0]:
-            for_scores = ctx.rule(scores, weight, read, grad)
+            for_scores = ctx.rule(scores, weight, origin, grad)
         if needs_gradient[1]:
             # Under `create_graph` it is masked as the weight was, so that the second
             # derivative follows the rule. Compiled code has no second derivative.
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 for_weight = masked(scores, grad, source, ctx.product, ctx.rule)
             else:
-                for_weight = ctx.product(read, grad)
+                for_weight = ctx.product(origin, grad)
         return for_scores, for_weight, None, None, None
 
 
