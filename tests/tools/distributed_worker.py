@@ -518,6 +518,8 @@ def fsdp_never_rounds_float32_scores(folder):
             (NOfM(2, 4), NOfM(1, 3)),
             (Bernoulli(), HardConcrete()),
             (LowRank(33), LowRank(9)),
+            (Blocks(Threshold(), (3, 2)), Blocks(TopK(0.5), (1, None))),
+            (ConcreteNOfM(2, 4), ConcreteNOfM(1, 3)),
         ):
             plain = half_precision_network(estimators, dtype)
             model = half_precision_network(estimators, dtype)
