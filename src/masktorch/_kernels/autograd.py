@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from masktorch._kernels.chunked import is_plain
+from masktorch._kernels.chunked import PLAIN_TYPES, is_eager
 
 # (source, weight) -> weight * m, in the weight's dtype
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -41,7 +41,7 @@ def masked(
         weight = scores.new_ones(())
     elif weight.shape != scores.shape:
         return _masked_by_broadcast(scores, weight, source, product, rule)
-    if is_plain(scores, weight):
+    if is_eager() and type(scores) in PLAIN_TYPES and type(weight) in PLAIN_TYPES:
         if scores.requires_grad and torch.is_grad_enabled():
             return _apply(scores, weight, source, product, rule)
         return product(scores.detach() if source is None else source, weight)

@@ -98,28 +98,28 @@ def is_unseen(tensor: Tensor) -> bool:
     return is_plain(tensor) and not (
         tensor.is_neg()
         or torch._C._get_tracing_state() is not None
-        or torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.Python)
-        or torch._C._dispatch_tls_is_dispatch_key_included(
-            torch._C.DispatchKey.PreDispatch
-        )
+        or _is_included(_PYTHON)
+        or _is_included(_PRE_DISPATCH)
     )
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether all are ordinary tensors in eager code: no subclass, no transform."""
-    if (
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is an ordinary tensor in eager code: no subclass, no transform."""
+    return is_eager() and type(tensor) in PLAIN_TYPES and not _is_of_old_vmap(tensor)
+
+
+def is_eager() -> bool:
+    """Whether no compiler, transform or forward mode follows operations."""
+    return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-    ):
-        return False
-    # a loop, because it takes half the time of `all`
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN_TYPES or _is_of_old_vmap(tensor):
-            return False
-    return True
+    )
 
 
-_PLAIN_TYPES = (Tensor, nn.Parameter)
+PLAIN_TYPES = (Tensor, nn.Parameter)
+# whether a mode in Python, or torch.export, is handed each operation
+_is_included = torch._C._dispatch_tls_is_dispatch_key_included
+_PYTHON, _PRE_DISPATCH = torch._C.DispatchKey.Python, torch._C.DispatchKey.PreDispatch
 # what `torch.autograd.grad(is_grads_batched=True)` hands to a backward
 _is_of_old_vmap = torch._C._functorch.is_legacy_batchedtensor

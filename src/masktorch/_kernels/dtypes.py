@@ -16,6 +16,8 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def wide(tensor: Tensor, scores: Tensor) -> Tensor:
     """Convert to the dtype in which the gradient of these scores is computed."""
+    if tensor.dtype is torch.float32 and scores.dtype is torch.float32:
+        return tensor  # the common case, without calls
     return converted(tensor, at_least_float32(scores.dtype))
 
 

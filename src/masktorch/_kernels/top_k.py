@@ -102,10 +102,9 @@ def select_largest(values: Tensor, k: int, *, absolute: bool = False) -> Selecti
 
 def _clear_cut(sizes: Tensor, k: int, *, is_ours: bool) -> float | None:
     """Return the cut of few values, or None if a kept one ties with it or is NaN."""
-    values = _few_values(sizes, is_ours=is_ours)
-    rank = values.size - k - 1
-    # np.partition puts NaN last
-    ordered = np.partition(values, (rank, rank + 1))
+    ordered = _few_values(sizes, is_ours=is_ours).copy()
+    rank = ordered.size - k - 1
+    ordered.partition((rank, rank + 1))  # NaN last
     cut, least_kept = ordered[rank], ordered[rank + 1]
     return float(cut) if cut < least_kept else None
 

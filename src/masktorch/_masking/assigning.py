@@ -64,8 +64,8 @@ def assign(module: Any, name: str, value: Any) -> None:
     _refuse_masked_values(mask, name, parameter, value)
     state = forward_state_of(module)
     if state is not None and state.reads is not None:
-        state.reads.drawn.pop(name, None)
-        state.reads.computed.pop(name, None)
+        state.reads.pop((name, True), None)
+        state.reads.pop((name, False), None)
     if isinstance(value, nn.Parameter):
         module._parameters[name] = value
     else:
@@ -82,8 +82,8 @@ def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None
     mask, parameter = attached(module)[name], module._parameters[name]
     state = forward_state_of(module)
     if state is not None and state.reads is not None:
-        for reads in (state.reads.drawn, state.reads.computed):
-            read = reads.get(name)
+        for was_drawn in (True, False):
+            read = state.reads.get((name, was_drawn))
             if read is not None and read.tensor is value:
                 return parameter if read.version == version_of(value) else value
     remembered = _remembered.get(value)

@@ -41,13 +41,9 @@ class Read(NamedTuple):
     decided_by: tuple[Any, ...]  # all that the mask followed from, compared by identity
 
 
-class Reads(NamedTuple):
-    """What one forward has read, by the names of its parameters."""
-
-    drawn: dict[str, Read]  # under stochastic masks: later reads return the same draw
-    computed: dict[
-        str, Read
-    ]  # under other masks, only so that `assign` knows the value
+# What one forward has read, by the parameter's name and whether the mask was drawn.
+# Later reads return the same draw; the others are only kept for `assign` to know them.
+Reads = dict[tuple[str, bool], Read]
 
 
 class ForwardState(threading.local):

@@ -89,6 +89,11 @@ class Mask(nn.Module):
             and override_of(self) is None
         )
 
+    def own_scores(self) -> Tensor:
+        """Return `self.scores` without the slow `nn.Module.__getattr__`."""
+        scores = self._parameters.get("scores")
+        return self.scores if scores is None else scores
+
     def mode(self) -> Tensor:
         """Return the deterministic mask: bool, of the tensor's shape.
 
@@ -138,16 +143,14 @@ class Mask(nn.Module):
         in_use = override_of(self)
         learning = training and not self.frozen and in_use is None
         if in_use is None and not self.rescale:
-            product = self._own_product(learning)
+            name = "product" if learning else "mode_product"
+            product = getattr(self.estimator, name, None)
             if product is not None:
-                return product(self.scores, weight)
+                masked: Tensor = product(self.own_scores(), weight)
+                return masked
         mask = self._learning_mask(weight) if learning else self.mode()
         masked = (weight * mask).to(weight.dtype) if learning else select(mask, weight)
         return self._rescaled(masked, mask) if self.rescale else masked
-
-    def _own_product(self, learning: bool) -> Callable[[Tensor, Tensor], Tensor] | None:
-        """The estimator's own way to multiply, if it has one."""
-        return getattr(self.estimator, "product" if learning else "mode_product", None)
 
     def _learning_mask(self, weight: Tensor) -> Tensor:
         """The estimator's mask of training, if it is one."""

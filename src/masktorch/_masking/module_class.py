@@ -15,7 +15,7 @@ import functools
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from masktorch._masking.assigning import assign
 from masktorch._masking.forward_state import Reads, reading_parameters, resumable
@@ -98,7 +98,7 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             if state is None or state.reads is not None:
                 # Re-entered, or kept by somebody after unwrap: not a new forward.
                 return original.forward(self, *args, **kwargs)
-            reads = Reads({}, {})
+            reads: Reads = {}
             try:
                 try:
                     state.reads = reads
@@ -108,7 +108,7 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             finally:
                 # An interrupt may land inside the first `finally`.
                 state.reads = None
-            if torch.compiler.is_compiling():
+            if isinstance(result, Tensor) or torch.compiler.is_compiling():
                 return result
             return resumable(state, reads, result)
 

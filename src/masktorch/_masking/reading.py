@@ -61,30 +61,32 @@ def _read(
         weight: the parameter.
         reads: the reads of the forward under way; None outside a forward.
     """
-    _refuse_tracers_without_masks(module, name)
+    is_compiling = torch.compiler.is_compiling()
+    if not is_compiling:
+        _refuse_tracers_without_masks(module, name)
+    training = module.training
     if parametrize._cache_enabled:
-        return _read_cached(mask, weight, module.training)
+        return _read_cached(mask, weight, training)
     if reads is None:
-        computed = _computed(mask, weight, module.training)
+        computed = _computed(mask, weight, training)
         remember(computed, mask, weight)
         return computed
-    if mask.is_stochastic(module.training):
+    if mask.is_stochastic(training):
         return _read_drawn_once(reads, name, mask, weight)
-    computed = _computed(mask, weight, module.training)
-    if not torch.compiler.is_compiling():
-        reads.computed[name] = Read(computed, version_of(computed), ())
+    computed = _computed(mask, weight, training)
+    if not is_compiling:
+        reads[name, False] = Read(computed, version_of(computed), ())
     return computed
 
 
 def _read_drawn_once(reads: Reads, name: str, mask: Mask, weight: Tensor) -> Tensor:
     """Return the draw of this forward, or draw if what it follows from has changed."""
-    decided_by = weight, mask.scores, mask.estimator
-    read = reads.drawn.get(name)
+    decided_by = weight, mask.own_scores(), mask.estimator
+    read = reads.get((name, True))
     if read is None or not _same(read.decided_by, decided_by):
-        with _grad_for_later_reads(mask, weight):
-            computed = _computed(mask, weight, training=True)
+        computed = _computed_for_later_reads(mask, weight, training=True)
         read = Read(computed, version_of(computed), decided_by)
-        reads.drawn[name] = read
+        reads[name, True] = read
     return read.tensor
 
 
@@ -101,8 +103,7 @@ def _read_cached(mask: Mask, weight: Tensor, training: bool) -> Tensor:
         training,
     )
     if key not in cache:
-        with _grad_for_later_reads(mask, weight):
-            cache[key] = _computed(mask, weight, training)
+        cache[key] = _computed_for_later_reads(mask, weight, training)
         remember(cache[key], mask, weight)
     return cast(Tensor, cache[key])
 
@@ -113,7 +114,8 @@ def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
 
 def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
     try:
-        return cast(Tensor, mask(weight, training))
+        computed: Tensor = mask(weight, training)
+        return computed
     except AttributeError as error:
         # From a property, nn.Module would take it for "no such attribute" and go on to
         # look in its parameters, where it finds the weight without its mask.
@@ -122,27 +124,33 @@ def _computed(mask: Mask, weight: Tensor, training: bool) -> Tensor:
 
 def _refuse_tracers_without_masks(module: nn.Module, name: str) -> None:
     """Raise for tracers that would store the mask as a constant, or fail later."""
-    if torch.compiler.is_compiling():
-        return
-    what = f"how {type(module).__name__} computes {name!r} under its mask"
     if torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export():
         raise RuntimeError(
-            f"torch.onnx.export(dynamo=False) cannot trace {what}. Call "
+            "torch.onnx.export(dynamo=False) cannot trace how "
+            f"{type(module).__name__} computes {name!r} under its mask. Call "
             "masktorch.unwrap on a copy of the model first."
         )
     is_fx_tracing = torch.fx._symbolic_trace._is_fx_tracing_flag
-    is_make_fx = torch.fx.experimental.proxy_tensor.get_proxy_mode() is not None
-    if is_fx_tracing and not is_make_fx:
+    if is_fx_tracing and torch.fx.experimental.proxy_tensor.get_proxy_mode() is None:
         raise RuntimeError(
-            f"torch.fx.symbolic_trace cannot trace {what}: the mask would become a "
-            "constant. Call masktorch.unwrap on a copy first, trace with torch.export "
-            "or torch.compile, or make the layer a leaf module of a torch.fx.Tracer."
+            "torch.fx.symbolic_trace cannot trace how "
+            f"{type(module).__name__} computes {name!r} under its mask: the mask would "
+            "become a constant. Call masktorch.unwrap on a copy first, trace with "
+            "torch.export or torch.compile, or make the layer a leaf module of a "
+            "torch.fx.Tracer."
         )
+
+
+def _computed_for_later_reads(mask: Mask, weight: Tensor, training: bool) -> Tensor:
+    """Compute with a gradient, which a later read may want if the first does not."""
+    if torch.is_grad_enabled():
+        return _computed(mask, weight, training)
+    with _grad_for_later_reads(mask, weight):
+        return _computed(mask, weight, training)
 
 
 @contextlib.contextmanager
 def _grad_for_later_reads(mask: Mask, weight: Tensor) -> Iterator[None]:
-    """A later read of a draw may want the gradient that the first does not."""
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         with torch.enable_grad():
             yield

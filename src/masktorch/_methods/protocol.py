@@ -65,7 +65,8 @@ def scores_for(estimator: Estimator, scores: Tensor, mask: Tensor) -> Tensor:
 
 def is_stochastic(estimator: Estimator) -> bool:
     """Whether two masks of training of the same scores may differ."""
-    return cast(bool, getattr(estimator, "draws", True))
+    draws: bool = getattr(estimator, "draws", True)
+    return draws
 
 
 def expected(estimator: Estimator, scores: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def magnitude_rule(
     g = wide(grad, scores) * weight
     # |s| is a leaky ReLU of slope -1, for which PyTorch counts 0 among the negatives:
     # so take -g at -s.
-    operands = g.neg_(), converted(scores.detach(), g.dtype).neg(), -1.0, False
+    operands = g.neg_(), converted(scores, g.dtype).neg(), -1.0, False
     if out is not None:
         return _leaky_relu_backward_out(*operands, grad_input=out)
     return converted(_leaky_relu_backward(*operands), scores.dtype)

@@ -105,5 +105,5 @@ def masked_above(
     at: float, scores: Tensor, weight: Tensor | None, rule: Rule
 ) -> Tensor:
     """Return `weight * 1[s > at]`, or that mask; the scores get the rule's gradient."""
-    at = rounded_down(at, scores.dtype)
+    at = rounded_down(at, scores.dtype) if at else at
     return masked(scores, weight, None, lambda s, w: select_above(s, w, at), rule)
