@@ -90,7 +90,7 @@ def _chunk(tensor: Tensor, start: int) -> Tensor:
 
 def by_numpy(tensor: Tensor) -> bool:
     """Whether numpy can read it where it lies: `is_unseen` and on the CPU."""
-    return tensor.device.type == "cpu" and is_unseen(tensor)
+    return is_unseen(tensor) and tensor.is_cpu
 
 
 def is_unseen(tensor: Tensor) -> bool:
@@ -98,7 +98,7 @@ def is_unseen(tensor: Tensor) -> bool:
     return is_plain(tensor) and not (
         tensor.is_neg()
         or torch._C._get_tracing_state() is not None
-        or _is_included(_PYTHON)
+        or torch._C._len_torch_dispatch_stack() > 0
         or _is_included(_PRE_DISPATCH)
     )
 
@@ -118,8 +118,8 @@ def is_eager() -> bool:
 
 
 PLAIN_TYPES = (Tensor, nn.Parameter)
-# whether a mode in Python, or torch.export, is handed each operation
+# whether torch.export is handed each operation; other modes are on a stack
 _is_included = torch._C._dispatch_tls_is_dispatch_key_included
-_PYTHON, _PRE_DISPATCH = torch._C.DispatchKey.Python, torch._C.DispatchKey.PreDispatch
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 # what `torch.autograd.grad(is_grads_batched=True)` hands to a backward
 _is_of_old_vmap = torch._C._functorch.is_legacy_batchedtensor

@@ -65,6 +65,8 @@ def _hard_concrete(
     # Numbers are computed out here: Dynamo can't compute any within a rule.
     width, sharpness = zeta - gamma, 1 / beta
     steepness = width * sharpness
+    # where the stretched y is 0 and 1
+    low, high = -gamma / width, (1 - gamma) / width
 
     @chunkwise
     def product(y: Tensor, weight: Tensor, out: Out) -> Tensor:
@@ -80,7 +82,7 @@ def _hard_concrete(
             logits = following(torch.logit(y), scores, sharpness)
             y = straight_through(y, torch.sigmoid(logits))
         g = wide(grad, scores) * weight
-        g = hardtanh_backward(g, affine(y, width, gamma), 0.0, 1.0)
+        g = hardtanh_backward(g, y, low, high)
         slope = scaled(sigmoid_backward(g, y), steepness, out)
         return converted(slope, scores.dtype)
 

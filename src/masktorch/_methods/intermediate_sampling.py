@@ -6,6 +6,7 @@ the derivative by the probability, as if it were that by the score; here it is e
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor
@@ -76,14 +77,14 @@ def _rule_by_chunks(
     scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, per_norm: float
 ) -> Tensor:
     norms = [_norm(wide(g, scores) * w).item() for g, w in chunks(grad, weight)]
-    scale = _not_zero(math.hypot(*norms) * per_norm, scores)
+    scale = _scale(math.hypot(*norms), per_norm, scores)
 
     @chunkwise
     def rule(
         scores: Tensor, weight: Tensor, drawn: Tensor, grad: Tensor, out: Out
     ) -> Tensor:
         g = wide(grad, scores) * weight
-        return _divergence_slope(scores, drawn, g, scale, out)
+        return _divergence_slope(scores, drawn, g, *scale, out)
 
     return rule(scores, weight, drawn, grad)
 
@@ -94,11 +95,11 @@ def _rule_of_whole(
     g = wide(grad, scores) * weight
     norm = _norm(g)
     if by_numpy(norm) and not torch.is_grad_enabled():
-        scale = _not_zero(norm.item() * per_norm, scores)
-        return _divergence_slope(scores, drawn, g, scale)
+        scale = _scale(norm.item(), per_norm, scores)
+        return _divergence_slope(scores, drawn, g, *scale)
     # The host does not wait for an accelerator, and autograd follows the norm.
-    x = g / affine(norm, per_norm, _not_zero(0, scores))
-    return _divergence_slope(scores, drawn, x, scale=1.0)
+    x = g / affine(norm, per_norm, _least_scale(scores))
+    return _divergence_slope(scores, drawn, x, bound=0.5, scale=1.0)
 
 
 def _norm(g: Tensor) -> Tensor:
@@ -106,26 +107,43 @@ def _norm(g: Tensor) -> Tensor:
     return norm
 
 
-def _not_zero(scale: float, scores: Tensor) -> float:
-    """The scale, or if g is 0 the least number that it can be divided by."""
-    return max(scale, torch.finfo(at_least_float32(scores.dtype)).tiny)
+class _Scale(NamedTuple):
+    bound: float  # of g, so that x is at most 1/2
+    # A tensor, because PyTorch takes longer to make one of a number that is an operand.
+    scale: Tensor
+
+
+def _scale(norm: float, per_norm: float, scores: Tensor) -> _Scale:
+    """Return by what `g` is divided on a CPU, from the norm of `g`."""
+    scale = max(norm * per_norm, _least_scale(scores))
+    dtype = at_least_float32(scores.dtype)
+    return _Scale(0.5 * scale, torch.scalar_tensor(scale, dtype=dtype, device="cpu"))
+
+
+def _least_scale(scores: Tensor) -> float:
+    """The least number that can divide a `g` of zeros."""
+    return torch.finfo(at_least_float32(scores.dtype)).tiny
 
 
 def _divergence_slope(
-    scores: Tensor, drawn: Tensor, g: Tensor, scale: float, out: Out = None
+    scores: Tensor,
+    drawn: Tensor,
+    g: Tensor,
+    bound: float,
+    scale: Tensor | float,
+    out: Out = None,
 ) -> Tensor:
     """`dL/ds = p - q = (p - m) + (m - q)`, with `x = g / scale` bounded by 1/2.
 
     `m - q` is `x / (1 + x)` if `m = 1` and `x / (1 - x)` if `m = 0`, in one formula
-    `x / (1 - x + 2 m x)`. The operations divide by the scale as they go.
+    `g / (scale - g + 2 m g)`.
     """
-    alpha = 1 / scale
-    # Within these bounds, 1 + x and 1 - x are positive.
-    g = g.clamp(-0.5 * scale, 0.5 * scale)
+    # Within these bounds, scale + g and scale - g are positive.
+    g = g.clamp(-bound, bound)
     m = as_number(drawn, g.dtype)
-    divisor = torch.addcmul(torch.rsub(g, 1, alpha=alpha), m, g, value=2 * alpha)
+    divisor = torch.addcmul(scale - g, m, g, value=2)
     noise = torch.sigmoid(wide(scores, scores)) - m
-    slope = torch.addcdiv(noise, g, divisor, value=alpha, out=out)
+    slope = torch.addcdiv(noise, g, divisor, out=out)
     return converted(slope, scores.dtype)
 
 
