@@ -123,7 +123,7 @@ def show(folder: Positional[Path] = Path("runs")) -> str:
 
 
 @app.command
-def speed(only: str = ",".join(costs.PARTS), output: Path = Path("runs/speed")) -> str:
+def speed(only: str = ",".join(costs.USUAL), output: Path = Path("runs/speed")) -> str:
     """Measure speed and memory against plain training: 15 minutes.
 
     On a GPU if there is one.
@@ -132,7 +132,9 @@ def speed(only: str = ",".join(costs.PARTS), output: Path = Path("runs/speed")) 
         only: Some of these, with commas between them. steps: training steps and
             inference, of masktorch and of alternatives. floor: the estimators alone.
             memory: peaks. costs: wrap, set_masks and so on. files: mask files of
-            several densities.
+            several densities. calls: the calls of a mask where layers are small, and
+            its kernels. large: the life of a model of 10^9 weights, which takes 20 GiB
+            and runs only if it is named here.
         output: Folder for speed.json.
     """
     parts = only.split(",")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from benchmarks.experiment.estimators import MEASURED
 from benchmarks.experiment.results import RESULTS
 from benchmarks.files import write_text
 from benchmarks.pages.figures import add_legend_below, make_panels, save, set_log_scale
@@ -90,6 +91,24 @@ TABLES = {  # by part of the measurements; a new part is one entry
         describe=lambda row: (_entries(row["size"]), f"{100 * row['density']:g} %"),
         numbers=None,
     ),
+    "calls": Table(
+        head=("method",), describe=lambda row: (row["method"],), numbers="numbers"
+    ),
+    "large": Table(
+        head=("method", "weights"),
+        describe=lambda row: (row["method"], _entries(row["size"])),
+        numbers="numbers",
+    ),
+}
+
+# The columns of the first table: training steps, by type of device.
+OVERVIEW = {
+    "CPU: WRN-28-2": ("cpu", Case("WRN-28-2", 16)),
+    "CPU: transformer": ("cpu", Case("Transformer 6x256", 16)),
+    "CPU: MLP": ("cpu", Case("MLP 4x2048", 128)),
+    "CPU: MLP, compiled": ("cpu", Case("MLP 4x2048", 128, mode="compiled")),
+    "GPU: WRN-28-8": ("cuda", Case("WRN-28-8", 128, precision="bfloat16")),
+    "GPU: MLP": ("cuda", Case("MLP 4x2048", 128)),
 }
 
 
@@ -97,7 +116,8 @@ def write(results: Path = RESULTS / "speed", docs: Path = DOCS) -> Path:
     """Write docs/speed.md and its figures from benchmarks/results/speed."""
     contents = read(results)
     for name, content in contents.items():
-        save(steps_figure(content), docs / "figures" / f"{name}.png")
+        if "steps" in content:
+            save(steps_figure(content), docs / "figures" / f"{name}.png")
     return write_text(page(contents), docs / "speed.md")
 
 
@@ -116,8 +136,15 @@ def page(contents: Mapping[str, Content]) -> str:
     judged = {name: judge(content) for name, content in contents.items()}
     return render(
         "speed.md",
+        overview=overview(list(contents.values())),
+        costs={
+            heading: cost(list(contents.values()), *column)
+            for heading, column in OVERVIEW.items()
+        },
+        gpu=_with_steps(contents.values(), "cuda"),
         measurements=[
             {
+                "name": name,
                 "figure": f"figures/{name}.png",
                 "content": content,
                 "environment": content["environment"],
@@ -135,6 +162,52 @@ def page(contents: Mapping[str, Content]) -> str:
             f"{name}={value}" for name, value in KEEP_MEMORY.items()
         ),
     )
+
+
+def overview(contents: Sequence[Content]) -> str:
+    """Return the table of training steps that the page begins with."""
+    columns = {
+        heading: _medians(contents, *column) for heading, column in OVERVIEW.items()
+    }
+    columns = {heading: medians for heading, medians in columns.items() if medians}
+    contestants = dict.fromkeys(
+        name for medians in columns.values() for name in medians if name != "plain"
+    )
+    lines = [" | ".join(["", *columns])]
+    for name in contestants:
+        cells = (
+            f"{medians[name]:.2f}" if name in medians else NOTHING
+            for medians in columns.values()
+        )
+        lines.append(" | ".join([name, *cells]))
+    return aligned("\n".join(lines)) if columns else ""
+
+
+def cost(contents: Sequence[Content], device: str, case: Case) -> str:
+    """Describe what learning a mask costs, from the fastest method to the slowest."""
+    medians = _medians(contents, device, case)
+    found = {name: medians[name] for name in MEASURED if name in medians}
+    if not found:
+        return ""
+    by_cost = sorted(found, key=lambda name: found[name])
+    fastest, slowest = by_cost[0], by_cost[-1]
+    return f"{found[fastest]:.2f} ({fastest}) to {found[slowest]:.2f} ({slowest})"
+
+
+def _medians(contents: Iterable[Content], device: str, case: Case) -> dict[str, float]:
+    """Return the ratios to the plain step by contestant; empty if not measured."""
+    for row in _with_steps(contents, device).get("steps", ()):
+        if case_of(row) == case:
+            return {name: median for name, (_, median, _) in row["ratio"].items()}
+    return {}
+
+
+def _with_steps(contents: Iterable[Content], device: str) -> Content:
+    """Return the first measurement of steps on this type of device; {} if none."""
+    for content in contents:
+        if content["environment"]["device"] == device and "steps" in content:
+            return content
+    return {}
 
 
 def measured(content: Content) -> str:
@@ -191,6 +264,9 @@ def _targets(part: str, row: Row) -> Mapping[str, float]:
         plain = row["bytes_per_entry"]["plain"]
         temporaries = targets["temporaries"] * row["largest_layer"] / row["masked"]
         return dict.fromkeys(WITH_TARGETS, plain + targets["mask"] + temporaries)
+    if part == "calls":
+        of_method: Mapping[str, float] = targets.get(row["method"], {})
+        return of_method
     return targets
 
 
@@ -214,7 +290,8 @@ def table(part: str, rows: Sequence[JudgedRow]) -> str:
 def _cell(row: JudgedRow, column: str) -> str:
     if column not in row.numbers:
         return NOTHING
-    number = f"{row.numbers[column]:.2f}"
+    value = row.numbers[column]
+    number = str(value) if isinstance(value, int) else f"{value:.2f}"
     if column in row.missed:
         return f"{number} (> {row.missed[column]:.3g})"
     return number
@@ -247,7 +324,7 @@ def gain(content: Content, **habit: Any) -> str:
     if after is None or before is None:
         return ""
     return (
-        f" (a threshold's step of the MLP below: {1000 * after:.3g} ms, "
+        f" (a threshold's step of the MLP: {1000 * after:.3g} ms, "
         f"{1000 * before:.3g} without)"
     )
 

@@ -1,4 +1,4 @@
-"""What is measured, by part; and the parts that are not training steps.
+"""What is measured, by part; and some parts that are not training steps.
 
 floor: the estimators alone, against what memory bandwidth allows. costs: `wrap`,
 `save_masks` and so on, against a pass over the weights. files: mask files of several
@@ -25,7 +25,7 @@ import masktorch
 from benchmarks.experiment.estimators import MEASURED, Product
 from benchmarks.experiment.training import progress_bar
 from benchmarks.files import environment, write_text
-from benchmarks.speed import memory, rivals, steps
+from benchmarks.speed import calls, large, memory, rivals, steps
 from benchmarks.speed.timing import Call, ratios, side_by_side, turn
 
 SECONDS, AT_LEAST = 2.0, 3  # of rounds per case, after the warm-up
@@ -47,6 +47,8 @@ LAYERS = 10
 MODEL_BYTES_ALLOCATED = 10  # per entry
 REPETITIONS = 5
 REPEATED_ENTRIES = 5 * 10**7  # if all repetitions have more, there is one
+
+LARGE = 10**9  # weights of the part `large`
 
 SIDE = 2000  # of the square mask in a file
 DENSITIES = (0.01, 0.05, 0.08, 0.16, 0.3, 0.5)
@@ -77,13 +79,15 @@ def measure_floor(case: tuple[str, int], device: torch.device) -> dict[str, Any]
     def forward_and_backward(function: Product) -> Call:
         return lambda: torch.autograd.grad(function(scores, weight), scores, gradient)
 
-    calls: dict[str, Call] = {"add": lambda: torch.add(weight, plain_scores, out=out)}
+    operations: dict[str, Call] = {
+        "add": lambda: torch.add(weight, plain_scores, out=out)
+    }
     for name, function in PRODUCTS.items():
         used = torch.compile(function) if mode == "compiled" else function
-        calls[name] = forward_and_backward(used)
+        operations[name] = forward_and_backward(used)
     if mode == "eager" and size <= LONGEST_SORT:
-        calls["sort alone"] = lambda: torch.sort(plain_scores)
-    times = side_by_side(calls, seconds=SECONDS, at_least=AT_LEAST, device=device)
+        operations["sort alone"] = lambda: torch.sort(plain_scores)
+    times = side_by_side(operations, seconds=SECONDS, at_least=AT_LEAST, device=device)
     median = times.median()
     of_floor = ADD_BYTES / FLOOR_BYTES * ratios(times, "add")
     return {
@@ -231,7 +235,11 @@ PARTS = {
     "memory": Part(lambda device: memory.CASES, memory.measure),
     "costs": Part(lambda device: sizes(6, 9, MODEL_BYTES_ALLOCATED), measure_functions),
     "files": Part(lambda device: DENSITIES, measure_file),
+    "calls": Part(lambda device: list(calls.CASES), calls.measure),
+    "large": Part(lambda device: large.cases(LARGE), large.measure),
 }
+# `large` needs almost all memory of a machine with 24 GiB, so it has to be asked for.
+USUAL = tuple(name for name in PARTS if name != "large")
 
 
 def measure(

@@ -48,7 +48,7 @@ def peak(case: Case, contestant: str, device: torch.device) -> int:
     step = training_step(case, contestant, device)
     step()
     step()
-    return _bytes_at_peak(device) - before
+    return bytes_at_peak(device) - before
 
 
 def _bytes_now(device: torch.device) -> int:
@@ -57,7 +57,7 @@ def _bytes_now(device: torch.device) -> int:
     return _from_proc_status("VmRSS")
 
 
-def _bytes_at_peak(device: torch.device) -> int:
+def bytes_at_peak(device: torch.device) -> int:
     """Since this process began. `ru_maxrss` would start from the parent's peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated()

@@ -47,8 +47,9 @@ ROOMS = {
     "speed": [
         ["timing", "rivals"],
         ["contestants"],
-        ["steps"],
+        ["calls", "steps"],
         ["memory"],
+        ["large"],
         ["costs"],
     ],
     "studies": [["categorical", "study"], ["catalogue"]],

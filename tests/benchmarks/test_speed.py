@@ -16,7 +16,16 @@ import masktorch
 from benchmarks.experiment.networks import kernels
 from benchmarks.pages import speed as speed_page
 from benchmarks.pages.render import DOCS
-from benchmarks.speed import contestants, costs, memory, rivals, steps, timing
+from benchmarks.speed import (
+    calls,
+    contestants,
+    costs,
+    large,
+    memory,
+    rivals,
+    steps,
+    timing,
+)
 from benchmarks.speed.timing import alone, ratios, side_by_side
 
 CPU = torch.device("cpu")
@@ -38,7 +47,7 @@ def float64(*shape):
 def _brief(monkeypatch):
     """One round each, on whatever is smallest."""
     torch.manual_seed(0)
-    for part in (steps, costs):
+    for part in (steps, costs, calls):
         monkeypatch.setattr(part, "SECONDS", 0.0)
         monkeypatch.setattr(part, "AT_LEAST", 1)
 
@@ -340,6 +349,68 @@ def test_alone():
         alone(costs.measure_functions, "x", CPU, variables={})
 
 
+class TestCalls:
+    @pytest.mark.parametrize("references", [calls.THRESHOLD, calls.BERNOULLI])
+    def test_hand_written_masks_of_probabilities(self, references):
+        scores, upstream = float64(2, 50)
+        scores.requires_grad_()
+        mask = references.by_hand(scores)
+        mask.backward(upstream)
+        s = scores.detach().numpy()
+        expected = upstream.numpy() * sigma(s) * (1 - sigma(s))
+        np.testing.assert_allclose(scores.grad.numpy(), expected)
+        assert set(mask.tolist()) == {0.0, 1.0}
+        assert references is calls.BERNOULLI or mask.tolist() == (s > 0).tolist()
+
+    def test_hand_written_edge_popup(self):
+        scores, upstream = float64(2, 50)
+        scores.requires_grad_()
+        mask = calls.EDGE_POPUP.by_hand(scores)
+        mask.backward(upstream)
+        s = scores.detach().numpy()
+        assert mask.tolist() == (np.abs(s) > np.median(np.abs(s))).tolist()
+        np.testing.assert_allclose(scores.grad.numpy(), upstream.numpy() * np.sign(s))
+
+    @pytest.mark.parametrize("contestant", calls.CASES)
+    def test_a_contestant_is_measured(self, contestant, monkeypatch):
+        monkeypatch.setattr(calls, "LAYERS", 2)
+        threads = torch.get_num_threads()
+        row = calls.measure(contestant, CPU)
+        assert torch.get_num_threads() == threads
+        assert row["method"] == contestant
+        targets = speed_page.TARGETS["calls"].get(contestant, {})
+        assert row["numbers"]["kernels"] <= targets.get("kernels", 99)
+
+    def test_kernels_are_counted(self):
+        """sigma, draw, 2 for the gradient by the textbook, product; backward 2."""
+
+        def masked(model):
+            return rivals.parametrized(model, rivals.bernoulli)
+
+        assert calls.kernels(masked) == 7
+
+
+class TestLarge:
+    @pytest.mark.parametrize("method", large.ESTIMATORS)
+    def test_a_model_lives_in_a_process_of_its_own(self, method):
+        row = large.measure(large.Case(method, 10**6), CPU)
+        assert row["method"] == method
+        assert row["size"] == large.LAYERS * 128**2
+        bytes_ = row["numbers"]["file, MB"] * 1e6
+        assert (bytes_ > row["size"] / 8) == (method == "topk")
+        assert {"peak, GiB", "3 steps, s", "unwrap, s"} <= set(row["numbers"])
+
+    def test_only_scores_learn(self):
+        model = masktorch.wrap(large.network(10**6, CPU), masktorch.TopK(0.5))
+        weights = [layer._parameters["weight"] for layer in model]
+        before = [weight.clone() for weight in weights]
+        scores = [s.detach().clone() for s in masktorch.mask_parameters(model)]
+        large.learn(model, CPU)
+        assert all(w.grad is None for w in weights)
+        assert all(map(torch.equal, before, weights))
+        assert not any(map(torch.equal, scores, masktorch.mask_parameters(model)))
+
+
 class TestFiles:
     def test_a_density_is_measured(self, monkeypatch):
         monkeypatch.setattr(costs, "SIDE", 300)
@@ -385,6 +456,7 @@ def small_parts(monkeypatch):
         "memory": (),
         "costs": (1000,),
         "files": (0.5,),
+        "calls": ("threshold",),
     }
     for name, of_part in rows.items():
         part = costs.PARTS[name]._replace(cases=lambda device, rows=of_part: rows)
@@ -406,6 +478,7 @@ class TestCommand:
             "floor",
             "costs",
             "files",
+            "calls",
         }
         assert {"torch", "masktorch", "commit", "processor", "threads"} <= set(
             content["environment"]
@@ -487,8 +560,8 @@ def content():
                     "plain": 16.5,
                     "threshold": 26.4,
                     "bernoulli": 26.6,
-                    "intermediate": 20,
-                    "textbook": 30,
+                    "intermediate": 20.0,
+                    "textbook": 30.0,
                 },
             }
         ],
@@ -509,6 +582,10 @@ def content():
                 "load, ns": 5.0,
             }
         ],
+        "calls": [
+            {"method": "topk", "numbers": {"of hand-written": 0.9, "kernels": 15}}
+        ],
+        "large": [{"method": "topk", "size": 10**9, "numbers": {"peak, GiB": 17.5}}],
     }
 
 
@@ -559,6 +636,8 @@ class TestPage:
         ]
         assert cells(found["costs"])[2] == ["1,000,000", "1 ms", "3.50 (> 3)"]
         assert cells(found["files"])[2] == ["4,000,000", "8 %", "1.02", "6.00", "5.00"]
+        assert cells(found["calls"])[2] == ["topk", "0.90 (> 0.8)", "15"]
+        assert cells(found["large"])[2] == ["topk", "1,000,000,000", "17.50"]
 
     def test_targets_are_of_the_cpu(self, content):
         content["environment"]["device"] = "cuda"
@@ -570,17 +649,30 @@ class TestPage:
 
     def test_page(self, content):
         text = speed_page.page({"speed": content, "speed-h100": content})
-        assert text.count("## On Some CPU, 2 threads") == 2
+        assert text.count("All measurements on Some CPU, 2 threads: steps, ") == 2
         assert "figures/speed.png" in text
         assert "figures/speed-h100.png" in text
-        assert (
-            "backward (a threshold's step of the MLP below: 120 ms, 125 without)."
-            in text
-        )
-        assert "## Targets that are not met" in text
+        assert "backward (a threshold's step of the MLP: 120 ms, 125 without)." in text
+        assert "Targets that are not met" in text
         case = "steps, MLP 4x2048 at 128, float32, compiled, 100 ms"
         assert f"\n- {case}: threshold 1.20 (1.18)\n" in text
         assert "threshold 1.25 (" not in text
+
+    def test_the_first_paragraph_and_table(self, content, monkeypatch):
+        case = speed_page.Case("MLP 4x2048", 128)
+        monkeypatch.setattr(speed_page, "OVERVIEW", {"here": ("cpu", case)})
+        content["steps"][0]["ratio"]["bernoulli"] = [1.0, 2.0, 3.0]
+        content["steps"][0]["ratio"]["textbook"] = [1.0, 9.0, 9.0]  # no method of ours
+        without_steps = {"environment": content["environment"]}
+        contents = [without_steps, content]
+        found = speed_page.cost(contents, "cpu", case)
+        assert found == "1.25 (threshold) to 2.00 (bernoulli)"
+        assert speed_page.cost(contents, "cuda", case) == ""
+        assert cells(speed_page.overview(contents))[2:] == [
+            ["threshold", "1.25"],
+            ["bernoulli", "2.00"],
+            ["textbook", "9.00"],
+        ]
 
     def test_page_without_results(self):
         text = speed_page.page({})
