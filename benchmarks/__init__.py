@@ -11,6 +11,9 @@ pages        results as text: templates, tables, verdicts and figures
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Location:
     data_dir: Path = Path("data")  # Folder of the data sets.
     output: Path = Path("runs")  # Folder of results and states; a study adds its name.
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if there is one.
+    compile: CompileMode | None = None  # Train with torch.compile, in this mode.
 
 
 class BenchmarkError(ValueError):

@@ -77,6 +77,8 @@ def study(
     cluster: bool = False,
     cpus: float = 1,
     gpus: float = 0,
+    minutes: float | None = None,
+    at_once: int = 1,
 ) -> None:
     """Run what has no result yet in a study, one run after the other.
 
@@ -87,11 +89,17 @@ def study(
             that is started here. docs/cluster.md explains it.
         cpus: Per job.
         gpus: Per job; 0.5 puts two on one.
+        minutes: Stop after this time, on a machine that is rented by the minute. The
+            same command resumes.
+        at_once: With --minutes, how many runs share this machine or its GPU.
     """
     check_names("study", [name], catalogue.STUDIES)
     chosen = catalogue.STUDIES[name]
     if dry_run:
         _print_missing(chosen, location)
+        return
+    if minutes is not None:
+        studies.run_against_the_clock(chosen, location, minutes, at_once)
         return
     if cluster:
         results = studies.run_on_cluster(chosen, location, cpus=cpus, gpus=gpus)

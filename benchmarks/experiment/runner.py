@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import masktorch
-from benchmarks import Location
+from benchmarks import CompileMode, Location
 from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.arms import ARMS, MaskOrigin
 from benchmarks.experiment.configuration import Configuration
@@ -60,7 +60,9 @@ def run(
                 bar.write(f"{configuration.arm}: skipped, its result is in {path}")
                 continue
             files = RunFiles(location.output, configuration)
-            numbers = _train_and_measure(configuration, data, files, bar)
+            numbers = _train_and_measure(
+                configuration, data, files, location.compile, bar
+            )
             result = Result(
                 configuration, **numbers, environment=origin, command=command
             )
@@ -98,12 +100,18 @@ def _warn_if_bfloat16_is_emulated(options: Configuration, device: torch.device) 
 
 
 def _train_and_measure(
-    configuration: Configuration, data: Dataset, files: RunFiles, bar: Any
+    configuration: Configuration,
+    data: Dataset,
+    files: RunFiles,
+    compile_mode: CompileMode | None,
+    bar: Any,
 ) -> dict[str, Any]:
     """Train one arm; return the numbers of its result and write its states."""
     model = build(configuration, data.image_shape)
     prepare_model(model, configuration, files.folder)
-    history, best_state = train(model, data, configuration, files.checkpoint, bar)
+    history, best_state = train(
+        model, data, configuration, files.checkpoint, bar, compile_mode
+    )
     recalibrated = {}
     for epoch in ("last", "best"):  # the model is at its last epoch, then at its best
         with _evaluated_mask(model, configuration):

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import update_bn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 import masktorch
+from benchmarks import CompileMode
 from benchmarks.experiment import masks, parallel
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import Dataset, Split, augment, scale
@@ -125,6 +126,7 @@ def train(
     configuration: Configuration,
     checkpoint: Path,
     whole_run: Any,
+    compile_mode: CompileMode | None = None,
 ) -> tuple[list[Epoch], State]:
     """Train what requires gradients; return the epochs and the best one's state.
 
@@ -145,7 +147,9 @@ def train(
 
     for number in range(len(history) + 1, configuration.epochs + 1):
         lr = _set_learning_rates(optimiser, configuration, history)
-        epoch = _run_epoch(model, optimiser, data, configuration, number, lr)
+        epoch = _run_epoch(
+            model, optimiser, data, configuration, number, lr, compile_mode
+        )
         history.append(epoch)
         if best_epoch(history, configuration) is epoch:
             best_state = {
@@ -206,6 +210,7 @@ def _run_epoch(
     configuration: Configuration,
     number: int,
     lr: float,
+    compile_mode: CompileMode | None,
 ) -> Epoch:
     """Train for one epoch and evaluate; both see the density of the epoch.
 
@@ -214,7 +219,7 @@ def _run_epoch(
     masks.set_epoch_density(model, configuration, number)
     start = time.perf_counter()
     train_loss, train_accuracy = train_epoch(
-        model, optimiser, data.train, configuration, number
+        model, optimiser, data.train, configuration, number, compile_mode
     )
     masks.set_epoch_density(model, configuration, number)
     test_loss, test_accuracy = evaluate(model, data.test, configuration)
@@ -237,12 +242,17 @@ def train_epoch(
     split: Split,
     configuration: Configuration,
     epoch: int,
+    compile_mode: CompileMode | None = None,
 ) -> tuple[float, float]:
     """Train on every image once; return mean loss and accuracy before each step."""
     seed = epoch_seed(configuration, epoch)
     torch.manual_seed(seed)  # for stochastic masks
     totals = torch.zeros(2, device=split.images.device)
     network = parallel.distribute(model)  # in each epoch, as its density may differ
+    if compile_mode is not None:
+        # The smaller last batch gets a graph of its own; one graph for any size would
+        # slow down all batches. Later epochs find both in the compiler's cache.
+        network = torch.compile(network, mode=compile_mode, dynamic=False)  # type: ignore[assignment]
     network.train()
     pairs = progress_bar(
         batches(split, configuration, seed),
@@ -253,8 +263,8 @@ def train_epoch(
     )
     for inputs, labels in pairs:
         own_inputs, own_labels, weight = parallel.part(inputs, labels)
+        optimiser.zero_grad()  # first: CUDA graphs reuse the memory of old gradients
         loss, found = _loss_and_totals(network, own_inputs, own_labels, configuration)
-        optimiser.zero_grad()
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         totals += found

@@ -2,7 +2,11 @@
 
 import os
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -86,6 +90,50 @@ def run_on_cluster(
         while waiting:
             finished, waiting = ray.wait(waiting)
             yield from ray.get(finished)
+
+
+def run_against_the_clock(
+    study: Study, location: Location, minutes: float, at_once: int
+) -> None:
+    """Make missing results in processes of their own until the time is over.
+
+    Runs that start from each other follow each other; `at_once` such chains run at the
+    same time. A run that is stopped resumes from its checkpoint at the next call.
+
+    Raises:
+        subprocess.CalledProcessError: if a run fails, after the others have ended.
+    """
+    deadline = time.monotonic() + 60 * minutes
+    chains = _chains(study.missing(location.output))
+    run_chain = partial(_run_chain, _folder_of(study, location), deadline)
+    with ThreadPoolExecutor(at_once) as pool:
+        list(pool.map(run_chain, chains))
+
+
+def _chains(runs: Iterable[Configuration]) -> list[list[Configuration]]:
+    """Group runs with the run they start from, in their order."""
+    chains: dict[Configuration, list[Configuration]] = {}
+    for configuration in runs:
+        first = configuration.start or configuration
+        chains.setdefault(first, []).append(configuration)
+    return list(chains.values())
+
+
+def _run_chain(
+    location: Location, deadline: float, chain: Sequence[Configuration]
+) -> None:
+    where = ["--data-dir", str(location.data_dir), "--device", location.device]
+    if location.compile is not None:
+        where += ["--compile", location.compile]
+    for configuration in chain:
+        _, *arguments = shlex.split(command(configuration, location.output))
+        left = max(0, deadline - time.monotonic())
+        try:
+            subprocess.run(
+                [sys.executable, *arguments, *where], check=True, timeout=left
+            )
+        except subprocess.TimeoutExpired:
+            return
 
 
 def _folder_of(study: Study, location: Location) -> Location:

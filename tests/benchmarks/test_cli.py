@@ -85,7 +85,7 @@ def test_every_option_of_run_arrives(asked, call):
         "--train-images 99 --faithful-scaling --score-lr 0.3 --held-out 50 --rescale "
         "--weights signed-constant --no-augmentation "
         "--density 0.2 --budget erk --schedule-density cubic --image-size 14 "
-        "--schedule cosine --device cuda:1 --data-dir d --output o"
+        "--schedule cosine --device cuda:1 --data-dir d --output o --compile default"
     )
     assert call(*text.split())[0] == 0
     ((options, arms, location, command),) = asked
@@ -116,7 +116,7 @@ def test_every_option_of_run_arrives(asked, call):
         image_size=14,
     )
     assert arms == ["mask", "weights-then-weights"]
-    assert location == Location(Path("d"), Path("o"), "cuda:1")
+    assert location == Location(Path("d"), Path("o"), "cuda:1", "default")
     assert command == f"python -m benchmarks {text}"
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import Location
 from benchmarks import __main__ as cli
+from benchmarks.experiment import runner as experiment
 from benchmarks.experiment.arms import ARMS
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.results import Result, find_result, read_results
@@ -202,3 +204,52 @@ def test_the_results_are_described(committed_results):
     for folder in committed_results.iterdir():
         if folder.is_dir():
             assert f"`{folder.name}" in text
+
+
+def test_a_study_stops_when_its_time_is_over(small, tmp_path, call):
+    code, _ = call("study", "small", "--minutes", 0, "--output", tmp_path)
+    assert code == 0
+    assert read_results(tmp_path / "small") == []
+
+
+@pytest.mark.slow
+def test_runs_at_the_same_time_equal_those_one_after_the_other(
+    small, tmp_path, outcome
+):
+    """Each runs in its own process, and none before the run it starts from."""
+    together = Location(tmp_path, tmp_path / "together", "cpu")
+    study.run_against_the_clock(small, together, minutes=5, at_once=4)
+    alone = Location(tmp_path, tmp_path / "alone", "cpu")
+    first_round = small.missing(alone.output)
+    for configuration in first_round:
+        study.make(configuration, replace(alone, output=alone.output / small.name))
+    found = outcome(together.output / small.name)
+    assert found == outcome(alone.output / small.name)
+    assert len(found) == len(first_round) == 4
+    assert small.missing(
+        together.output
+    )  # what depends on results is for the next call
+
+
+@pytest.mark.slow
+# what inductor imports, and what torch.compile does to an autograd function
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.* is deprecated")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")
+def test_a_compiled_run_equals_an_eager_one_up_to_rounding(tiny, tmp_path):
+    """Also the smaller last batch of an epoch, evaluation and recalibration."""
+    configuration = tiny(
+        network="wrn", depth=10, width=1, train_images=72, batch_size=32
+    )
+    arms = ("mask",)
+    eager = experiment.run(
+        configuration, arms, Location(output=tmp_path / "eager", device="cpu"), ""
+    )
+    location = Location(output=tmp_path / "compiled", device="cpu", compile="default")
+    compiled = experiment.run(configuration, arms, location, "")
+    for expected, found in zip(eager, compiled, strict=True):
+        for before, after in zip(expected.epochs, found.epochs, strict=True):
+            assert after.train_loss == pytest.approx(before.train_loss, rel=1e-3)
+            assert after.test_loss == pytest.approx(before.test_loss, rel=1e-3)
+        assert found.masked_fraction == pytest.approx(
+            expected.masked_fraction, abs=1e-3
+        )

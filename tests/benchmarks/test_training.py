@@ -496,11 +496,11 @@ def test_resuming_does_not_train_again(tiny, go, monkeypatch):
     options = tiny(epochs=3)
     original, trained = training.train_epoch, []
 
-    def dying(model, optimiser, split, configuration, epoch):
+    def dying(model, optimiser, split, configuration, epoch, compile_mode):
         trained.append(epoch)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return original(model, optimiser, split, configuration, epoch)
+        return original(model, optimiser, split, configuration, epoch, compile_mode)
 
     monkeypatch.setattr(training, "train_epoch", dying)
     with pytest.raises(KeyboardInterrupt):
