@@ -52,7 +52,7 @@ def _select_by_bytes(mask: Tensor, weight: Tensor, out: Out) -> Tensor:
 def as_number(source: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the mask of bools, bytes or margins as 0 and 1."""
     if source.dtype.is_floating_point:
-        return source.sign().relu_().to(dtype)
+        return converted(source.sign().relu_(), dtype)
     # a CPU converts bytes eight times faster than bools
     return (source.view(torch.uint8) if is_unseen(source) else source).to(dtype)
 
