@@ -141,7 +141,7 @@ def speed(only: str = ",".join(costs.USUAL), output: Path = Path("runs/speed")) 
             inference, of masktorch and of alternatives. floor: the estimators alone.
             memory: peaks. costs: wrap, set_masks and so on. files: mask files of
             several densities. calls: the calls of a mask where layers are small, and
-            its kernels. large: the life of a model of 10^9 weights, which takes 20 GiB
+            its kernels. large: the life of a model of 10^9 weights, which takes 14 GiB
             and runs only if it is named here.
         output: Folder for speed.json.
     """

@@ -238,7 +238,7 @@ PARTS = {
     "calls": Part(lambda device: list(calls.CASES), calls.measure),
     "large": Part(lambda device: large.cases(LARGE), large.measure),
 }
-# `large` needs almost all memory of a machine with 24 GiB, so it has to be asked for.
+# `large` needs 14 GiB of memory, so it has to be asked for.
 USUAL = tuple(name for name in PARTS if name != "large")
 
 

@@ -1,10 +1,10 @@
 """The life of a model of up to 10^9 weights in bfloat16, in a process of its own.
 
 It is wrapped, learns its masks for three steps of SGD with momentum, is reported on,
-saved, loaded and unwrapped. What is held during the steps, in bytes per weight, with a
-score for each: 2 weights, 4 scores, 4 their gradients, 4 momentum, 2 masked weights
-that the backward needs, 1 masks: 17. The weights have no gradients, since they are
-frozen.
+saved, loaded and unwrapped. With a score for each weight, a step holds 14 bytes per
+weight at its peak: 2 weights, 4 scores, 4 their gradients and 4 momentum. The masked
+weights and the masks (3 bytes) live from the forward to the backward, which frees them
+as it makes the gradients. The weights have no gradients, since they are frozen.
 """
 
 import tempfile
