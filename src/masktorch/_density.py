@@ -28,8 +28,9 @@ def set_estimator(
 ) -> Model:
     """Give the masks of a model another estimator: another density or method.
 
-    Scores and their gradients, frozen masks and an optimiser's state stay. On an error
-    the model is unchanged.
+    Scores, their gradients, the phase and an optimiser's state stay; the masks, frozen
+    ones included, follow from the scores and the new estimator. On an error the model
+    is unchanged.
 
     Args:
         model: a wrapped model.

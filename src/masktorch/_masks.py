@@ -1,10 +1,13 @@
 """Masks as values: read from a model by tensor name, set, drawn, used for a while."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from masktorch._masking.lookup import (
     Masked,
@@ -19,6 +22,8 @@ from masktorch._masking.mask import total
 from masktorch._masking.overrides import override_of, overriding
 from masktorch._methods import protocol
 from masktorch._wrapping import put_fixed_masks
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
@@ -101,8 +106,9 @@ def change_masks(model: Model, found: Masked, masks: Mapping[str, Tensor]) -> Mo
     return model
 
 
-@contextlib.contextmanager
-def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
+def using(
+    model: Model, masks: Mapping[str, Tensor] | None
+) -> contextlib.AbstractContextManager[Model]:
     """Context manager: the model uses `masks` in every mode; `None` disables masking.
 
     `masks`, `report` and `save_masks` see these masks too, scores get no gradient, and
@@ -114,6 +120,7 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
     Args:
         model: a wrapped model.
         masks: bool tensors by full tensor name, one for every masked tensor, or None.
+            Do not write into them while they are in use.
 
     Raises:
         ValueError: a name is missing or unknown, or a shape is wrong.
@@ -127,6 +134,46 @@ def using(model: Model, masks: Mapping[str, Tensor] | None) -> Iterator[Model]:
         ...     layer(torch.ones(1, 2)).item()
         0.0
     """
+    return _Using(model, masks)
+
+
+class _Using(contextlib.ContextDecorator, contextlib.AbstractContextManager[Any]):
+    """What `using` returns: a context manager, and a decorator of functions."""
+
+    def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None):
+        self.model, self.masks = model, masks
+        self.blocks: list[contextlib.AbstractContextManager[Any]] = []
+
+    @override
+    def __enter__(self) -> nn.Module:
+        block = _using(self.model, self.masks)
+        model = block.__enter__()
+        self.blocks.append(block)
+        return model
+
+    @override
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.blocks.pop().__exit__(*error)
+
+    @override
+    def __call__(self, function: Function) -> Function:
+        """Decorate a function that has run when its call returns."""
+        if (
+            inspect.isgeneratorfunction(function)
+            or inspect.iscoroutinefunction(function)
+            or inspect.isasyncgenfunction(function)
+        ):
+            raise TypeError(
+                "using() expected a function that runs when it is called, found "
+                f"{function.__qualname__}, a generator or async function: its body "
+                "runs later, without these masks. Write `with masktorch.using(...)` "
+                "inside it."
+            )
+        return super().__call__(function)
+
+
+@contextlib.contextmanager
+def _using(model: nn.Module, masks: Mapping[str, Tensor] | None) -> Iterator[nn.Module]:
     if torch.compiler.is_compiling():
         raise RuntimeError(
             "using() cannot be entered in code that is being compiled: enter it "

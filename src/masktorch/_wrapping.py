@@ -25,6 +25,7 @@ from masktorch._masking.lookup import (
 from masktorch._masking.mask import Mask, attached
 from masktorch._masking.module_class import attach, detach, masked_class, original_class
 from masktorch._masking.names import enumerated
+from masktorch._masking.overrides import override_of
 from masktorch._masking.places import Place
 from masktorch._masking.scores import Init, initial_scores, undrawn_scores
 from masktorch._masking.targets import (
@@ -117,7 +118,8 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         The same model.
 
     Raises:
-        ValueError: if nothing is masked, or if another mask lies on a weight to bake.
+        ValueError: if nothing is masked, if another mask lies on a weight to bake, or
+            if the model is within `masktorch.using`, whose masks would be baked.
 
     Examples:
         >>> from masktorch import set_masks
@@ -131,6 +133,11 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         model, "unwrap", "Unwrap DDP's .module, or a gathered copy of FSDP2's."
     )
     found = masked_tensors(model, "unwrap")
+    if bake and any(override_of(mask) is not None for mask, _ in found):
+        raise ValueError(
+            "unwrap() within masktorch.using would bake masks that are not the "
+            "model's own. Leave it first; masktorch.set_masks makes them its own."
+        )
     for mask, places in found:
         if bake or mask.was_trainable:
             check_can_change("unwrap", places)

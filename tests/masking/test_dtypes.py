@@ -198,3 +198,30 @@ def test_a_frozen_mask_of_an_own_estimator_is_the_same_under_autocast():
         used = layer.weight != 0
         assert torch.equal(masktorch.masks(layer)["weight"], masks)
     assert torch.equal(used, masks)
+
+
+def test_wider_scores_of_a_checkpoint_are_not_rounded():
+    """Float32 would make these scores equal, and the mask that of a tie."""
+    saved = masktorch.wrap(
+        nn.Linear(100, 100).double(),
+        masktorch.TopK(0.5),
+        init=lambda weight: 1 + 1e-9 * torch.randn_like(weight),
+    )
+    model = masktorch.wrap(nn.Linear(100, 100), masktorch.TopK(0.5))
+    parameter = model.parametrizations.weight.scores
+    model.load_state_dict(saved.state_dict())
+    assert parameter is model.parametrizations.weight.scores
+    assert parameter.dtype is torch.float64
+    assert torch.equal(
+        masktorch.masks(model)["weight"], masktorch.masks(saved)["weight"]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_fixed_mask_stays_a_mask_when_the_model_is_cast(dtype):
+    mask = torch.tensor([[True, False]])
+    layer = masktorch.set_masks(nn.Linear(2, 1), {"weight": mask})
+    layer.type(dtype)
+    assert layer.weight.dtype is dtype
+    assert torch.equal(masktorch.masks(layer)["weight"], mask)
+    assert torch.equal(layer.weight != 0, mask)

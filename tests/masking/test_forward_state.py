@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import inspect
 import pickle
 import sys
 import threading
@@ -292,3 +293,23 @@ def test_a_first_read_in_inference_mode_leaves_the_gradient_to_the_second():
     assert layer.parametrizations.weight.scores.grad.any()
     torch.manual_seed(0)
     assert layer.norm == pytest.approx(layer.weight.norm().item())
+
+
+def test_the_forward_of_an_async_layer_is_a_coroutine():
+    """asyncio makes tasks of coroutines only."""
+
+    class Asynchronous(nn.Linear):
+        async def forward(self, x):
+            first = self.weight
+            await asyncio.sleep(0)
+            return first, self.weight
+
+    layer = masktorch.wrap(Asynchronous(50, 50), masktorch.Bernoulli(), init=0.0)
+
+    async def run():
+        pending = layer(None)
+        assert inspect.iscoroutine(pending)
+        return await asyncio.create_task(pending)
+
+    first, second = asyncio.run(run())
+    assert torch.equal(first, second)

@@ -131,3 +131,32 @@ def test_cached_weights_depend_on_mode_and_tensors():
             scores = {"parametrizations.weight.scores": torch.full((30, 30), score)}
             out = torch.func.functional_call(layer, scores, (x,))
             assert bool(out.any()) is (score > 0)
+
+
+class ReadsAroundAWrite(nn.Linear):
+    """Changes its weight, or the scores of its mask, between two reads of a forward."""
+
+    def forward(self, x):
+        first = self.weight
+        with torch.no_grad():
+            self.write()
+        return first, self.weight
+
+    def clamp_weight(self):
+        self.parametrizations.weight.original.clamp_(-1, 1)
+
+    def negate_scores(self):
+        self.parametrizations.weight.scores.neg_()
+
+
+@pytest.mark.parametrize("estimator", [masktorch.Threshold(), masktorch.Bernoulli()])
+def test_a_write_within_a_forward_is_seen_by_later_reads(estimator):
+    layer = ReadsAroundAWrite(2, 1, bias=False)
+    layer.weight.data.fill_(5.0)
+    masktorch.wrap(layer, estimator, init=50.0)
+    layer.write = layer.clamp_weight
+    first, second = layer(torch.ones(1, 2))
+    assert (first.tolist(), second.tolist()) == ([[5.0, 5.0]], [[1.0, 1.0]])
+    layer.write = layer.negate_scores
+    first, second = layer(torch.ones(1, 2))
+    assert (first.tolist(), second.tolist()) == ([[1.0, 1.0]], [[0.0, 0.0]])

@@ -109,3 +109,27 @@ def test_wrap_refuses_bad_mappings_and_shapes_before_anything_changes(
     with pytest.raises(exception, match=re.escape(message)):
         masktorch.wrap(model, *arguments, **options)
     assert type(model[0]) is nn.Linear
+
+
+def test_the_biases_of_recurrent_layers_and_attention():
+    """Each is named as its weight is."""
+    lstm = masktorch.wrap(
+        nn.LSTM(2, 3, bidirectional=True), targets=["weight_*"], bias=True
+    )
+    assert set(masktorch.masks(lstm)) == {
+        f"{kind}_{half}_l0{direction}"
+        for kind in ("weight", "bias")
+        for half in ("ih", "hh")
+        for direction in ("", "_reverse")
+    }
+    attention = masktorch.wrap(
+        nn.MultiheadAttention(4, 2),
+        targets=["in_proj_weight", "out_proj.weight"],
+        bias=True,
+    )
+    assert set(masktorch.masks(attention)) == {
+        "in_proj_weight",
+        "in_proj_bias",
+        "out_proj.weight",
+        "out_proj.bias",
+    }

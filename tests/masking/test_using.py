@@ -179,3 +179,51 @@ def test_using_refuses_a_plain_model():
         masktorch.using(nn.Linear(2, 2), {"weight": YES}),
     ):
         pass
+
+
+def test_using_decorates_functions():
+    layer, masks = one_kept_weight()
+
+    @masktorch.using(layer, masks)
+    def output():
+        return layer(torch.ones(1, 2)).item()
+
+    assert [output(), output()] == [0.0, 0.0]
+    assert layer(torch.ones(1, 2)).item() == 2.0
+
+
+def test_using_refuses_to_decorate_what_runs_later():
+    """The body of a generator or coroutine runs after the call that makes it."""
+    layer, masks = one_kept_weight()
+
+    def generator():
+        yield
+
+    async def coroutine():
+        pass
+
+    async def asynchronous_generator():
+        yield
+
+    for function in (generator, coroutine, asynchronous_generator):
+        with pytest.raises(TypeError, match=f"{function.__name__}, a generator or"):
+            masktorch.using(layer, masks)(function)
+
+
+def one_kept_weight():
+    """A layer that computes x1 + x2, and masks that drop both."""
+    layer = masktorch.wrap(nn.Linear(2, 1, bias=False))
+    layer.parametrizations.weight.original.data.fill_(1.0)
+    return layer, {"weight": torch.zeros(1, 2, dtype=torch.bool)}
+
+
+def test_unwrap_within_using_is_refused():
+    """It would bake masks that are not the model's own."""
+    layer, masks = one_kept_weight()
+    refused = pytest.raises(ValueError, match=r"within masktorch\.using would bake")
+    with masktorch.using(layer, masks), refused:
+        masktorch.unwrap(layer)
+    assert masktorch.masks(layer)["weight"].all()
+    with masktorch.using(layer, masks):
+        masktorch.unwrap(layer, bake=False)
+    assert layer.weight.tolist() == [[1.0, 1.0]]

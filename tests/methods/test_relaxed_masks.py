@@ -132,3 +132,48 @@ def test_a_batch_of_scores_at_once():
     for method in (hard, soft, gates):
         masks = torch.vmap(method, randomness="different")(scores)
         torch.testing.assert_close(masks, (scores > 0).float())
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.5, 1.0, 3.0, 1e4, 1e8, 1e20])
+def test_the_gradient_at_any_temperature(temperature):
+    """At `s = 0` the soft mask's slope is `y * (1 - y) / T`, with y its value."""
+    torch.manual_seed(0)
+    scores = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    mask = functional.concrete(scores, temperature, hard=False)
+    mask.sum().backward()
+    y = np.float64(mask.item())
+    expected = y * (1 - y) / temperature
+    assert scores.grad.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("beta", [1e4, 1e8])
+def test_the_gradient_of_a_hard_concrete_gate_at_high_temperatures(beta):
+    """`y` is almost 1/2: the slope is `1.2 / 4 / beta`."""
+    scores = torch.zeros(1, requires_grad=True)
+    functional.hard_concrete(scores, beta).sum().backward()
+    assert scores.grad.item() == pytest.approx(0.3 / beta, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        ("hard_concrete", {"beta": -1.0}),
+        ("hard_concrete", {"beta": float("nan")}),
+        ("hard_concrete", {"gamma": 0.2}),
+        ("hard_concrete", {"zeta": 0.5}),
+        ("piggyback", {"threshold": float("nan")}),
+        ("piggyback", {"threshold": float("inf")}),
+        ("piggyback", {"threshold": 1e39}),
+    ],
+)
+def test_functions_refuse_the_numbers_that_their_estimators_refuse(function, arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=rf"{function}\(\) expected {name} in "):
+        getattr(functional, function)(torch.zeros(2), **arguments)
+
+
+def test_an_integer_weight_is_refused():
+    """Its product would be an integer, without a gradient."""
+    scores = torch.zeros(2, requires_grad=True)
+    with pytest.raises(TypeError, match=r"floating-point weight, found torch\.int64"):
+        functional.threshold(scores, weight=torch.tensor([1, 2]))

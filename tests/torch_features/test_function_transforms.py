@@ -183,3 +183,13 @@ def test_double_backward(estimator):
 def test_forward_mode_by_scores_is_an_error_not_a_wrong_number(estimator):
     with pytest.raises(NotImplementedError, match="jvp"):
         torch.func.jvp(estimator, (torch.zeros(3),), (torch.ones(3),))
+
+
+@pytest.mark.parametrize("method", ["bernoulli", "concrete", "hard_concrete"])
+def test_vmap_may_share_one_draw_among_all_rows(method):
+    function = getattr(masktorch.functional, method)
+    row = torch.linspace(-1, 1, 8)
+    rows = row.expand(3, 8).contiguous()
+    found = torch.vmap(function, randomness="same")(rows)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])

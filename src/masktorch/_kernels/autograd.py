@@ -39,6 +39,8 @@ def masked(
     """
     if weight is None:
         weight = scores.new_ones(())
+    elif not weight.is_floating_point():
+        raise TypeError(f"expected a floating-point weight, found {weight.dtype}.")
     elif weight.shape != scores.shape:
         return _masked_by_broadcast(scores, weight, source, product, rule)
     if is_eager() and type(scores) in PLAIN_TYPES and type(weight) in PLAIN_TYPES:

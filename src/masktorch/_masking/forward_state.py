@@ -39,6 +39,7 @@ class Read(NamedTuple):
     tensor: Tensor
     version: int  # of the tensor when it was read: writing into it raises the version
     decided_by: tuple[Any, ...]  # all that the mask followed from, compared by identity
+    decided_at: tuple[int, ...]  # the versions that its tensors had
 
 
 # What one forward has read, by the parameter's name and whether the mask was drawn.
@@ -67,7 +68,9 @@ def reading_parameters(state: ForwardState) -> Iterator[None]:
 
 def resumable(state: ForwardState, reads: Reads, result: Any) -> Any:
     """Reopen the forward whenever the generator or coroutine that it returned runs."""
-    if isinstance(result, GeneratorType | CoroutineType):
+    if isinstance(result, CoroutineType):
+        return _resume_coroutine(state, reads, result)
+    if isinstance(result, GeneratorType):
         return _resume(state, reads, result)
     if isinstance(result, AsyncGeneratorType):
         return _resume_async(state, reads, result)
@@ -96,6 +99,11 @@ def _resume(state: ForwardState, reads: Reads, body: Any) -> Generator[Any, Any,
     finally:
         with _reopened(state, reads):
             body.close()
+
+
+async def _resume_coroutine(state: ForwardState, reads: Reads, body: Any) -> Any:
+    """The same as a coroutine: asyncio makes tasks of nothing else."""
+    return await _resume(state, reads, body)
 
 
 def _sending(body: Any, value: Any) -> Callable[[], Any]:

@@ -204,7 +204,7 @@ class Mask(nn.Module):
 
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Move the scores as `.to()` asks, but never narrow them.
+        """Move the scores as `.to()` asks, but never narrow them or cast a fixed mask.
 
         A bfloat16 score of 1.0 cannot move by 1e-3, so no mask of a bfloat16 model
         would learn, and rounding the scores would change a frozen mask.
@@ -212,7 +212,8 @@ class Mask(nn.Module):
 
         def without_narrowing(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            if is_narrower(moved.dtype, tensor.dtype):
+            is_fixed_mask = tensor.dtype is torch.bool
+            if is_fixed_mask or is_narrower(moved.dtype, tensor.dtype):
                 return tensor.to(moved.device)
             return moved
 
@@ -222,11 +223,15 @@ class Mask(nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any
     ) -> None:
-        """Load scores, widened to the dtype of the present ones."""
+        """Load scores in the wider of both dtypes: rounding could change a mask."""
         key = f"{prefix}scores"
         loaded = state_dict.get(key)
-        if isinstance(loaded, Tensor) and is_narrower(loaded.dtype, self.scores.dtype):
-            state_dict[key] = loaded.to(self.scores.dtype)
+        if isinstance(loaded, Tensor):
+            present = self.scores
+            if is_narrower(loaded.dtype, present.dtype):
+                state_dict[key] = loaded.to(present.dtype)
+            elif is_narrower(present.dtype, loaded.dtype):
+                present.data = present.data.to(loaded.dtype)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def state(self) -> MaskState:

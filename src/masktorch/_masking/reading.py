@@ -75,17 +75,23 @@ def _read(
         return _read_drawn_once(reads, name, mask, weight)
     computed = _computed(mask, weight, training)
     if not is_compiling:
-        reads[name, False] = Read(computed, version_of(computed), ())
+        reads[name, False] = Read(computed, version_of(computed), (), ())
     return computed
 
 
 def _read_drawn_once(reads: Reads, name: str, mask: Mask, weight: Tensor) -> Tensor:
     """Return the draw of this forward, or draw if what it follows from has changed."""
-    decided_by = weight, mask.own_scores(), mask.estimator
+    scores = mask.own_scores()
+    decided_by = weight, scores, mask.estimator
+    decided_at = version_of(weight), version_of(scores)
     read = reads.get((name, True))
-    if read is None or not _same(read.decided_by, decided_by):
+    if (
+        read is None
+        or read.decided_at != decided_at
+        or not _same(read.decided_by, decided_by)
+    ):
         computed = _computed_for_later_reads(mask, weight, training=True)
-        read = Read(computed, version_of(computed), decided_by)
+        read = Read(computed, version_of(computed), decided_by, decided_at)
         reads[name, True] = read
     return read.tensor
 

@@ -98,7 +98,7 @@ def plan(
     places = list(places_of(model))
     names = _chosen_names(model, places, targets, patterns, caller)
     if bias:
-        names |= {join(name.rpartition(".")[0], "bias") for name in names}
+        names |= {_name_of_bias(name) for name in names}
     chosen = {identity(place.parameter) for place in places if place.name in names}
     planned: dict[Hashable, list[Place]] = {}
     for place in places:
@@ -149,6 +149,18 @@ def _chosen_names(
     if not chosen:
         raise ValueError(_nothing_to_mask(model, targets, computed + unfit, caller))
     return chosen
+
+
+def _name_of_bias(name: str) -> str:
+    """Name the bias that belongs to a tensor, whether it exists or not.
+
+    `fc.weight` has `fc.bias`, an LSTM's `weight_ih_l0` has `bias_ih_l0`, and
+    `in_proj_weight` of attention has `in_proj_bias`.
+    """
+    owner, _, attribute = name.rpartition(".")
+    if "weight" not in attribute:
+        return join(owner, "bias")
+    return join(owner, attribute.replace("weight", "bias"))
 
 
 def _requested_names(model: nn.Module, targets: Any, caller: str) -> list[str]:

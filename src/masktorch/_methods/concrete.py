@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from masktorch._checks import check_flag, check_number
 from masktorch._kernels.autograd import masked
-from masktorch._kernels.chunked import Out, chunkwise
+from masktorch._kernels.chunked import Out, chunkwise, is_eager
 from masktorch._kernels.dtypes import converted, wide
 from masktorch._kernels.random import logistic_like
 from masktorch._kernels.scaling import scaled
@@ -89,7 +89,10 @@ def _concrete(
 
 def noisy_logits(scores: Tensor, generator: Generator | None) -> Tensor:
     """Return `s + logit(u)`, positive with probability `sigma(s)`; at least float32."""
-    return logistic_like(scores, generator).add_(scores)
+    logits = logistic_like(scores, generator)
+    if is_eager():
+        return logits.add_(scores)
+    return logits + scores  # vmap may share one draw among all rows
 
 
 def is_differentiated(scores: Tensor) -> bool:

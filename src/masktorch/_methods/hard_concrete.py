@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from typing_extensions import override
 
+from masktorch._checks import check_number
 from masktorch._kernels.autograd import masked
 from masktorch._kernels.chunked import Out, chunkwise
 from masktorch._kernels.dtypes import converted, wide
@@ -45,12 +46,19 @@ def hard_concrete(
         generator: where random numbers come from; PyTorch's own by default.
         weight: return `weight * z` in its dtype, instead of `z` in the scores'.
 
+    Raises:
+        ValueError: unless `gamma < 0`, `zeta > 1` and `beta > 0`.
+
     Source: Louizos et al. (arXiv 1712.01312).
 
     Examples:
         >>> hard_concrete(torch.tensor([-50.0, 50.0]))
         tensor([0., 1.])
     """
+    caller = "hard_concrete()"
+    check_number(caller, "beta", beta, 0)
+    check_number(caller, "gamma", gamma, high=0)
+    check_number(caller, "zeta", zeta, 1)
     return _hard_concrete(scores, beta, gamma, zeta, generator, weight)
 
 

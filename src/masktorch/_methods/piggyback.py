@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from masktorch._checks import check_number
 from masktorch._methods.rules import identity_rule
 from masktorch._methods.score_threshold import Thresholded, masked_above
 
@@ -29,6 +30,9 @@ def piggyback(
         threshold: the score above which an entry is kept.
         weight: return `weight * m` in its dtype, instead of `m` in the scores'.
 
+    Raises:
+        ValueError: if `threshold` is not a finite float32 number.
+
     Source: Mallya et al. (arXiv 1801.06519).
 
     Examples:
@@ -36,6 +40,7 @@ def piggyback(
         >>> piggyback(torch.tensor([-1.0, 0.01]))
         tensor([0., 1.])
     """
+    check_number("piggyback()", "threshold", threshold, -LARGEST, LARGEST)
     return masked_above(threshold, scores, weight, identity_rule)
 
 
@@ -71,4 +76,4 @@ class Piggyback(Thresholded):
 
     @override
     def product(self, scores: Tensor, weight: Tensor | None) -> Tensor:
-        return piggyback(scores, self.threshold, weight=weight)
+        return masked_above(self.threshold, scores, weight, identity_rule)
