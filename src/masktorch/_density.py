@@ -175,7 +175,7 @@ def _replace_estimators(
         shape = tensor.place.parameter.shape
         check_estimator(caller, name, chosen[name], mask.scores, shape)
     for tensor in found:
-        tensor.mask.estimator = chosen[tensor.name]
+        tensor.mask.use_estimator(chosen[tensor.name])
 
 
 def expected_density(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from masktorch._masking.lookup import (
     Model,
+    check_can_change,
     check_not_distributed,
     find_masks,
     set_trains,
@@ -91,6 +92,8 @@ def match_checkpoint(
         m.places for m in matches if m.mask.has_scores and m.present is not m.mask
     ]
     refuse_learnable_masks_elsewhere(CALLER, model, replaced)
+    for match in matches:
+        check_can_change("match_checkpoint", match.places)
     _put_masks(model, matches)
     for mask, places in removed:
         for place in places:
@@ -397,7 +400,7 @@ def _put_masks(model: nn.Module, matches: Iterable[_Match]) -> None:
 def _set_state(match: _Match) -> None:
     """Give a mask its estimator, rescale and phase."""
     mask, state = match.mask, match.state
-    mask.estimator = match.estimator
+    mask.use_estimator(match.estimator)
     mask.rescale = state.rescale
     if mask.has_scores:
         mask.frozen = state.mask_frozen

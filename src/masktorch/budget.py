@@ -82,7 +82,8 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
         {'0.weight': 0.45, '1.weight': 1.0}
     """
     request = _requested(model, density, "budget.erk")
-    shares = [sum(mask.scores.shape) for mask in request.masks.values()]
+    # The shape of a 0-d tensor has no sizes to add: its one entry counts as one.
+    shares = [sum(mask.scores.shape) or 1 for mask in request.masks.values()]
     wanted = _in_proportion(shares, request.sizes, request.total)
     counts = _round_to_total(wanted, request.sizes, request.total)
     return _densities(request, counts, "budget.erk")

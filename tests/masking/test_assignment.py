@@ -148,3 +148,32 @@ def test_an_in_place_operation_on_the_weight_assigns_its_values():
         before = weight_under(layer).clone()
         layer.weight *= 2
     assert torch.equal(layer.weight, 2 * before * STRIPES)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_write_into_what_was_read_can_be_assigned_back(mode):
+    """PyTorch counts no writes in inference mode."""
+    layer = masktorch.wrap(nn.Linear(2, 1, bias=False))
+    original = layer.parametrizations.weight.original
+    original.data[:] = torch.tensor([[2.0, torch.nan]])
+    masktorch.set_masks(layer, {"weight": torch.tensor([[False, True]])})
+    with mode():
+        layer.weight = layer.weight
+    assert str(original.tolist()) == "[[2.0, nan]]"
+    with mode():
+        weight = layer.weight
+        weight[:] = 7.0
+        layer.weight = weight
+    assert original.tolist() == [[7.0, 7.0]]
+
+
+@pytest.mark.parametrize("value", [None, nn.Parameter(torch.ones(1, 4))])
+def test_a_parameter_that_does_not_fit_is_not_registered_under_a_mask(value):
+    layer = masktorch.wrap(nn.Linear(4, 3))
+    before = layer.parametrizations.weight.original
+    with pytest.raises(ValueError, match=r"expected a tensor of shape \(3, 4\)"):
+        layer.register_parameter("weight", value)
+    assert layer.parametrizations.weight.original is before
+    same = nn.Parameter(torch.ones(3, 4))
+    layer.register_parameter("weight", same)
+    assert layer.parametrizations.weight.original is same

@@ -250,3 +250,16 @@ def test_schedules_refuse_bad_arguments(schedule):
     ):
         with pytest.raises(exception, match=re.escape(message)):
             schedule(*arguments)
+
+
+def test_erk_of_single_numbers():
+    """The shape of a 0-d tensor has no sizes to add."""
+
+    class Scale(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(2.0))
+
+    model = nn.Sequential(Scale(), Scale())
+    masktorch.wrap(model, masktorch.TopK(0.5), targets=["0.scale", "1.scale"])
+    assert masktorch.budget.erk(model, 1.0) == {"0.scale": 1.0, "1.scale": 1.0}

@@ -721,3 +721,12 @@ def test_the_warning_names_tensors_of_a_compiled_model():
     model = torch.compile(plain(), backend="eager")
     load_into(model, saved.state_dict())
     assert_equal(model._orig_mod, saved._orig_mod)
+
+
+def test_weights_of_inference_mode_are_refused_before_anything_changes():
+    saved = masktorch.wrap(nn.Linear(3, 2)).state_dict()
+    with torch.inference_mode():
+        plain = nn.Linear(3, 2)
+    with pytest.raises(ValueError, match="created in inference mode"):
+        masktorch.match_checkpoint(plain, saved)
+    assert type(plain) is nn.Linear

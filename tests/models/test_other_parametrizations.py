@@ -106,3 +106,34 @@ def test_default_targets_leave_out_computed_weights(make):
         masktorch.wrap(model)
     assert caught[0].filename == __file__
     assert list(masktorch.masks(model)) == ["1.weight"]
+
+
+def test_a_parametrization_of_another_tensor_can_be_removed():
+    layer = nn.Linear(3, 2)
+    parametrize.register_parametrization(layer, "bias", Doubled())
+    masktorch.wrap(layer)
+    expected = layer(torch.ones(1, 3))
+    parametrize.remove_parametrizations(layer, "bias")
+    assert torch.equal(layer(torch.ones(1, 3)), expected)
+    assert isinstance(layer.bias, nn.Parameter)
+    assert list(masktorch.masks(layer)) == ["weight"]
+    masktorch.unwrap(layer)
+    assert torch.equal(layer(torch.ones(1, 3)), expected)
+
+
+class Doubled(nn.Module):
+    def forward(self, tensor):
+        return 2 * tensor
+
+
+def test_reset_parameters_may_set_a_child():
+    class WithNorm(nn.Linear):
+        def reset_parameters(self):
+            super().reset_parameters()
+            self.norm = nn.LayerNorm(4)
+
+    layer = masktorch.wrap(WithNorm(4, 4), targets=["weight"])
+    before = layer.norm
+    layer.reset_parameters()
+    assert layer.norm is not before
+    assert list(masktorch.masks(layer)) == ["weight"]

@@ -14,14 +14,14 @@ from masktorch._kernels.chunked import is_plain
 from masktorch._masking.mask import Mask, attached, forward_state_of
 from masktorch._sharding import is_sharded
 
-# What was read outside a forward, while it lives: its mask, tensor and version.
+# What was read outside a forward, while it lives: its mask, tensor and state.
 _remembered: Any = WeakIdKeyDictionary()
 
 
 def remember(computed: Tensor, mask: Mask, weight: Tensor) -> None:
     """Remember that a value was computed from `weight` under `mask`, while it lives."""
     if is_plain(computed):
-        _remembered[computed] = mask, weight, version_of(computed)
+        _remembered[computed] = mask, weight, _state_of(computed)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -42,13 +42,7 @@ def assign(module: Any, name: str, value: Any) -> None:
     A value that was read from the mask is treated as the parameter.
     """
     mask, parameter = attached(module)[name], module._parameters[name]
-    if not isinstance(value, Tensor) or value.shape != parameter.shape:
-        found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
-        raise ValueError(
-            f"{name!r} has a mask: expected a tensor of shape "
-            f"{tuple(parameter.shape)}, found {found}. masktorch.unwrap(model) first "
-            "to set anything else."
-        )
+    check_fits(module, name, value)
     value = _tensor_behind(module, name, value)
     if value is None:
         raise ValueError(
@@ -73,6 +67,17 @@ def assign(module: Any, name: str, value: Any) -> None:
             parameter.copy_(value)
 
 
+def check_fits(module: Any, name: str, value: Any) -> None:
+    """Raise unless a value is a tensor of the shape of the one under the mask."""
+    shape = module._parameters[name].shape
+    if not isinstance(value, Tensor) or value.shape != shape:
+        found = tuple(value.shape) if isinstance(value, Tensor) else repr(value)
+        raise ValueError(
+            f"{name!r} has a mask: expected a tensor of shape {tuple(shape)}, found "
+            f"{found}. masktorch.unwrap(model) first to set anything else."
+        )
+
+
 def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None:
     """Return the tensor to assign for a value, or None if it belongs to another mask.
 
@@ -89,10 +94,28 @@ def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None
     remembered = _remembered.get(value)
     if remembered is None:
         return value
-    read_from, tensor, version = remembered
+    read_from, tensor, state_when_read = remembered
     if read_from is not mask:
         return None
-    return cast(Tensor, tensor) if version == version_of(value) else value
+    return cast(Tensor, tensor) if _is_still(value, state_when_read) else value
+
+
+def _state_of(tensor: Tensor) -> int | Tensor:
+    """Return what tells later whether a tensor has been written into.
+
+    PyTorch does not count the writes into a tensor of inference mode: keep a copy.
+    """
+    return tensor.clone() if tensor.is_inference() else version_of(tensor)
+
+
+def _is_still(tensor: Tensor, state: int | Tensor) -> bool:
+    """Whether a tensor has not been written into since it had this state."""
+    if not isinstance(state, Tensor):
+        return state == version_of(tensor)
+    if tensor.is_meta:
+        return True
+    same = (tensor == state) | (tensor.isnan() & state.isnan())
+    return bool(same.all())
 
 
 def _refuse_masked_values(

@@ -61,7 +61,7 @@ class Mask(nn.Module):
         super().__init__()
         is_fixed = scores.dtype is torch.bool
         self.scores = nn.Buffer(scores) if is_fixed else nn.Parameter(scores)
-        self.estimator = estimator
+        self.use_estimator(estimator)
         self.shape = shape  # of the tensor under the mask
         self.rescale = bool(rescale)
         self.frozen = is_fixed
@@ -69,6 +69,13 @@ class Mask(nn.Module):
         self.was_trainable = was_trainable
         self.containers = _no_containers()
         self.in_thread = InThread()
+
+    def use_estimator(self, estimator: Estimator) -> None:
+        """Compute with this estimator from now on."""
+        self.estimator = estimator
+        # Asked here and not in each forward, which is slower.
+        self.offers_product = protocol.offers(estimator, "product")
+        self.offers_mode_product = protocol.offers(estimator, "mode_product")
 
     @property
     def has_scores(self) -> bool:
@@ -143,10 +150,13 @@ class Mask(nn.Module):
         in_use = override_of(self)
         learning = training and not self.frozen and in_use is None
         if in_use is None and not self.rescale:
-            name = "product" if learning else "mode_product"
-            product = getattr(self.estimator, name, None)
-            if product is not None:
-                masked: Tensor = product(self.own_scores(), weight)
+            estimator: Any = self.estimator
+            masked: Tensor
+            if learning and self.offers_product:
+                masked = estimator.product(self.own_scores(), weight)
+                return masked
+            if not learning and self.offers_mode_product:
+                masked = estimator.mode_product(self.own_scores(), weight)
                 return masked
         mask = self._learning_mask(weight) if learning else self.mode()
         masked = (weight * mask).to(weight.dtype) if learning else select(mask, weight)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from masktorch._masking.assigning import assign
+from masktorch._masking.assigning import assign, check_fits
 from masktorch._masking.forward_state import Reads, reading_parameters, resumable
 from masktorch._masking.identity import forget
 from masktorch._masking.mask import Mask, Masks, attached, forward_state_of
@@ -83,8 +83,11 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
     class KeepsItsProperties(type(original)):  # type: ignore[misc]
         def __delattr__(cls, name: str) -> None:
-            """Keep the property, which torch's remove_parametrizations deletes: other
-            modules of this class need it."""
+            """Keep a mask's property, which torch's remove_parametrizations deletes:
+            other modules of this class need it. The property of a parametrization
+            belongs to the class below, which torch made for one module alone."""
+            if name not in names:
+                delattr(original, name)
 
     class Masked(original, metaclass=KeepsItsProperties):  # type: ignore[misc]
         _original_class = original
@@ -131,6 +134,8 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
                     "parallelize_module before masktorch.wrap, or after "
                     "masktorch.unwrap."
                 )
+            if name in attached(self) and name in self._parameters:
+                check_fits(self, name, param)
             original.register_parameter(self, name, param)
 
         def __delattr__(self, name: str) -> None:
@@ -164,15 +169,13 @@ def _under_the_masks(original: Any, method: str) -> Any:
 
     @functools.wraps(getattr(original, method))
     def without_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
-        modules = self._modules
         # Without the scores, too: an LSTM re-initialises all its parameters.
-        self.__dict__["_modules"] = {
-            name: child for name, child in modules.items() if name != "parametrizations"
-        }
+        masks = self._modules.pop("parametrizations", None)
         try:
             return getattr(original, method)(self, *args, **kwargs)
         finally:
-            self.__dict__["_modules"] = modules
+            if masks is not None:
+                self._modules["parametrizations"] = masks
 
     return without_masks
 

@@ -15,7 +15,8 @@ class Estimator(Protocol):
     shape. Scores may have any shape, which `init` decides; a mask must broadcast to the
     weight.
 
-    An estimator may offer more, by name:
+    An estimator may offer more, by name. A subclass that overrides `__call__` or `mode`
+    defines the members that must agree with it again, or does without them.
 
     - `init`: the scores to start from, a number or a function of the weight. Without
       it, scores have the weight's shape and start at 1.0.
@@ -63,6 +64,33 @@ def scores_for(estimator: Estimator, scores: Tensor, mask: Tensor) -> Tensor:
     return mask.to(scores.dtype)
 
 
+# What an optional member must agree with.
+_AGREES_WITH = {
+    "product": "__call__",
+    "expected": "__call__",
+    "sample": "__call__",
+    "mode_product": "mode",
+}
+
+
+def offers(estimator: Estimator, name: str) -> bool:
+    """Whether an estimator has an optional member that agrees with its masks.
+
+    A subclass that overrides `mode` and inherits `mode_product` would compute with
+    another mask than it shows, and so would a wrapper that passes on the members of
+    another estimator by `__getattr__`. A member counts if the class that defines it is
+    the one that defines what it must agree with, or derives from it.
+    """
+    if name in getattr(estimator, "__dict__", {}):
+        return True
+    for cls in type(estimator).__mro__:
+        if name in vars(cls):
+            return True
+        if _AGREES_WITH[name] in vars(cls):
+            return False
+    return False
+
+
 def is_stochastic(estimator: Estimator) -> bool:
     """Whether two masks of training of the same scores may differ."""
     draws: bool = getattr(estimator, "draws", True)
@@ -71,11 +99,13 @@ def is_stochastic(estimator: Estimator) -> bool:
 
 def expected(estimator: Estimator, scores: Tensor) -> Tensor:
     """Return the probability that each entry is kept, differentiable by the scores."""
-    return cast(Tensor, getattr(estimator, "expected", estimator)(scores))
+    if offers(estimator, "expected"):
+        return cast(Tensor, estimator.expected(scores))  # type: ignore[attr-defined]
+    return estimator(scores)
 
 
 def sample(estimator: Estimator, scores: Tensor) -> Tensor:
     """Draw a bool mask as training would."""
-    if hasattr(estimator, "sample"):
-        return cast(Tensor, estimator.sample(scores))
+    if offers(estimator, "sample"):
+        return cast(Tensor, estimator.sample(scores))  # type: ignore[attr-defined]
     return estimator(scores) > 0
