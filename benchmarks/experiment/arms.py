@@ -12,9 +12,17 @@ class MaskOrigin(Enum):
     OWN_SCORES = auto()  # scores that this arm trains
     FROZEN_SCORES = auto()  # the scores of the arm it starts from, frozen
     STARTS_MASK = auto()  # the mask that those scores give, fixed
-    LARGEST_WEIGHTS = (
-        auto()
-    )  # keeps the largest weights of the arm it starts from, fixed
+    # Keeps the largest weights of the arm it starts from, fixed.
+    LARGEST_WEIGHTS = auto()
+    RANDOM = auto()  # fixed where it does not move
+
+
+class MaskMove(Enum):
+    """How a mask moves while weights train under it."""
+
+    SET = auto()  # drop small weights, grow random ones
+    RIGL = auto()  # drop small weights, grow where the dense gradient is large
+    PRUNE = auto()  # keep the largest weights, fewer and fewer
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,7 @@ class Arm:
     label: str  # in a figure
     colour: str  # in a figure
     mask: MaskOrigin = MaskOrigin.NO_MASK
+    moves: MaskMove | None = None
     shuffles_mask: bool = False  # random, with the same density in each tensor
     starts_from: str | None = None  # the arm whose best epoch it needs
     continues_training: bool = False  # from that epoch's state; else: initial weights
@@ -47,8 +56,9 @@ class Arm:
         return self.has_scores or self.mask is MaskOrigin.STARTS_MASK
 
     @property
-    def prunes(self) -> bool:
-        return self.mask is MaskOrigin.LARGEST_WEIGHTS
+    def needs_density(self) -> bool:
+        """Whether its density has no estimator to come from."""
+        return self.mask in (MaskOrigin.LARGEST_WEIGHTS, MaskOrigin.RANDOM)
 
 
 CONTROL = "weights-then-weights"  # what `mix` has to beat: as many epochs, no mask
@@ -109,6 +119,37 @@ _ARMS = (
         mask=MaskOrigin.LARGEST_WEIGHTS,
         shuffles_mask=True,
         starts_from="weights",
+    ),
+    Arm(
+        name="static",
+        help="initial weights train under a random mask",
+        label="a random mask (static)",
+        colour="tab:gray",
+        mask=MaskOrigin.RANDOM,
+    ),
+    Arm(
+        name="set",
+        help="weights train under a mask that drops small weights, grows random ones",
+        label="SET (set)",
+        colour="tab:brown",
+        mask=MaskOrigin.RANDOM,
+        moves=MaskMove.SET,
+    ),
+    Arm(
+        name="rigl",
+        help="as set, but grows where the dense gradient is largest",
+        label="RigL (rigl)",
+        colour="tab:cyan",
+        mask=MaskOrigin.RANDOM,
+        moves=MaskMove.RIGL,
+    ),
+    Arm(
+        name="gradual",
+        help="weights train while a mask keeps fewer and fewer of the largest",
+        label="gradual magnitude pruning (gradual)",
+        colour="black",
+        mask=MaskOrigin.RANDOM,
+        moves=MaskMove.PRUNE,
     ),
 )
 ARMS = {arm.name: arm for arm in _ARMS}  # in an order in which they can run

@@ -49,7 +49,8 @@ class Configuration:
     configuration has one."""
     estimator: EstimatorName | None = "threshold"  # How scores give a mask.
     density: float | None = None
-    """Fraction kept by topk, ticket and random-ticket. None: the estimator's own."""
+    """Fraction kept by topk and by arms with a mask of another origin. None: the
+    estimator's own."""
     budget: Literal["none", "overall", "erk"] = "none"
     """How tensors share topk's density. none: each has it. overall: one cut for all,
     at every epoch. erk: by the tensors' shapes."""
@@ -100,7 +101,7 @@ class Configuration:
                         f"{' or '.join(names_with_density())}; "
                         f"found --estimator {self.estimator}."
                     )
-        if self.arm_definition.prunes and self.density is None:
+        if self.arm_definition.needs_density and self.density is None:
             raise BenchmarkError(f"The arm {self.arm} expects a --density, found none.")
 
     @property

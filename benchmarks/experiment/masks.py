@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import masktorch
+from benchmarks.experiment import dynamic
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.networks import kernels
 
@@ -107,7 +108,9 @@ def masks_of_largest_weights(
     magnitudes = {names[weight]: weight.detach().abs() for weight in kernels(model)}
     if configuration.budget == "overall":
         return masktorch.keep_largest(magnitudes, density)
-    return masktorch.keep_largest(magnitudes, dict.fromkeys(magnitudes, density))
+    return masktorch.keep_largest(
+        magnitudes, dynamic.densities(model, configuration, density)
+    )
 
 
 def shuffled(masks: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import masktorch
 from benchmarks import CompileMode, Location
-from benchmarks.experiment import masks, parallel
+from benchmarks.experiment import dynamic, masks, parallel
 from benchmarks.experiment.arms import ARMS, MaskOrigin
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import Dataset, load_images
@@ -154,6 +154,8 @@ def prepare_model(model: nn.Module, configuration: Configuration, folder: Path) 
     arm = configuration.arm_definition
     if arm.has_scores:
         masks.wrap(model, configuration)
+    if arm.mask is MaskOrigin.RANDOM:
+        masktorch.set_masks(model, dynamic.first_masks(model, configuration))
     first = configuration.start
     if first is None:
         return

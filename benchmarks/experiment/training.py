@@ -21,7 +21,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 import masktorch
 from benchmarks import CompileMode
-from benchmarks.experiment import masks, parallel
+from benchmarks.experiment import dynamic, masks, parallel
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.data import Dataset, Split, augment, scale
 from benchmarks.files import replacing
@@ -254,20 +254,25 @@ def train_epoch(
         # slow down all batches. Later epochs find both in the compiler's cache.
         network = torch.compile(network, mode=compile_mode, dynamic=False)  # type: ignore[assignment]
     network.train()
+    steps = math.ceil(len(split.labels) / configuration.batch_size)
     pairs = progress_bar(
         batches(split, configuration, seed),
-        total=math.ceil(len(split.labels) / configuration.batch_size),
+        total=steps,
         desc=f"{configuration.arm} {epoch}/{configuration.epochs}",
         position=1,
         leave=False,
     )
-    for inputs, labels in pairs:
+    for step, (inputs, labels) in enumerate(pairs, start=1):
         own_inputs, own_labels, weight = parallel.part(inputs, labels)
         optimiser.zero_grad()  # first: CUDA graphs reuse the memory of old gradients
         loss, found = _loss_and_totals(network, own_inputs, own_labels, configuration)
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         totals += found
+        progress = (epoch - 1 + step / steps) / configuration.epochs
+        if dynamic.move_is_due(configuration, step, progress):
+            loss_again = partial(_loss, network, own_inputs, own_labels, configuration)
+            dynamic.move(model, optimiser, configuration, progress, loss_again)
     parallel.synchronise_buffers(model)
     return _means(totals, split)
 
@@ -324,6 +329,12 @@ def recalibrated_accuracy(
     with _autocast(data.train.images.device, configuration):
         update_bn(batches(data.train, configuration, seed), model)
     return evaluate(model, data.test, configuration)[1]
+
+
+def _loss(
+    model: nn.Module, inputs: Tensor, labels: Tensor, configuration: Configuration
+) -> Tensor:
+    return _loss_and_totals(model, inputs, labels, configuration)[0]
 
 
 def _loss_and_totals(

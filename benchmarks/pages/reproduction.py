@@ -17,7 +17,7 @@ from benchmarks.experiment.results import (
     read_results,
 )
 from benchmarks.files import write_text
-from benchmarks.pages import blog_question, figures, mask_studies
+from benchmarks.pages import blog_question, figures, mask_studies, sparse_training
 from benchmarks.pages.comparison import Difference, Experiment, read_experiments
 from benchmarks.pages.render import DOCS, render
 from benchmarks.pages.toy import read_toy
@@ -64,6 +64,9 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
         "about_published": published["about"],
         "tickets": mask_studies.tickets(groups("tickets"), folder),
         "ticket_answer": mask_studies.ticket_answer(groups("tickets")),
+        "last_accuracies": mask_studies.last_accuracies,
+        "sparse_training": sparse_training.sparse_training(groups("dynamic"), folder),
+        "half_precision": sparse_training.half_precision(groups("bfloat16")),
         "toy": read_toy(results / "categorical" / "categorical.json", folder),
     }
 

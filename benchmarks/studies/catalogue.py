@@ -145,20 +145,27 @@ def ablations(base: Configuration) -> Iterator[Configuration]:
     return (replace(base, **change) for change in changes)
 
 
+def _most_accurate_mask(results: ResultsOf) -> Configuration | None:
+    """Return the best setting of `which-estimator`, once all of its runs are done."""
+    done = results("which-estimator")
+    known = {result.configuration for result in done}
+    if any(wanted not in known for wanted in which_estimator(results)):
+        return None
+    full = group_by_seed(r for r in done if r.configuration.held_out is None)
+    return max(
+        full, key=lambda setting: mean(r.last.test_accuracy for r in full[setting])
+    )
+
+
 def supermasks(results: ResultsOf) -> Iterator[Configuration]:
     """How close do we come to the published supermasks, and what makes the difference?
 
     The setting is that of the most accurate mask of `which-estimator`, once all of its
     runs are done.
     """
-    done = results("which-estimator")
-    known = {result.configuration for result in done}
-    if any(wanted not in known for wanted in which_estimator(results)):
+    base = _most_accurate_mask(results)
+    if base is None:
         return
-    full = group_by_seed(r for r in done if r.configuration.held_out is None)
-    base = max(
-        full, key=lambda setting: mean(r.last.test_accuracy for r in full[setting])
-    )
     for seed in SEEDS:
         yield from (replace(changed, seed=seed) for changed in ablations(base))
     images = replace(
@@ -167,6 +174,19 @@ def supermasks(results: ResultsOf) -> Iterator[Configuration]:
     yield replace(images, network="conv-2")
     yield replace(images, network="conv-4")
     yield replace(images, network="conv-6")
+
+
+def bfloat16(results: ResultsOf) -> Iterator[Configuration]:
+    """Does a mask learn as well in bfloat16?
+
+    The most accurate mask of `which-estimator`, once in each precision.
+    """
+    base = _most_accurate_mask(results)
+    if base is None:
+        return
+    for seed in SEEDS:
+        yield replace(base, seed=seed, precision="float32")
+        yield replace(base, seed=seed, precision="bfloat16")
 
 
 # tickets: every line of its table has the same number of steps. Either a mask is
@@ -214,12 +234,33 @@ def tickets(results: ResultsOf) -> Iterator[Configuration]:
                 yield from for_arms(replace(dense, density=density), SPARSE_ARMS)
 
 
+# dynamic: all have the same number of steps. What starts from another arm has half of
+# them, after the other half in that arm.
+DYNAMIC_EPOCHS = 16
+DYNAMIC_DENSITIES = (0.1, 0.02)
+ONE_PHASE = ("static", "set", "rigl", "gradual")
+TWO_PHASES = ("mask", "mix", "ticket")
+
+
+def dynamic(results: ResultsOf) -> Iterator[Configuration]:
+    """Which way to a sparse network is the best, at equal steps?"""
+    for seed in SEEDS:
+        whole = replace(LENET, budget="erk", seed=seed, epochs=DYNAMIC_EPOCHS)
+        half = replace(whole, epochs=DYNAMIC_EPOCHS // 2)
+        yield from (dense.for_arm("weights") for dense in (whole, half))
+        for density in DYNAMIC_DENSITIES:
+            yield from for_arms(replace(whole, density=density), ONE_PHASE)
+            yield from for_arms(replace(half, density=density), TWO_PHASES)
+
+
 DEMO = Study("demo", demo)
 _STUDIES = (
     Study("blog-small", blog_small),
     Study("which-estimator", which_estimator),
     Study("supermasks", supermasks),
     Study("tickets", tickets),
+    Study("bfloat16", bfloat16),
+    Study("dynamic", dynamic),
     Study("blog", blog),
 )
 STUDIES = {study.name: study for study in _STUDIES}

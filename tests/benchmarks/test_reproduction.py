@@ -404,6 +404,54 @@ def test_a_supermask_beside_a_ticket(write):
     assert "the ticket is the better mask" in answer
 
 
+def test_ways_to_a_sparse_network(write, tmp_path):
+    """Two phases of 8 epochs are compared with one of 16."""
+    whole = {**LENET, "epochs": 16, "density": 0.1, "budget": "erk"}
+    half = {**whole, "epochs": 8, "mix_lr": 1e-3}
+    learned = {**half, "estimator": "topk"}
+    text = write(
+        dynamic=[
+            *seeds("weights", (0.98, 0.99), **{**LENET, "epochs": 16}),
+            *seeds("weights", (0.5, 0.5), **{**LENET, "epochs": 8}),
+            *seeds("static", (0.90, 0.91), **whole),
+            *seeds("set", (0.85, 0.95), **whole),
+            *seeds("rigl", (0.95, 0.96), **whole),
+            *seeds("gradual", (0.80, 0.811), **whole),
+            *seeds("mask", (0.4, 0.4), **learned),
+            *seeds("mix", (0.97, 0.98), **learned),
+            *seeds("ticket", (0.92, 0.95), **half),
+        ]
+    )
+    assert "in as many steps: 98.50 (98.00 to 99.00) %" in prose(text)
+    assert (
+        "**At 10 %**, compared with a static random mask: better: supermask, then "
+        "weights (+7.00), RigL (+5.00); worse: gradual magnitude pruning (-9.95); not "
+        "distinguishable by these runs: lottery ticket (+3.00), SET (-0.50)."
+    ) in prose(text)
+    assert cells(text, "RigL")[0][1:3] == ["10 %", "95.50 (95.00 to 96.00)"]
+    assert len(cells(text, "static random mask")[0]) == 3  # nothing to compare with
+    assert (tmp_path / "docs" / "figures" / "dynamic.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "words"),
+    [
+        ((0.90, 0.921), "cannot be distinguished (+0.05"),
+        ((0.95, 0.971), "are more accurate (+5.05"),
+        ((0.80, 0.821), "are less accurate (-9.95"),
+    ],
+)
+def test_masks_in_bfloat16(accuracies, words, write):
+    text = write(
+        bfloat16=[
+            *seeds("mask", (0.90, 0.92), **LENET),
+            *seeds("mask", accuracies, precision="bfloat16", **LENET),
+        ]
+    )
+    assert f"two {words}" in prose(text)
+    assert cells(text, "float32")[0][1] == "91.00 (90.00 to 92.00)"
+
+
 def test_superseded_supermasks_are_in_the_appendix(write):
     old = seeds("mask", (0.97,), lr=0.1, **LENET)
     earlier = {"reduced": seeds("mask", (0.5,)), "literature": old}
