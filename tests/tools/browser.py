@@ -1,23 +1,24 @@
-"""Headless Chromium through chromedriver's protocol, JSON over HTTP."""
+"""Headless Chromium through its DevTools protocol: JSON over two pipes, no driver."""
 
 import base64
 import contextlib
+import fcntl
 import functools
 import http.server
 import json
-import re
+import os
 import shutil
 import subprocess
 import tempfile
 import threading
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM = shutil.which("chromium")
 FLAGS = [
     "--headless",
+    "--remote-debugging-pipe",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -53,80 +54,130 @@ def served(folder: Path) -> Iterator[str]:
 class Browser:
     """A window of one size."""
 
-    def __init__(self, driver: str, width: int, dark: bool) -> None:
-        flags = [*FLAGS, *(["--force-dark-mode"] if dark else [])]
-        options = {
-            "binary": CHROMIUM,
-            "args": [*flags, f"--user-data-dir={tempfile.mkdtemp()}"],
-            "mobileEmulation": {
-                "deviceMetrics": {
-                    "width": width,
-                    "height": 900,
-                    "pixelRatio": 1,
-                    "mobile": False,
-                }
-            },
-        }
-        wanted = {
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
-        self.address = driver
-        answer = self._ask("session", {"capabilities": {"alwaysMatch": wanted}})
-        self.profile = options["args"][-1].partition("=")[2]
-        self.address = f"{driver}/session/{answer['sessionId']}"
-
-    def _ask(
-        self, path: str, body: dict[str, Any] | None = None, method: str = "POST"
-    ) -> Any:
-        request = urllib.request.Request(
-            f"{self.address}/{path}".rstrip("/"),
-            data=json.dumps(body or {}).encode() if method == "POST" else None,
-            headers={"Content-Type": "application/json"},
-            method=method,
+    def __init__(self, requests: int, answers: int, width: int) -> None:
+        self._requests = os.fdopen(requests, "wb", buffering=0)
+        self._answers = os.fdopen(answers, "rb")
+        self._sent = 0
+        self._session: str | None = None
+        self._events: list[dict[str, Any]] = []
+        target = self._ask("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self._ask(
+            "Target.attachToTarget", targetId=target, flatten=True
+        )["sessionId"]
+        for domain in ("Page", "Runtime", "Log"):
+            self._ask(f"{domain}.enable")
+        self._ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.load(answer)["value"]
+
+    def _ask(self, method: str, **parameters: Any) -> Any:
+        """Call a method of the protocol; keep events that come before its answer."""
+        self._sent += 1
+        message = {"id": self._sent, "method": method, "params": parameters}
+        if self._session is not None:
+            message["sessionId"] = self._session
+        self._requests.write(json.dumps(message).encode() + b"\0")
+        while (answer := self._receive()).get("id") != self._sent:
+            self._events.append(answer)
+        if "error" in answer:
+            raise RuntimeError(f"{method}: {answer['error']['message']}")
+        return answer["result"]
+
+    def _receive(self) -> dict[str, Any]:
+        """The next message; each ends with a zero byte."""
+        text = bytearray()
+        while (byte := self._answers.read(1)) != b"\0":
+            if not byte:
+                raise RuntimeError("the browser ended")
+            text += byte
+        message: dict[str, Any] = json.loads(text)
+        return message
 
     def open(self, address: str) -> None:
-        self._ask("url", {"url": address})
+        """Open a page and wait until it has loaded."""
+        self._events.clear()
+        self._ask("Page.navigate", url=address)
+        while not any(e["method"] == "Page.loadEventFired" for e in self._events):
+            self._events.append(self._receive())
 
-    def run(self, script: str, *arguments: Any) -> Any:
-        """Run the body of a JavaScript function; return its result, awaited."""
-        return self._ask("execute/sync", {"script": script, "args": list(arguments)})
+    def run(self, script: str) -> Any:
+        """Run the body of a JavaScript function; return its result."""
+        answer = self._ask(
+            "Runtime.evaluate",
+            expression=f"(() => {{{script}}})()",
+            returnByValue=True,
+        )
+        if "exceptionDetails" in answer:
+            raise RuntimeError(answer["exceptionDetails"]["exception"]["description"])
+        return answer["result"].get("value")
 
     def console(self) -> list[str]:
-        """What the console said since it was last asked."""
-        return [entry["message"] for entry in self._ask("se/log", {"type": "browser"})]
+        """Errors that the console has shown since the page was opened."""
+        self._ask("Runtime.evaluate", expression="0")
+        said = []
+        for event in self._events:
+            details = event.get("params", {})
+            if event["method"] == "Log.entryAdded":
+                entry = details["entry"]
+                said.append(f"{entry['text']} {entry.get('url', '')}")
+            elif event["method"] == "Runtime.exceptionThrown":
+                said.append(details["exceptionDetails"]["text"])
+        return said
 
     def screenshot(self, path: Path) -> None:
         """The whole page, below the window too."""
-        parameters = {"captureBeyondViewport": True}
-        answer = self._ask(
-            "goog/cdp/execute", {"cmd": "Page.captureScreenshot", "params": parameters}
-        )
+        answer = self._ask("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def close(self) -> None:
-        self._ask("", method="DELETE")
-        shutil.rmtree(self.profile, ignore_errors=True)
+        self._session = None
+        self._ask("Browser.close")
+        self._requests.close()
+        self._answers.close()
 
 
 @contextlib.contextmanager
 def browser(width: int, *, dark: bool = False) -> Iterator[Browser]:
-    assert DRIVER is not None
-    with subprocess.Popen(
-        [DRIVER, "--port=0"], stdout=subprocess.PIPE, text=True
-    ) as process:
+    """A window of a browser that ends with the block."""
+    assert CHROMIUM is not None
+    requests, to_browser = _pipe()
+    from_browser, answers = _pipe()
+
+    def connect() -> None:  # Chromium reads from 3 and writes to 4
+        os.dup2(requests, 3)
+        os.dup2(answers, 4)
+
+    flags = [*FLAGS, *(["--force-dark-mode"] if dark else [])]
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        subprocess.Popen(
+            [CHROMIUM, *flags, f"--user-data-dir={profile}"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(3, 4),
+            preexec_fn=connect,
+        ) as process,
+    ):
+        os.close(requests)
+        os.close(answers)
         try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if started := re.search(r"started successfully on port (\d+)", line):
-                    break
-            window = Browser(f"http://127.0.0.1:{started[1]}", width, dark)
-            try:
-                yield window
-            finally:
-                window.close()
+            window = Browser(to_browser, from_browser, width)
+            yield window
+            window.close()
         finally:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=0.5)
             process.terminate()
+
+
+def _pipe() -> tuple[int, int]:
+    """A pipe whose ends are neither 3 nor 4."""
+    ends = os.pipe()
+    reader, writer = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return reader, writer
