@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 import masktorch
 from benchmarks.experiment import dynamic
+from benchmarks.experiment.arms import MaskMove
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.networks import kernels
 
-FALLING_SHARE = 0.75  # of the epochs: a scheduled density falls in them, then stays
+# Of the epochs: in them a scheduled density falls, or pruning goes on. Then it stays.
+FALLING_SHARE = dynamic.MOVING_SHARE
 BUDGETS = {"overall": masktorch.budget.overall, "erk": masktorch.budget.erk}
 SCHEDULES = {
     "cubic": masktorch.budget.cubic,
@@ -46,8 +48,9 @@ def wrap(model: nn.Module, configuration: Configuration) -> None:
 
 def falling_epochs(configuration: Configuration) -> int:
     """Return how many epochs a scheduled density takes to reach its final value."""
-    falls = configuration.schedule_density != "none"
-    if not falls or not configuration.arm_definition.trains_scores:
+    arm = configuration.arm_definition
+    is_scheduled = configuration.schedule_density != "none" and arm.trains_scores
+    if not (is_scheduled or arm.moves is MaskMove.PRUNE):
         return 0
     return min(
         math.ceil(FALLING_SHARE * configuration.epochs), configuration.epochs - 1

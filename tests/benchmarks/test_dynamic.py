@@ -11,6 +11,7 @@ import masktorch
 from benchmarks.experiment import dynamic
 from benchmarks.experiment import runner as experiment
 from benchmarks.experiment.networks import build
+from benchmarks.experiment.training import Epoch, best_epoch
 
 SHAPE = (1, 8, 8)
 
@@ -120,6 +121,16 @@ def test_gradual_pruning_follows_the_cubic_schedule(sparse):
         dynamic.move(model, optimiser, configuration, progress, loss=None)
         report = masktorch.report(model)
         assert report.kept == round(density * report.size)
+
+
+@pytest.mark.parametrize(("arm", "best"), [("gradual", 4), ("rigl", 1)])
+def test_the_best_epoch_has_the_final_density(arm, best, tiny):
+    configuration = tiny(density=0.1, budget="erk", epochs=4).for_arm(arm)
+    history = [
+        Epoch(number, 0.1, 0, 0, 0, accuracy, 0)
+        for number, accuracy in enumerate((0.9, 0.8, 0.7, 0.6), start=1)
+    ]
+    assert best_epoch(history, configuration).epoch == best
 
 
 def test_a_ticket_with_a_budget_of_erk(sparse, tiny):

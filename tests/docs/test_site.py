@@ -31,6 +31,25 @@ const prose = [...document.querySelectorAll("article p, article td, article li")
 if (/\\$|\\\\[a-z]+/.test(prose.join())) faults.push("a formula that is not one")
 for (const example of document.querySelectorAll(".home pre > code"))
   if (example.scrollWidth > example.clientWidth) faults.push("the example scrolls")
+if (width > 1000) {
+  for (const frame of document.querySelectorAll("article .md-typeset__scrollwrap"))
+    if (frame.scrollWidth > frame.clientWidth + 1)
+      faults.push("columns out of sight: " + frame.textContent.slice(0, 100))
+  for (const code of document.querySelectorAll("article pre > code"))
+    if (code.scrollWidth > code.clientWidth + 1)
+      faults.push("a line of code is cut: " + code.textContent.slice(0, 100))
+}
+for (const formula of document.querySelectorAll("article .formula")) {
+  if (formula.scrollHeight > formula.clientHeight)
+    faults.push("a formula is cut: " + formula.textContent.slice(0, 100))
+  for (const cases of formula.querySelectorAll("mo + mtable"))
+    if (cases.previousElementSibling.offsetHeight < cases.offsetHeight / 2)
+      faults.push("a brace does not stretch: " + formula.textContent.slice(0, 100))
+}
+for (const table of document.querySelectorAll("article li table"))
+  if (table.closest("li").parentElement.nextElementSibling?.tagName == "P"
+      && /^[-*] /.test(table.closest("ul, ol").nextElementSibling.textContent))
+    faults.push("bullets that are text: " + table.textContent.slice(0, 100))
 return faults
 """
 
