@@ -46,6 +46,14 @@ class Answer:
     mix_control: Tally  # against weights in the same number of epochs
     conclusion: str
 
+    @property
+    def sentence(self) -> str:
+        """The answer in one sentence."""
+        return self.mix_control.sentence(
+            "weights trained under a frozen supermask",
+            "weights trained equally long without one",
+        )
+
 
 def answer(
     main: Sequence[Experiment], differences: Sequence[Difference]

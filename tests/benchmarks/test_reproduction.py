@@ -144,6 +144,30 @@ def test_the_answer(write):
     ) in prose(text)
 
 
+@pytest.mark.parametrize(
+    ("at_small_lr", "at_large_lr", "words"),
+    [
+        ((0.50, 0.51), (0.40, 0.42), "end 10.5 to 20.0 points below"),
+        ((0.70, 0.71), (0.70, 0.71), "end 9.5 points above"),
+        ((0.50, 0.70), (0.61, 0.61), "On MNIST, these runs cannot tell."),
+        ((0.50, 0.51), (0.70, 0.71), "On MNIST, it depends on the setting."),
+    ],
+)
+def test_the_answer_in_one_sentence(at_small_lr, at_large_lr, words, write):
+    """Against a control of 0.61 and 0.61 at both learning rates."""
+    text = write(
+        blog_small=[
+            *seeds("mask", (0.5, 0.6)),
+            *seeds("weights", (0.6, 0.61)),
+            *seeds(CONTROL, (0.61, 0.61)),
+            *seeds(CONTROL, (0.61, 0.61), mix_lr=1e-3),
+            *seeds("mix", at_small_lr),
+            *seeds("mix", at_large_lr, mix_lr=1e-3),
+        ]
+    )
+    assert words in prose(text.partition("## The answer")[2].partition("- **A mask")[0])
+
+
 def test_the_answer_is_of_the_recalibrated_accuracies(write):
     def recalibrated(runs, *accuracies):
         pairs = zip(runs, accuracies, strict=True)
