@@ -37,7 +37,7 @@ ROOMS = {
     "experiment": [
         ["arms", "estimators"],
         ["configuration"],
-        ["data"],
+        ["data", "dynamic"],
         ["networks"],
         ["masks", "parallel"],
         ["training"],
@@ -58,6 +58,7 @@ ROOMS = {
         ["render", "verdicts"],
         ["figures"],
         ["blog_question", "mask_studies", "toy"],
+        ["sparse_training"],
         ["reproduction", "speed", "summary"],
     ],
     "top": [["__main__"]],
