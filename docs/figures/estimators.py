@@ -1,4 +1,4 @@
-"""Draws of each estimator the mask and the gradient over the score, as the library computes them.
+"""Draw the mask and the gradient of each estimator over the score.
 
 `python docs/figures/estimators.py` writes estimator-*.svg beside this file.
 """
@@ -45,7 +45,10 @@ STYLE = """<style>
 
 
 def computed(estimator: Estimator) -> tuple[Tensor, Tensor, Tensor]:
-    """The mask of training, its gradient for dL/dm = 1 and the mask of evaluation, a row a draw."""
+    """The mask of training, its gradient for dL/dm = 1 and the mask of evaluation.
+
+    Each row is a draw.
+    """
     rows = DRAWS if getattr(estimator, "draws", True) else 1
     scores = SCORES.repeat(rows, 1)
     if isinstance(

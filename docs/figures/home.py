@@ -14,14 +14,16 @@ import masktorch
 SIZE = 5
 """Entries along a side of the layer."""
 CELL, GAP, LEFT, TOP, ROW = 17, 34, 15, 78, 156
-"""Pixels: of an entry, between panels, at the left, above the first panel, from row to row."""
+"""Pixels: an entry, between panels, at the left, above the first panel, row to row."""
 SIDE = SIZE * CELL
 STEP = SIDE + GAP
 
 STYLE = """
-:root { --ink: #1f2937; --faint: #6b7280; --plus: #1d5fb4; --minus: #d97706; --learns: #15803d }
+:root { --ink: #1f2937; --faint: #6b7280; --plus: #1d5fb4; --minus: #d97706;
+  --learns: #15803d }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e5e7eb; --faint: #9ca3af; --plus: #7fb2f7; --minus: #fbbf24; --learns: #4ade80 }
+  :root { --ink: #e5e7eb; --faint: #9ca3af; --plus: #7fb2f7; --minus: #fbbf24;
+    --learns: #4ade80 }
 }
 text { fill: var(--ink); font: 14px system-ui, sans-serif; text-anchor: middle }
 .left { text-anchor: start }
@@ -46,7 +48,7 @@ class Panel(NamedTuple):
 
 
 def life() -> list[tuple[str, str, list[Panel]]]:
-    """Of each phase title, code and panels: scores, mask, weights, what the layer uses."""
+    """Title, code and panels of a phase: scores, mask, weights, what the layer uses."""
     torch.manual_seed(3)
     layer = nn.Linear(SIZE, SIZE, bias=False)
     inputs, wanted = torch.randn(64, SIZE), torch.randn(SIZE, SIZE) / 2
@@ -97,7 +99,7 @@ def square(x: int, y: int, side: int, kind: str, opacity: float = 1.0) -> str:
 
 
 def drawn(panel: Panel, x: int, y: int) -> str:
-    """A square per entry: coloured by sign and size, or filled where a mask keeps it."""
+    """A square per entry, coloured by sign and size or filled if a mask keeps it."""
     parts = [square(x - 1, y - 1, SIDE + 2, panel.state)]
     for row in range(SIZE):
         for column in range(SIZE):

@@ -1,4 +1,4 @@
-"""Formulas between dollar signs become MathML while the pages are built: no script, no font."""
+"""Turn formulas between dollar signs into MathML while the pages are built."""
 
 import html
 import re

@@ -1,5 +1,7 @@
-"""A docstring's sentence "Raises `ValueError` if ..." becomes a list of errors in the reference; it
-may also begin with the error."""
+"""Turn a docstring's "Raises `ValueError` if ..." into a list of errors.
+
+The sentence may also begin with the error.
+"""
 
 import re
 from typing import Any
@@ -14,7 +16,7 @@ _ERRORS = re.compile(r"((?:`\w+Error`(?: or )?)+)")
 
 
 def sections(text: str) -> str:
-    """The docstring with that sentence as a section before its examples, if it names errors."""
+    """The docstring with that sentence as a section before its examples."""
     found = _SENTENCE.search(text)
     if found is None:
         return text
@@ -22,7 +24,8 @@ def sections(text: str) -> str:
     if not parts:
         return text
     rows = [
-        f"    {errors.replace('`', '').strip()}: {re.sub(r'[,;]?( and)?$', '', words.strip())}."
+        f"    {errors.replace('`', '').strip()}: "
+        f"{re.sub(r'[,;]?( and)?$', '', words.strip())}."
         for errors, words in zip(parts[::2], parts[1::2], strict=True)
     ]
     as_another = re.sub(r",?( and)? $", "", as_another)

@@ -58,7 +58,8 @@ def table(content):
         counts = f"{kept[0]:,}" if len(kept) == 1 else f"{kept[0]:,} to {kept[-1]:,}"
         mean = sum(found) / len(found)
         lines.append(
-            f"| {name} | {counts} | {mean:.1f} % ({min(found):.1f} to {max(found):.1f}) |"
+            f"| {name} | {counts} "
+            f"| {mean:.1f} % ({min(found):.1f} to {max(found):.1f}) |"
         )
     return "\n".join(lines)
 

@@ -1,8 +1,9 @@
 """Coming from elsewhere: masks and weights out of the files of other libraries.
 
-    python docs/recipes/elsewhere.py DATA --out benchmarks/results/recipes/elsewhere.json
+    python docs/recipes/elsewhere.py DATA \\
+        --out benchmarks/results/recipes/elsewhere.json
 
-`DATA` is a folder with MNIST's four files. docs/recipes/elsewhere.md says what comes out.
+`DATA` is a folder with MNIST's four files. The page is docs/recipes/elsewhere.md.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import masktorch
 
 
 def from_torch_prune(state):
-    """(weights, masks) of a state_dict of torch.nn.utils.prune, before `prune.remove`."""
+    """(weights, masks) of a state_dict pruned by torch, before `prune.remove`."""
     masks = {
         name.removesuffix("_mask"): mask.bool()
         for name, mask in state.items()
@@ -33,10 +34,11 @@ def from_torch_prune(state):
 
 
 def from_hidden_networks(state, kept, task=None):
-    """(weights, masks) of a state_dict of hidden-networks or biprop; of supsup for a task.
+    """(weights, masks) of a state_dict of hidden-networks, biprop or a supsup task.
 
-    `kept` is the share of each layer that the run kept (hidden-networks' --prune-rate, supsup's
-    --sparsity): it is not in the file. None for supsup's fast layers, which keep scores from 0 up.
+    `kept` is the share of each layer that the run kept (hidden-networks' --prune-rate,
+    supsup's --sparsity); the file does not have it. Pass None for supsup's fast layers,
+    which keep scores from 0 up.
     """
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     ending = ".scores" if task is None else f".scores.{task}"
@@ -59,7 +61,8 @@ def from_hidden_networks(state, kept, task=None):
 def from_supermask_linear(state, sparsity, tile=1):
     """(weights, masks) of a state_dict with torchao's SupermaskLinear layers.
 
-    `sparsity` and `tile` are its arguments sparsity_level and blocksize: they are not in the file.
+    `sparsity` and `tile` are its arguments sparsity_level and blocksize, which the file
+    does not have.
     """
     layers = [name.removesuffix("scores") for name in state if name.endswith("scores")]
     own = {
@@ -82,7 +85,7 @@ def from_supermask_linear(state, sparsity, tile=1):
 
 
 def as_linear(tensors, model):
-    """1x1 convolutions, which hidden-networks uses for linear layers, in the model's shapes."""
+    """Reshape 1x1 convolutions, hidden-networks' linear layers, as the model's."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     return {name: t.view(shapes.get(name, t.shape)) for name, t in tensors.items()}
 

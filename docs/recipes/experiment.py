@@ -15,7 +15,7 @@ from torch import nn
 
 
 def mnist(folder):
-    """(images, labels) to train on and to test on, images as rows of 784 numbers around 0."""
+    """(images, labels) for training and for testing, images as 784 numbers around 0."""
 
     def read(name):
         (path,) = Path(folder).rglob(f"{name}-ubyte.gz")
@@ -85,7 +85,8 @@ def record(path, rows, script, arguments, **settings):
         "environment": {
             "commit": git("rev-parse", "HEAD"),
             "changed": bool(git("status", "--porcelain", "--", ".", "../../src")),
-            "device": f"cpu, {torch.get_num_threads()} thread, {names[0] if names else '?'}",
+            "device": f"cpu, {torch.get_num_threads()} thread, "
+            f"{names[0] if names else '?'}",
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "numpy", "masktorch")},
         },

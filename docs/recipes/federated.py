@@ -1,8 +1,9 @@
-"""Federated masks: clients send one bit a weight and never a weight (FedPM, arXiv 2209.15328).
+"""Federated masks: clients send one bit per weight (FedPM, arXiv 2209.15328).
 
-    python docs/recipes/federated.py DATA --out benchmarks/results/recipes/federated.json
+    python docs/recipes/federated.py DATA \\
+        --out benchmarks/results/recipes/federated.json
 
-`DATA` is a folder with MNIST's four files. docs/recipes/federated.md says what comes out.
+`DATA` is a folder with MNIST's four files. The page is docs/recipes/federated.md.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def set_scores(model, scores):
 
 
 def client(model, scores, images, labels):
-    """One epoch on a client's own data; returns the bytes it sends, a draw of its masks."""
+    """Train an epoch on a client's data; return the bytes it sends, a draw of masks."""
     set_scores(model, scores)
     optimiser = torch.optim.Adam(masktorch.mask_parameters(model), lr=0.1)
     train(model, optimiser, images, labels, epochs=1)
@@ -62,7 +63,7 @@ def one_round(model, scores, parts):
 
 
 def sampled_accuracy(model, images, labels, draws=10):
-    """The mean over drawn masks, which is what was trained; the mode is one more mask."""
+    """The mean over drawn masks, as trained; the mode is one more mask."""
     found = []
     for _ in range(draws):
         with masktorch.using(model, masktorch.sample_masks(model)):
@@ -107,10 +108,12 @@ def table(content):
         lines.append(f"| {number} | {' | '.join(cells)} |")
     most = max(row["bytes up, a client"] for row in rows)
     weights = content["settings"]["weights"]
-    return "\n".join(
-        [*lines, "", f"At most {most:,} bytes up, a client and round, for {weights:,} weights "
-         f"({8 * most / weights:.2f} bits a weight; float32 weights are {4 * weights:,} bytes)."]
-    )  # fmt: skip
+    sent = (
+        f"At most {most:,} bytes up, a client and round, for {weights:,} weights "
+        f"({8 * most / weights:.2f} bits a weight; float32 weights are "
+        f"{4 * weights:,} bytes)."
+    )
+    return "\n".join([*lines, "", sent])
 
 
 def main(arguments=None):
@@ -148,9 +151,15 @@ def main(arguments=None):
                 )
     weights = sum(scores.numel() for scores in masktorch.mask_parameters(model))
     return record(
-        options.out, rows, __file__, arguments,
-        clients=options.clients, rounds=options.rounds, seeds=options.seeds, weights=weights,
-    )  # fmt: skip
+        options.out,
+        rows,
+        __file__,
+        arguments,
+        clients=options.clients,
+        rounds=options.rounds,
+        seeds=options.seeds,
+        weights=weights,
+    )
 
 
 if __name__ == "__main__":

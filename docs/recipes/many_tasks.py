@@ -1,8 +1,9 @@
 """Many tasks on one backbone: a mask each, switched, told apart, or one per example.
 
-    python docs/recipes/many_tasks.py DATA --out benchmarks/results/recipes/many_tasks.json
+    python docs/recipes/many_tasks.py DATA \\
+        --out benchmarks/results/recipes/many_tasks.json
 
-`DATA` is a folder with MNIST's four files. docs/recipes/many_tasks.md says what comes out.
+`DATA` is a folder with MNIST's four files. The page is docs/recipes/many_tasks.md.
 """
 
 import argparse
@@ -37,7 +38,7 @@ def learn(task, images, labels, seed, epochs):
 
 @torch.no_grad()
 def least_entropy(model, tasks, inputs):
-    """Which task's mask is surest of its answers to a few inputs of one unknown task."""
+    """The task whose mask is surest of its answers to inputs of an unknown task."""
 
     def entropy(masks):
         with masktorch.using(model, masks):

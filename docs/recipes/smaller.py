@@ -1,4 +1,4 @@
-"""Smaller and faster afterwards: channels that nothing reads are taken out by torch-pruning.
+"""Smaller and faster afterwards: torch-pruning removes channels that nothing reads.
 
     pip install torch-pruning
     python docs/recipes/smaller.py DATA --out benchmarks/results/recipes/smaller.json
@@ -22,7 +22,7 @@ import masktorch
 
 
 def convolutions():
-    """Three convolutions and a linear layer, of which each can do without half its inputs."""
+    """Three convolutions and a linear layer; each can do without half its inputs."""
     return nn.Sequential(
         nn.Unflatten(1, (1, 28, 28)),
         nn.Conv2d(1, 32, 3, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
@@ -43,7 +43,7 @@ def perceptron():
 
 
 def readers(model):
-    """The weights whose input channels may go: all but the first, which reads the images."""
+    """Weights whose input channels may go: all but the first, which reads images."""
     layers = [
         n for n, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)
     ]
@@ -51,7 +51,7 @@ def readers(model):
 
 
 def learn_channels(model, density, data, epochs):
-    """A plain model whose layers read a share of their inputs, and the weights that do so."""
+    """A plain model whose layers read a share of their inputs, and these weights."""
     inputs = masktorch.Blocks(masktorch.TopK(density), (None, 1))
     masktorch.wrap(model, inputs, targets=readers(model))
     masktorch.freeze_weights(model, False)  # scores and weights together
@@ -111,7 +111,7 @@ def size(model):
 
 
 def sparse_layers(size, rounds):
-    """One square linear layer on 64 inputs: dense, as CSR, and with half its inputs gone."""
+    """Time a square linear layer: dense, as CSR, and with half its inputs gone."""
     weight, inputs = torch.randn(size, size), torch.randn(64, size)
     half, fewer = weight[:, ::2].contiguous(), inputs[:, ::2].contiguous()
     rows = []
@@ -135,7 +135,8 @@ def sparse_layers(size, rounds):
 
 def table(content):
     lines = [
-        "| network | model | parameters | bytes | test accuracy | 256 images | beside dense |",
+        "| network | model | parameters | bytes | test accuracy | 256 images "
+        "| beside dense |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = content["rows"]

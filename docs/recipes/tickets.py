@@ -21,15 +21,18 @@ def learn(model, data, epochs):
 
 
 def tickets(start, data, densities, epochs):
-    """Yields for each density the masks that iterative magnitude pruning finds, and the model.
+    """Yield per density the model and the masks of iterative magnitude pruning.
 
-    `start` is the state_dict of a plain model: it has no masks that loading it could bring back.
+    `start` is the state_dict of a plain model: no masks that loading could restore.
     """
     model = network()
     model.load_state_dict(start)
     learn(model, data, epochs)
-    masks = {name: torch.ones_like(p, dtype=torch.bool)
-             for name, p in model.named_parameters() if name.endswith("weight")}  # fmt: skip
+    masks = {
+        name: torch.ones_like(p, dtype=torch.bool)
+        for name, p in model.named_parameters()
+        if name.endswith("weight")
+    }
     for density in densities:
         weights = dict(model.named_parameters())
         sizes = {  # what is masked ranks last, or rewinding would bring it back
