@@ -214,9 +214,10 @@ def test_a_study_stops_when_its_time_is_over(small, tmp_path, call):
 
 @pytest.mark.slow
 def test_runs_at_the_same_time_equal_those_one_after_the_other(
-    small, tmp_path, outcome
+    small, tmp_path, outcome, monkeypatch
 ):
     """Each runs in its own process, and none before the run it starts from."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as here: sums depend on it
     together = Location(tmp_path, tmp_path / "together", "cpu")
     study.run_against_the_clock(small, together, minutes=5, at_once=4)
     alone = Location(tmp_path, tmp_path / "alone", "cpu")
