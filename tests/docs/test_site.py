@@ -39,11 +39,12 @@ if (width > 1000) {
     if (code.scrollWidth > code.clientWidth + 1)
       faults.push("a line of code is cut: " + code.textContent.slice(0, 100))
 }
+const height = element => element.getBoundingClientRect().height
 for (const formula of document.querySelectorAll("article .formula")) {
   if (formula.scrollHeight > formula.clientHeight)
     faults.push("a formula is cut: " + formula.textContent.slice(0, 100))
   for (const cases of formula.querySelectorAll("mo + mtable"))
-    if (cases.previousElementSibling.offsetHeight < cases.offsetHeight / 2)
+    if (height(cases.previousElementSibling) < height(cases) / 2)
       faults.push("a brace does not stretch: " + formula.textContent.slice(0, 100))
 }
 for (const table of document.querySelectorAll("article li table"))
