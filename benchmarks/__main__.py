@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from tyro.extras import SubcommandApp
 
 from benchmarks import Location, check_names
+from benchmarks.encoder import experiments as encoder
 from benchmarks.experiment import parallel, runner
 from benchmarks.experiment.arms import ARMS
 from benchmarks.experiment.configuration import Configuration
@@ -153,6 +154,7 @@ def speed(only: str = ",".join(costs.USUAL), output: Path = Path("runs/speed")) 
 
 app.command(download)
 app.command(name="categorical")(categorical.run)
+app.command(name="encoder")(encoder.run)
 app.command(name="reproduction")(reproduction_page.write)
 app.command(name="speed-page")(speed_page.write)
 
