@@ -43,13 +43,13 @@ class Settings:
     mask_steps: int = 80
     recovery_steps: int = 40
     dense_rate: float = 1e-4
-    recovery_rate: float = 1e-4
+    recovery_rate: float = 3e-4
     head_rate: float = 1e-3  # of the linear head, whenever weights train
     score_rates: Mapping[str, float] = field(
         default_factory=lambda: {"learned NOfM": 1e-3, "learned ConcreteNOfM": 1e-2}
     )
-    gate_rate: float = 0.1
-    penalties: tuple[float, ...] = (0.1, 0.3, 1.0)
+    gate_rate: float = 0.2
+    penalties: tuple[float, ...] = (0.3, 1.0, 3.0)
     hold_out: bool = False  # measure on 545 training questions, not on the test
 
 
@@ -87,10 +87,8 @@ class Bench:
         ]
         train(model, groups, self.steps(steps, stage), self.seed)
 
-    def recover(self, model: Classifier) -> None:
-        self.fit_weights(
-            model, self.settings.recovery_steps, self.settings.recovery_rate, stage=2
-        )
+    def recover(self, model: Classifier, rate: float) -> None:
+        self.fit_weights(model, self.settings.recovery_steps, rate, stage=2)
 
 
 def run(
@@ -137,7 +135,7 @@ def _patterns(
     if is_new(method="dense"):
         before = bench.accuracy(dense)
         model = copy.deepcopy(dense)
-        bench.recover(model)
+        bench.recover(model, bench.settings.dense_rate)
         yield {"method": "dense", "before": before, "after": bench.accuracy(model)}
     for pattern, methods in (
         ("2:4", pruning.TWO_OF_FOUR),
@@ -147,7 +145,7 @@ def _patterns(
             if is_new(method=method, pattern=pattern):
                 model = prune(_task(bench, dense, method, pattern))
                 before = bench.accuracy(model)
-                bench.recover(model)
+                bench.recover(model, bench.settings.recovery_rate)
                 yield {
                     "method": method,
                     "pattern": pattern,
@@ -244,9 +242,9 @@ def with_heads(dense: Classifier, names: Sequence[str], heads: Tensor) -> Classi
 
 CANDIDATES = {
     "recovery": (1e-4, 3e-4, 1e-3),
-    "learned NOfM": (3e-4, 1e-3, 3e-3),
-    "learned ConcreteNOfM": (1e-4, 1e-3, 1e-2),
-    "gates": (0.05, 0.1, 0.2),  # at the second penalty
+    "learned NOfM": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    "learned ConcreteNOfM": (1e-5, 3e-5, 1e-4, 1e-3, 1e-2),
+    "gates": (0.05, 0.1, 0.2),  # at a penalty of 0.3
 }
 
 
@@ -261,13 +259,12 @@ def _rates(bench: Bench, dense: Classifier, finished: Sequence[Row]) -> Iterator
             settings = bench.settings
             if what == "gates":
                 changed = replace(bench, settings=replace(settings, gate_rate=rate))
-                gates = learn_gates(changed, dense, names, settings.penalties[1])
+                gates = learn_gates(changed, dense, names, 0.3)
                 model = with_heads(dense, names, gates)
                 row["kept"] = int(gates.sum())
             elif what == "recovery":
                 model = pruning.wanda(_task(bench, dense, "Wanda", "2:4"))
-                settings = replace(settings, recovery_rate=rate)
-                replace(bench, settings=settings).recover(model)
+                bench.recover(model, rate)
             else:
                 task = replace(_task(bench, dense, what, "2:4"), rate=rate)
                 model = pruning.TWO_OF_FOUR[what](task)

@@ -17,7 +17,13 @@ from benchmarks.experiment.results import (
     read_results,
 )
 from benchmarks.files import write_text
-from benchmarks.pages import blog_question, figures, mask_studies, sparse_training
+from benchmarks.pages import (
+    blog_question,
+    encoder,
+    figures,
+    mask_studies,
+    sparse_training,
+)
 from benchmarks.pages.comparison import Difference, Experiment, read_experiments
 from benchmarks.pages.render import DOCS, render
 from benchmarks.pages.toy import read_toy
@@ -67,6 +73,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
         "last_accuracies": mask_studies.last_accuracies,
         "sparse_training": sparse_training.sparse_training(groups("dynamic"), folder),
         "half_precision": sparse_training.half_precision(groups("bfloat16")),
+        "encoder": encoder.encoder(results / "encoder", folder),
         "toy": read_toy(results / "categorical" / "categorical.json", folder),
     }
 
