@@ -46,7 +46,7 @@ class Settings:
     recovery_rate: float = 3e-4
     head_rate: float = 1e-3  # of the linear head, whenever weights train
     score_rates: Mapping[str, float] = field(
-        default_factory=lambda: {"learned NOfM": 1e-3, "learned ConcreteNOfM": 1e-2}
+        default_factory=lambda: {"learned NOfM": 1e-4, "learned ConcreteNOfM": 1e-4}
     )
     gate_rate: float = 0.2
     penalties: tuple[float, ...] = (0.3, 1.0, 3.0)

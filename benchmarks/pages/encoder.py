@@ -1,6 +1,6 @@
 """Pruned halves and heads of a pretrained encoder, compared seed by seed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -53,7 +53,7 @@ class Gates:
 
     penalty: float
     kept: Sequence[float]
-    accuracies: dict[str, Sequence[float]]  # by choice of heads
+    accuracies: Mapping[str, Sequence[float]]  # by choice of heads
     against: dict[str, Paired]  # learned gates against another choice
 
 
