@@ -30,7 +30,6 @@ from benchmarks.encoder.classifier import (
 )
 from benchmarks.experiment.results import RESULTS, results_file
 from benchmarks.files import append_line, command_line, environment, read_lines
-from masktorch import Blocks, HardConcrete
 
 HEAD = 32  # width of one of the encoder's 12 heads
 HEADS = "attention.output.dense.weight"  # a head is a block of its columns
@@ -203,7 +202,10 @@ def learn_gates(
 ) -> Tensor:
     """Return which heads are kept, of shape (layers, heads)."""
     model = copy.deepcopy(dense).requires_grad_(False)
-    masktorch.wrap(model, dict.fromkeys(names, Blocks(HardConcrete(), (None, HEAD))))
+    masktorch.wrap(
+        model,
+        dict.fromkeys(names, masktorch.Blocks(masktorch.HardConcrete(), (None, HEAD))),
+    )
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         fit = nn.functional.cross_entropy(model(batch.tokens), batch.labels)

