@@ -30,7 +30,8 @@ class Way:
     pattern: str  # empty for dense
     before: Sequence[float]  # accuracy before recovery
     after: Sequence[float]
-    against_dense: Paired  # after recovery
+    against_dense: dict[str, Paired]  # "before" and "after" recovery
+    adds: Paired  # recovery, to the accuracy
 
     @property
     def name(self) -> str:
@@ -42,9 +43,13 @@ class Patterns:
     dense: Way
     ways: Sequence[Way]
 
+    def answer(self, when: str) -> str:
+        """Say which ways differ from dense, "before" or "after" recovery."""
+        return _listed((way.name, way.against_dense[when]) for way in self.ways)
+
     @property
-    def answer(self) -> str:
-        return _listed((way.name, way.against_dense) for way in self.ways)
+    def recovery(self) -> str:
+        return _listed((way.name, way.adds) for way in self.ways)
 
 
 @dataclass(frozen=True)
@@ -111,13 +116,17 @@ def _patterns(rows: Sequence[Row]) -> Patterns | None:
             pattern,
             [row["before"] for row in runs.values()],
             [row["after"] for row in runs.values()],
-            Paired(
-                tuple(
-                    row["after"] - dense[seed]["after"]
-                    for seed, row in sorted(runs.items())
-                    if seed in dense
+            {
+                when: Paired(
+                    tuple(
+                        row[when] - dense[seed][when]
+                        for seed, row in sorted(runs.items())
+                        if seed in dense
+                    )
                 )
-            ),
+                for when in ("before", "after")
+            },
+            Paired(tuple(row["after"] - row["before"] for row in runs.values())),
         )
         for (method, pattern), runs in by_way.items()
     ]
@@ -125,7 +134,7 @@ def _patterns(rows: Sequence[Row]) -> Patterns | None:
         return None
     is_dense = [way.method == DENSE for way in ways]
     first = ways.pop(is_dense.index(True))
-    return Patterns(first, [way for way in ways if way.against_dense.differences])
+    return Patterns(first, ways)
 
 
 def _heads(rows: Sequence[Row]) -> Heads | None:

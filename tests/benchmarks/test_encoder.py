@@ -213,7 +213,13 @@ def test_the_sentence_follows_from_the_intervals(accuracies, words, tmp_path):
     rows = patterns({"dense": [0.90, 0.91, 0.92], "Wanda": accuracies})
     path = results_file(tmp_path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert encoder(tmp_path, tmp_path).patterns.answer == words
+    found = encoder(tmp_path, tmp_path).patterns
+    assert found.answer("after") == words
+    assert (
+        found.answer("before") == "not distinguishable by these runs: Wanda 2:4 (+0.00)"
+    )
+    gained = sum(accuracies) / 3 - 0.5
+    assert found.recovery.endswith(f"Wanda 2:4 ({100 * gained:+.2f})")
     assert (tmp_path / "encoder-patterns.png").exists()
 
 
