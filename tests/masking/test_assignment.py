@@ -167,6 +167,38 @@ def test_a_write_into_what_was_read_can_be_assigned_back(mode):
     assert original.tolist() == [[7.0, 7.0]]
 
 
+class Writes(nn.Linear):
+    """Adds `amount` to its weight in every forward, and assigns it back."""
+
+    amount = 0.0
+
+    def forward(self, x):
+        self.weight += self.amount
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_write_within_a_forward_can_be_assigned_back(mode, frozen):
+    layer = Writes(2, 1, bias=False)
+    masktorch.wrap(layer, Threshold())
+    original = layer.parametrizations.weight.original
+    original.data[:] = torch.tensor([[2.0, 3.0]])
+    with torch.no_grad():
+        layer.parametrizations.weight.scores[0, 0] = 0.0
+    if frozen:
+        masktorch.freeze_mask(layer)
+    with mode():
+        layer(torch.ones(1, 2))
+    # Adding 0 changes no value. Without a version counter that is no write.
+    if mode is torch.inference_mode:
+        assert original.tolist() == [[2.0, 3.0]]
+    layer.amount = 7.0
+    with mode():
+        layer(torch.ones(1, 2))
+    assert original.tolist() == [[7.0, 10.0]]
+
+
 @pytest.mark.parametrize("value", [None, nn.Parameter(torch.ones(1, 4))])
 def test_a_parameter_that_does_not_fit_is_not_registered_under_a_mask(value):
     layer = masktorch.wrap(nn.Linear(4, 3))

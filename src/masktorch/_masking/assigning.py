@@ -90,7 +90,11 @@ def _tensor_behind(module: nn.Module, name: str, value: Tensor) -> Tensor | None
         for was_drawn in (True, False):
             read = state.reads.get((name, was_drawn))
             if read is not None and read.tensor is value:
-                return parameter if read.version == version_of(value) else value
+                when_read: int | Tensor = read.version
+                if value.is_inference() and not was_drawn:
+                    # Computed again here, so that no forward pays for a copy.
+                    when_read = mask(parameter, module.training)
+                return parameter if _is_still(value, when_read) else value
     remembered = _remembered.get(value)
     if remembered is None:
         return value
