@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.parametrizations import weight_norm
 
 import masktorch
@@ -28,6 +28,33 @@ def test_originals_of_the_old_weight_norm_can_be_masked(estimator):
     assert same_output(masktorch.unwrap(model)(ROWS), out)
     nn.utils.remove_weight_norm(model[0])
     assert same_output(model(ROWS), out)
+
+
+def pruned():
+    layer = nn.Linear(2, 2)
+    prune.random_unstructured(layer, "weight", amount=1)
+    return nn.Sequential(layer, nn.Linear(2, 2))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("make", "name", "remove"),
+    [
+        (pruned, "weight_orig", lambda layer: prune.remove(layer, "weight")),
+        (old_weight_norm, "weight_v", nn.utils.remove_weight_norm),
+    ],
+)
+def test_a_tensor_taken_from_under_its_mask_is_reported(make, name, remove):
+    model = masktorch.wrap(make().append(nn.Linear(2, 2)), targets=[f"0.{name}"])
+    remove(model[0])
+    for call in (masktorch.masks, masktorch.report, masktorch.unwrap):
+        with pytest.raises(ValueError, match=f"found none under that of '0.{name}'"):
+            call(model)
+    del model[0].parametrizations[name]
+    assert not [n for n, _ in model.named_parameters() if n.endswith("scores")]
+    assert list(masktorch.masks(masktorch.wrap(model, targets=["1.weight"]))) == [
+        "1.weight"
+    ]
 
 
 class AddOne(nn.Module):

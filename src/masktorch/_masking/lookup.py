@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from masktorch._masking.mask import Mask, attached, deterministic, total
-from masktorch._masking.names import enumerated, is_pattern, matching
-from masktorch._masking.places import Place, places_of
+from masktorch._masking.names import enumerated, is_pattern, join, matching
+from masktorch._masking.places import Place, modules_of, places_of
 from masktorch._masking.targets import PlannedTensor
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import is_sharded, parted
@@ -64,13 +64,31 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
     """Return every mask with the places of its tensor.
 
     Return an empty list if there is none.
+
+    Raises:
+        ValueError: if a tensor has been taken away from under its mask.
     """
     _discard_gathered_copies(model, caller)
+    _refuse_masks_without_tensor(model, caller)
     found: dict[Mask, list[Place]] = {}
     for place in places_of(model):
         if mask := attached(place.module).get(place.attribute):
             found.setdefault(mask, []).append(place)
     return [MaskedTensor(mask, places) for mask, places in found.items()]
+
+
+def _refuse_masks_without_tensor(model: nn.Module, caller: str) -> None:
+    """Raise if code such as `prune.remove` has deleted a parameter under a mask."""
+    for owner, module in modules_of(model).items():
+        for name in attached(module):
+            if module._parameters.get(name) is None:
+                raise ValueError(
+                    f"{caller}() expected a tensor under every mask, found none under "
+                    f"that of {join(owner, name)!r}: prune.remove, remove_weight_norm "
+                    "or the like has taken it away. Call masktorch.unwrap before them. "
+                    "To go on without this mask, delete it: "
+                    f"del module.parametrizations[{name!r}]."
+                )
 
 
 def _discard_gathered_copies(model: nn.Module, caller: str) -> None:
