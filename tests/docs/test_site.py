@@ -29,6 +29,9 @@ for (const image of document.images) {
 const prose = [...document.querySelectorAll("article p, article td, article li")]
   .map(element => [...element.childNodes].filter(n => n.nodeType == 3).map(n => n.data))
 if (/\\$|\\\\[a-z]+/.test(prose.join())) faults.push("a formula that is not one")
+for (const {textContent: text} of document.querySelectorAll("article p"))
+  if (/^\\s*[-*|] |\\n\\s*[-*] \\S/.test(text))
+    faults.push("a table or list that is text: " + text.slice(0, 100))
 for (const example of document.querySelectorAll(".home pre > code"))
   if (example.scrollWidth > example.clientWidth) faults.push("the example scrolls")
 if (width > 1000) {
@@ -43,14 +46,11 @@ const height = element => element.getBoundingClientRect().height
 for (const formula of document.querySelectorAll("article .formula")) {
   if (formula.scrollHeight > formula.clientHeight)
     faults.push("a formula is cut: " + formula.textContent.slice(0, 100))
+  const height = element => element.getBoundingClientRect().height
   for (const cases of formula.querySelectorAll("mo + mtable"))
     if (height(cases.previousElementSibling) < height(cases) / 2)
       faults.push("a brace does not stretch: " + formula.textContent.slice(0, 100))
 }
-for (const table of document.querySelectorAll("article li table"))
-  if (table.closest("li").parentElement.nextElementSibling?.tagName == "P"
-      && /^[-*] /.test(table.closest("ul, ol").nextElementSibling.textContent))
-    faults.push("bullets that are text: " + table.textContent.slice(0, 100))
 return faults
 """
 
@@ -81,6 +81,42 @@ def test_pages_fit_the_window_and_log_no_errors(site, width):
             if faults := window.run(FAULTS) + window.console():
                 found[page] = faults
     assert not found, json.dumps(found, indent=1)
+
+
+LONG = "<div style='width: 2000px'>long</div>"
+FAULTY = {
+    LONG: "wider than the window: ",
+    "<img src='no.png' alt='no'>": "missing: ",
+    "<p>$x$</p>": "a formula that is not one",
+    "<p>the last row\n- a bullet</p>": "a table or list that is text: ",
+    "<p>| a | row |</p>": "a table or list that is text: ",
+    f"<div class=md-typeset__scrollwrap style='overflow: auto'>{LONG}</div>": (
+        "columns out of sight: "
+    ),
+    f"<pre><code style='display: block; overflow: auto'>{'x' * 999}</code></pre>": (
+        "a line of code is cut: "
+    ),
+    "<div class=formula style='height: 1em; overflow: hidden'><math><mfrac><mi>a</mi>"
+    "<mi>b</mi></mfrac></math></div>": "a formula is cut: ",
+    "<div class=formula><math><mo stretchy=true maxsize=1em>{</mo><mtable>"
+    "<mtr><mtd><mspace height=9em></mtd></mtr></mtable></math></div>": (
+        "a brace does not stretch: "
+    ),
+}
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_check_sees_each_fault(tmp_path):
+    head = "<!doctype html><html><head><meta charset=utf-8></head><body><article>"
+    for number, faulty in enumerate(FAULTY):
+        (tmp_path / f"{number}.html").write_text(head + faulty)
+    found = {}
+    with served(tmp_path) as address, browser(1300) as window:
+        for number, (faulty, fault) in enumerate(FAULTY.items()):
+            window.open(f"{address}{number}.html")
+            found[faulty] = [text[: len(fault)] for text in window.run(FAULTS)]
+    assert found == {faulty: [fault] for faulty, fault in FAULTY.items()}
 
 
 def test_pages_load_nothing_from_another_host(site_folder):
