@@ -32,7 +32,7 @@ lint: .venv/installed
 	$(BIN)/zizmor --offline --quiet .github
 
 docs: .venv/installed
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/benchmarks: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

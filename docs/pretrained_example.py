@@ -110,7 +110,7 @@ def with_lora(encoder, rank):
 
 
 def save(model, folder):
-    """What the task needs beside the encoder: two small files."""
+    """What the task needs besides the encoder: two small files."""
     masktorch.save_masks(model, folder / "masks.npz")
     torch.save(model.head.state_dict(), folder / "head.pt")
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 import masktorch
 from masktorch._kernels import dtypes
@@ -140,6 +141,7 @@ def test_the_estimator_of_contributing_has_the_gradient_that_it_states():
         "ClassVar": ClassVar,
         "Tensor": Tensor,
         "dataclass": dataclass,
+        "override": override,
         "torch": torch,
     }
     namespace |= {

@@ -1,9 +1,11 @@
 """Draw the mask and the gradient of each estimator over the score.
 
-`python docs/figures/estimators.py` writes estimator-*.svg beside this file.
+`python docs/figures/estimators.py` writes estimator-*.svg next to this file; names
+of `CASES` as arguments draw these alone.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -26,7 +28,7 @@ CASES: dict[str, tuple[str, Estimator]] = {
     "intermediate": ("IntermediateSampling()", masktorch.IntermediateSampling()),
     "topk": ("TopK(0.5) among scores from -4 to 4", masktorch.TopK(0.5)),
     "movement": ("TopK(0.5, absolute=False)", masktorch.TopK(0.5, absolute=False)),
-    "nofm": ("NOfM(2, 4) beside three normal scores", masktorch.NOfM(2, 4)),
+    "nofm": ("NOfM(2, 4) among three normal scores", masktorch.NOfM(2, 4)),
     "piggyback": ("Piggyback()", masktorch.Piggyback()),
     "hardconcrete": ("HardConcrete()", masktorch.HardConcrete()),
     "concrete": ("Concrete()", masktorch.Concrete()),
@@ -105,7 +107,7 @@ def write(drawn: Figure, path: Path) -> None:
 
 
 def main() -> None:
-    torch.manual_seed(0)
+    names = sys.argv[1:] or CASES
     plt.rcParams.update(
         {
             "svg.hashsalt": "masktorch",
@@ -125,10 +127,11 @@ def main() -> None:
             ),
         }
     )
-    for name, (title, estimator) in CASES.items():
-        write(
-            figure(title, estimator), Path(__file__).with_name(f"estimator-{name}.svg")
-        )
+    for name in names:
+        title, estimator = CASES[name]
+        torch.manual_seed(0)  # each figure is the same drawn alone
+        path = Path(__file__).with_name(f"estimator-{name}.svg")
+        write(figure(title, estimator), path)
 
 
 if __name__ == "__main__":

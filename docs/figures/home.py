@@ -1,6 +1,6 @@
 """Draws the picture of the home page, from a layer that lives the life it shows.
 
-`python docs/figures/home.py` writes home.svg beside this file.
+`python docs/figures/home.py` writes home.svg next to this file.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How dense: supermasks of random weights at set densities, beside the threshold's own.
+"""How dense: supermasks of random weights at set densities, and the threshold's own.
 
     python docs/recipes/density.py DATA --out benchmarks/results/recipes/density.json
 

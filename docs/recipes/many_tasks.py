@@ -1,4 +1,4 @@
-"""Many tasks on one backbone: a mask each, switched, told apart, or one per example.
+"""Many tasks on one backbone: a mask each, switched, inferred, or one per example.
 
     python docs/recipes/many_tasks.py DATA \\
         --out benchmarks/results/recipes/many_tasks.json

@@ -136,7 +136,7 @@ def sparse_layers(size, rounds):
 def table(content):
     lines = [
         "| network | model | parameters | bytes | test accuracy | 256 images "
-        "| beside dense |",
+        "| relative to dense |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     rows = content["rows"]
@@ -150,7 +150,7 @@ def table(content):
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        "| layer, 64 inputs | density | CSR beside dense | half the inputs gone |",
+        "| layer, 64 inputs | density | CSR / dense | half the inputs gone |",
     ]
     lines.append("| --- | --- | --- | --- |")
     for row in (row for row in rows if "layer" in row):

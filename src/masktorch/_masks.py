@@ -1,9 +1,10 @@
 """Masks as values: read from a model by tensor name, set, drawn, used for a while."""
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -137,25 +138,31 @@ def using(
     return _Using(model, masks)
 
 
-class _Using(contextlib.ContextDecorator, contextlib.AbstractContextManager[Any]):
-    """What `using` returns: a context manager, and a decorator of functions."""
+class _Using(contextlib.AbstractContextManager[Any]):
+    """What `using` returns: one block, or a decorator that opens one for each call."""
 
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor] | None):
         self.model, self.masks = model, masks
-        self.blocks: list[contextlib.AbstractContextManager[Any]] = []
+        self.unused = [_using(model, masks)]
+        self.entered: contextlib.AbstractContextManager[Any] | None = None
 
     @override
     def __enter__(self) -> nn.Module:
-        block = _using(self.model, self.masks)
-        model = block.__enter__()
-        self.blocks.append(block)
+        try:
+            block = self.unused.pop()  # of several threads, one gets it
+        except IndexError:
+            raise RuntimeError(
+                "what using() returns can be entered once: call using() for each "
+                "`with`, and in each thread or task."
+            ) from None
+        self.entered = block
+        model: nn.Module = block.__enter__()
         return model
 
     @override
     def __exit__(self, *error: Any) -> bool | None:
-        return self.blocks.pop().__exit__(*error)
+        return None if self.entered is None else self.entered.__exit__(*error)
 
-    @override
     def __call__(self, function: Function) -> Function:
         """Decorate a function that has run when its call returns."""
         if (
@@ -169,7 +176,13 @@ class _Using(contextlib.ContextDecorator, contextlib.AbstractContextManager[Any]
                 "runs later, without these masks. Write `with masktorch.using(...)` "
                 "inside it."
             )
-        return super().__call__(function)
+
+        @functools.wraps(function)
+        def decorated(*args: Any, **kwargs: Any) -> Any:
+            with using(self.model, self.masks):
+                return function(*args, **kwargs)
+
+        return cast(Function, decorated)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def rendered_signatures(page):
     signatures = {}
     for part in page.split('<h3 id="')[1:]:
         name = part.partition('"')[0]
-        found = re.search(r'<div class="doc-signature.*?</div>', part, re.DOTALL)
+        found = re.search(r'<div class="[^"]*doc-signature.*?</div>', part, re.DOTALL)
         text = re.sub(r"<[^>]*>", "", found[0]) if found else ""
         signatures[name] = " ".join(html.unescape(text).split())
     return signatures

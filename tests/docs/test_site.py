@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -117,6 +118,19 @@ def test_the_check_sees_each_fault(tmp_path):
             window.open(f"{address}{number}.html")
             found[faulty] = [text[: len(fault)] for text in window.run(FAULTS)]
     assert found == {faulty: [fault] for faulty, fault in FAULTY.items()}
+
+
+@pytest.mark.parametrize("link", ["[gone](gone.md)", "[gone](index.md#gone)"])
+def test_a_broken_link_ends_the_build(link, build_site, tmp_path):
+    for part in ("docs", "src", "tests/test_imports.py", "mkdocs.yml", "README.md"):
+        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+        (tmp_path / part).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / part, tmp_path / part)
+    with (tmp_path / "docs" / "glossary.md").open("a") as page:
+        page.write(f"\n{link}\n")
+    built = build_site(tmp_path, tmp_path / "site")
+    assert built.returncode == 1
+    assert "gone" in built.stderr
 
 
 def test_pages_load_nothing_from_another_host(site_folder):

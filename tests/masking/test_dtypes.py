@@ -225,3 +225,12 @@ def test_a_fixed_mask_stays_a_mask_when_the_model_is_cast(dtype):
     assert layer.weight.dtype is dtype
     assert torch.equal(masktorch.masks(layer)["weight"], mask)
     assert torch.equal(layer.weight != 0, mask)
+
+
+def test_wider_scores_of_another_shape_change_nothing():
+    layer = masktorch.wrap(nn.Linear(2, 1))
+    state = layer.state_dict()
+    state["parametrizations.weight.scores"] = torch.ones(3, 3, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        layer.load_state_dict(state)
+    assert layer.parametrizations.weight.scores.dtype is torch.float32

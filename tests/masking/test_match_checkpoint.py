@@ -730,3 +730,21 @@ def test_weights_of_inference_mode_are_refused_before_anything_changes():
     with pytest.raises(ValueError, match="created in inference mode"):
         masktorch.match_checkpoint(plain, saved)
     assert type(plain) is nn.Linear
+
+
+def test_scores_have_one_order_however_they_were_wrapped():
+    """An optimiser saves its state by position."""
+
+    class TwoTensors(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.ones(2, 2))
+            self.b = nn.Parameter(torch.ones(2, 2))
+
+    model = TwoTensors()
+    masktorch.wrap(model, targets=["b"])
+    masktorch.wrap(model, targets=["a"])
+    matched = masktorch.match_checkpoint(TwoTensors(), model.state_dict())
+    names = [name for name, _ in matched.named_parameters()]
+    assert [name for name, _ in model.named_parameters()] == names
+    assert names[2:] == ["parametrizations.a.scores", "parametrizations.b.scores"]

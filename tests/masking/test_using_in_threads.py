@@ -171,3 +171,46 @@ def test_a_block_closed_by_a_task_of_its_own_is_over(layer):
         return kept(layer)
 
     assert asyncio.run(main()) == 10
+
+
+def test_threads_may_share_a_decorated_function(layer):
+    """Each call has a block of its own, however the calls overlap."""
+    both_inside = threading.Barrier(2)
+    first_left = threading.Event()
+
+    @masktorch.using(layer, {"weight": torch.zeros(4, 4, dtype=torch.bool)})
+    def inside(waits):
+        both_inside.wait(10)
+        if waits:
+            first_left.wait(10)
+        return kept(layer)
+
+    found = {}
+
+    def run(waits):
+        found["inside", waits] = inside(waits)
+        first_left.set()
+        found["after", waits] = kept(layer)
+
+    threads = [threading.Thread(target=run, args=(waits,)) for waits in (False, True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    outside = kept(layer)
+    assert outside > 0
+    for waits in (False, True):
+        assert found["inside", waits] == 0
+        assert found["after", waits] == outside
+
+
+def test_one_block_is_not_entered_twice(layer):
+    block = masktorch.using(layer, {"weight": torch.zeros(4, 4, dtype=torch.bool)})
+    before = kept(layer)
+    with block:
+        with pytest.raises(RuntimeError, match="can be entered once"), block:
+            pass
+        assert kept(layer) == 0
+    assert kept(layer) == before
+    with pytest.raises(RuntimeError, match="can be entered once"), block:
+        pass

@@ -177,3 +177,18 @@ def test_an_integer_weight_is_refused():
     scores = torch.zeros(2, requires_grad=True)
     with pytest.raises(TypeError, match=r"floating-point weight, found torch\.int64"):
         functional.threshold(scores, weight=torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("sharpness", [0.4, 0.5, 0.6, 1.0, 1.5, 2.0])
+@pytest.mark.parametrize("method", ["concrete", "soft concrete", "hard concrete"])
+def test_infinite_scores_decide(method, sharpness):
+    """Infinity keeps, minus infinity masks, and neither learns."""
+    temperature = 1 / sharpness
+    scores = torch.tensor([torch.inf, -torch.inf], requires_grad=True)
+    if method == "hard concrete":
+        mask = functional.hard_concrete(scores, temperature)
+    else:
+        mask = functional.concrete(scores, temperature, hard=method == "concrete")
+    mask.sum().backward()
+    assert mask.tolist() == [1.0, 0.0]
+    assert scores.grad.tolist() == [0.0, 0.0]

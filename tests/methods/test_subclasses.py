@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 from torch import nn
 
 import masktorch
@@ -90,3 +91,34 @@ def test_a_subclass_keeps_what_it_does_not_contradict():
     assert not protocol.offers(estimator, "mode_product")
     for name in ("product", "expected"):
         assert protocol.offers(estimator, name)
+
+
+class NoisyTopK(masktorch.TopK):
+    def __call__(self, scores):
+        return super().__call__(scores + torch.randn_like(scores))
+
+
+@pytest.mark.parametrize(
+    "estimator", [NoisyTopK(0.5), masktorch.Blocks(NoisyTopK(0.5), (1, 2))], ids=repr
+)
+def test_an_overridden_training_mask_may_draw(estimator):
+    """It does not inherit that it is deterministic."""
+
+    class ReadsTwice(nn.Linear):
+        def forward(self, x):
+            return self.weight, self.weight
+
+    layer = masktorch.wrap(ReadsTwice(16, 16), estimator)
+    first, second = layer(None)
+    assert torch.equal(first, second)
+    draws = [masktorch.sample_masks(layer)["weight"] for _ in range(2)]
+    assert not torch.equal(*draws)
+    masktorch.set_estimator(layer, _same_kind(estimator))
+    assert torch.equal(layer.weight, layer.weight)
+
+
+def _same_kind(estimator):
+    """A deterministic estimator with scores of the same shape."""
+    plain = masktorch.TopK(0.5)
+    is_blocks = isinstance(estimator, masktorch.Blocks)
+    return masktorch.Blocks(plain, estimator.block) if is_blocks else plain

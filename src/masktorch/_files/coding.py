@@ -232,7 +232,7 @@ class _Information(NamedTuple):
 
 def _information(content: bytes) -> _Information:
     """Estimate the information from a sample of the bytes."""
-    # Odd, so that it shares no factor with rows of 2**n bytes and meets all columns.
+    # Odd, so that it shares no factor with rows of 2**n bytes and reaches all columns.
     stride = (len(content) // _SAMPLE) | 1
     sample = np.frombuffer(content, np.uint8)[::stride]
     if sample.size == 0:

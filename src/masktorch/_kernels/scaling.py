@@ -15,7 +15,8 @@ def scaled(tensor: Tensor, factor: float, out: Out = None) -> Tensor:
     """Return `tensor * factor`."""
     if torch.compiler.is_compiling():
         return tensor * factor
-    if abs(factor) < 0.5:  # `factor - 1` would round a small factor away
+    if factor <= 1:
+        # `factor - 1` would round a small factor away, and infinity has no difference.
         return torch.mul(tensor, factor, out=out)
     return torch.add(tensor, tensor, alpha=factor - 1, out=out)
 

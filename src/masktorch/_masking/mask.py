@@ -74,6 +74,7 @@ class Mask(nn.Module):
         """Compute with this estimator from now on."""
         self.estimator = estimator
         # Asked here and not in each forward, which is slower.
+        self.draws = protocol.is_stochastic(estimator)
         self.offers_product = protocol.offers(estimator, "product")
         self.offers_mode_product = protocol.offers(estimator, "mode_product")
 
@@ -89,12 +90,7 @@ class Mask(nn.Module):
 
     def is_stochastic(self, training: bool) -> bool:
         """Whether two reads of the tensor may see two masks."""
-        return (
-            training
-            and not self.frozen
-            and protocol.is_stochastic(self.estimator)
-            and override_of(self) is None
-        )
+        return training and not self.frozen and self.draws and override_of(self) is None
 
     def own_scores(self) -> Tensor:
         """Return `self.scores` without the slow `nn.Module.__getattr__`."""
@@ -240,7 +236,10 @@ class Mask(nn.Module):
             present = self.scores
             if is_narrower(loaded.dtype, present.dtype):
                 state_dict[key] = loaded.to(present.dtype)
-            elif is_narrower(present.dtype, loaded.dtype):
+            elif (
+                is_narrower(present.dtype, loaded.dtype)
+                and loaded.shape == present.shape
+            ):
                 present.data = present.data.to(loaded.dtype)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 

@@ -30,7 +30,12 @@ def attach(module: nn.Module, masks: dict[str, Mask]) -> None:
     before: Any = module._modules.get("parametrizations") or {}
     if before:
         forget(before)
-    module._modules["parametrizations"] = Masks({**before, **masks}, module)
+    found = {**before, **masks}
+    # In the order of the parameters and not of the calls, because the state of an
+    # optimiser is saved by position.
+    names = [*(name for name in module._parameters if name in found), *found]
+    ordered = {name: found[name] for name in names}
+    module._modules["parametrizations"] = Masks(ordered, module)
     made = masked_class(original_class(module), frozenset(attached(module)))
     _set_class(module, made)
 

@@ -42,7 +42,8 @@ def hard_concrete(
     Args:
         scores: floating point, any shape.
         beta: the temperature, positive.
-        gamma, zeta: the interval that `y` is stretched to, `gamma < 0 < 1 < zeta`.
+        gamma: the lower end of the interval that `y` is stretched to, below 0.
+        zeta: its upper end, above 1.
         generator: where random numbers come from; PyTorch's own by default.
         weight: return `weight * z` in its dtype, instead of `z` in the scores'.
 

@@ -66,6 +66,7 @@ def scores_for(estimator: Estimator, scores: Tensor, mask: Tensor) -> Tensor:
 
 # What an optional member must agree with.
 _AGREES_WITH = {
+    "draws": "__call__",
     "product": "__call__",
     "expected": "__call__",
     "sample": "__call__",
@@ -93,8 +94,9 @@ def offers(estimator: Estimator, name: str) -> bool:
 
 def is_stochastic(estimator: Estimator) -> bool:
     """Whether two masks of training of the same scores may differ."""
-    draws: bool = getattr(estimator, "draws", True)
-    return draws
+    if offers(estimator, "draws"):
+        return cast(bool, estimator.draws)  # type: ignore[attr-defined]
+    return True
 
 
 def expected(estimator: Estimator, scores: Tensor) -> Tensor:
