@@ -48,8 +48,12 @@ def test_an_estimator_made_among_fake_tensors_serves_real_ones(estimator):
 def test_export_in_evaluation(estimator, draft):
     layer = masktorch.wrap(nn.Linear(16, 4), estimator).eval()
     x = torch.randn(2, 16)
-    export = torch.export.draft_export if draft else torch.export.export
-    program = export(layer, (x,))
+    if not draft:
+        program = torch.export.export(layer, (x,), strict=False)
+    elif hasattr(torch.export, "draft_export"):
+        program = torch.export.draft_export(layer, (x,))
+    else:
+        pytest.skip("torch 2.6 has no draft_export")
     torch.testing.assert_close(program.module()(x), layer(x))
 
 

@@ -16,6 +16,8 @@ from torch.distributed.tensor.parallel import (
 import masktorch
 from masktorch import Threshold, TopK
 
+pytestmark = pytest.mark.filterwarnings("ignore:DTensor random operators")
+
 PLAN = {"0": ColwiseParallel(), "2": RowwiseParallel()}
 X = torch.linspace(-1, 1, 8).view(2, 4)
 
@@ -32,9 +34,10 @@ def network():
     return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.LayerNorm(4))
 
 
-@pytest.mark.filterwarnings("ignore:DTensor random operators")
 @pytest.mark.parametrize("estimator", [Threshold(), TopK(0.5)], ids=repr)
 def test_masks_on_a_parallel_model(mesh, estimator):
+    if estimator == TopK(0.5) and torch.__version__.startswith("2.6."):
+        pytest.skip("torch 2.6 cannot shard an operation of its gradient")
     plain = masktorch.wrap(network(), estimator, init=torch.abs)
     model = masktorch.wrap(
         parallelize_module(network(), mesh, PLAN), estimator, init=torch.abs

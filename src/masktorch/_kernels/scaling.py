@@ -16,7 +16,7 @@ def scaled(tensor: Tensor, factor: float, out: Out = None) -> Tensor:
     if torch.compiler.is_compiling():
         return tensor * factor
     if factor <= 1:
-        # `factor - 1` would round a small factor away, and infinity has no difference.
+        # The sum below would round a small factor away and make NaN of infinity.
         return torch.mul(tensor, factor, out=out)
     return torch.add(tensor, tensor, alpha=factor - 1, out=out)
 
