@@ -171,7 +171,7 @@ def supermasks(results: ResultsOf) -> Iterator[Configuration]:
     images = replace(
         base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True
     )
-    yield replace(images, network="conv-2")
+    yield from (replace(images, network="conv-2", seed=seed) for seed in SEEDS)
     yield replace(images, network="conv-4")
     yield replace(images, network="conv-6")
 
@@ -234,9 +234,9 @@ def tickets(results: ResultsOf) -> Iterator[Configuration]:
                 yield from for_arms(replace(dense, density=density), SPARSE_ARMS)
 
 
-# dynamic: all have the same number of steps. What starts from another arm has half of
-# them, after the other half in that arm.
-DYNAMIC_EPOCHS = 16
+# dynamic: on each network, all have the same number of steps. What starts from another
+# arm has half of them, after the other half in that arm.
+DYNAMIC_NETWORKS = (replace(LENET, epochs=16), replace(SMALL_CONV, epochs=6))
 DYNAMIC_DENSITIES = (0.1, 0.02)
 ONE_PHASE = ("static", "set", "rigl", "gradual")
 TWO_PHASES = ("mask", "mix", "ticket")
@@ -244,9 +244,9 @@ TWO_PHASES = ("mask", "mix", "ticket")
 
 def dynamic(results: ResultsOf) -> Iterator[Configuration]:
     """Which way to a sparse network is the best, at equal steps?"""
-    for seed in SEEDS:
-        whole = replace(LENET, budget="erk", seed=seed, epochs=DYNAMIC_EPOCHS)
-        half = replace(whole, epochs=DYNAMIC_EPOCHS // 2)
+    for base, seed in product(DYNAMIC_NETWORKS, SEEDS):
+        whole = replace(base, budget="erk", seed=seed)
+        half = replace(whole, epochs=base.epochs // 2)
         yield from (dense.for_arm("weights") for dense in (whole, half))
         for density in DYNAMIC_DENSITIES:
             yield from for_arms(replace(whole, density=density), ONE_PHASE)
