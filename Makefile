@@ -9,9 +9,10 @@ SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 demo: .venv/benchmarks
 	$(BIN)/python -m benchmarks
 
-# What the slowest tests cost is printed: keep it worth it.
+# What the slowest tests cost is printed: keep it worth it. One thread for each of two
+# processes, because two threads each would wait for one another half of the time.
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 		--durations 20 --cov --cov-report=term
 
 # The developer's loop, one process a core: no slow test, no compiler, no other library.
