@@ -22,7 +22,7 @@ from benchmarks.pages.formats import (
     points,
     spread,
 )
-from benchmarks.pages.verdicts import MASK_AS_START, Tally, tally
+from benchmarks.pages.verdicts import tally
 
 LAYER_KINDS = {  # by a part of a layer's name
     "all layers": "",
@@ -39,49 +39,56 @@ def experiment_name(experiment: Experiment) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    reached_by_mask: str
-    reached_by_weights: str
-    mask_alone: Tally  # against trained weights
-    mix_once: Tally  # against weights in half the epochs
-    mix_control: Tally  # against weights in the same number of epochs
-    conclusion: str
+    sentence: str
+    rows: Sequence["AnswerRow"]
 
-    @property
-    def sentence(self) -> str:
-        """The answer in one sentence."""
-        return self.mix_control.sentence(
-            "weights trained under a frozen supermask",
-            "weights trained equally long without one",
-        )
+
+class AnswerRow(NamedTuple):
+    experiment: str
+    second_lr: str
+    mask: str  # accuracies of the last epoch, in %
+    weights: str
+    mix: str
+    control: str
+    adds: str  # mix, to the control
 
 
 def answer(
     main: Sequence[Experiment], differences: Sequence[Difference]
 ) -> Answer | None:
     """Return the answer, or None if no comparison has several seeds."""
-    mask_alone = tally(differences, ("mask", "weights"))
-    if not mask_alone:
-        return None
     mix_control = tally(differences, ("mix", CONTROL))
+    if not mix_control:
+        return None
     return Answer(
-        reached_by_mask=_reached("mask", main),
-        reached_by_weights=_reached("weights", main),
-        mask_alone=mask_alone,
-        mix_once=tally(differences, ("mix", "weights")),
-        mix_control=mix_control,
-        conclusion=MASK_AS_START[mix_control.conclusion],
+        sentence=mix_control.sentence(
+            "weights trained under a frozen supermask",
+            "weights trained equally long without one",
+        ),
+        rows=list(_answer_rows(main)),
     )
 
 
-def _reached(arm: str, main: Sequence[Experiment]) -> str:
-    """Return the accuracies of an arm: 51.0 (50.0 to 52.0) % on MNIST, `blog-small`."""
-    found = []
+def _answer_rows(main: Iterable[Experiment]) -> Iterator[AnswerRow]:
+    """Yield a row per experiment and learning rate of its second phase."""
     for experiment in main:
-        for configuration, runs in experiment.groups.items():
-            if configuration.arm == arm:
-                accuracies = spread(map(final_accuracy, runs), digits=1, times=100)
-                found.append(f"{accuracies} % on {experiment_name(experiment)}")
-    return ", ".join(found)
+        for phase in experiment.phases():
+            runs = {c.arm: found for c, found in phase.groups.items()}
+            second_lrs = {c.mix_lr for c in phase.groups if c.mix_lr}
+            compared = [one.last for one in phase.differences([("mix", CONTROL)])]
+            yield AnswerRow(
+                experiment_name(experiment),
+                f"{min(second_lrs):g}" if second_lrs else NOTHING,
+                mask=_accuracy(runs.get("mask", [])),
+                weights=_accuracy(runs.get("weights", [])),
+                mix=_accuracy(runs.get("mix", [])),
+                control=_accuracy(runs.get(CONTROL, [])),
+                adds=compared[0].with_verdict if compared else NOTHING,
+            )
+
+
+def _accuracy(runs: Iterable[Result]) -> str:
+    return spread(map(final_accuracy, runs), digits=1, times=100)
 
 
 class TableRow(NamedTuple):

@@ -35,7 +35,7 @@ ARM_ORDER = {name: number for number, name in enumerate(ARMS)}
 class Verdict(Enum):
     BETTER = "better"
     WORSE = "worse"
-    UNDECIDED = "undecided"
+    UNDECIDED = "cannot tell"
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,11 @@ class Paired:
         if high < 0:
             return Verdict.WORSE
         return Verdict.UNDECIDED
+
+    @property
+    def with_verdict(self) -> str:
+        """In percentage points: -1.24 (-1.64 to -0.84), worse."""
+        return f"{self}, {self.verdict.value}" if self.verdict else str(self)
 
     def __str__(self) -> str:
         """In percentage points: +1.24 (-0.64 to +3.12)."""

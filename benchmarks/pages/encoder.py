@@ -1,6 +1,6 @@
 """Pruned halves and heads of a pretrained encoder, compared seed by seed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -8,18 +8,12 @@ from typing import Any
 
 from benchmarks.encoder.experiments import read_rows
 from benchmarks.pages import figures
-from benchmarks.pages.comparison import Paired, Verdict
-from benchmarks.pages.formats import points
+from benchmarks.pages.comparison import Paired
 
 Row = dict[str, Any]
 
 DENSE = "dense"
 CHOICES = ("learned gates", "magnitude", "random")
-WORDS = {
-    Verdict.BETTER: "better",
-    Verdict.WORSE: "worse",
-    Verdict.UNDECIDED: "not distinguishable by these runs",
-}
 
 
 @dataclass(frozen=True)
@@ -31,7 +25,6 @@ class Way:
     before: Sequence[float]  # accuracy before recovery
     after: Sequence[float]
     against_dense: dict[str, Paired]  # "before" and "after" recovery
-    adds: Paired  # recovery, to the accuracy
 
     @property
     def name(self) -> str:
@@ -43,13 +36,25 @@ class Patterns:
     dense: Way
     ways: Sequence[Way]
 
-    def answer(self, when: str) -> str:
-        """Say which ways differ from dense, "before" or "after" recovery."""
-        return _listed((way.name, way.against_dense[when]) for way in self.ways)
-
     @property
-    def recovery(self) -> str:
-        return _listed((way.name, way.adds) for way in self.ways)
+    def answer(self) -> str:
+        """Say which method of each pattern is the most accurate, and what dense has."""
+        by_pattern: dict[str, list[Way]] = {}
+        for way in self.ways:
+            by_pattern.setdefault(way.pattern, []).append(way)
+        parts = []
+        for pattern, ways in by_pattern.items():
+            before = max(ways, key=lambda way: mean(way.before))
+            after = max(ways, key=lambda way: mean(way.after))
+            where = f"At {pattern}" if ":" in pattern else pattern.capitalize()
+            again = "" if after is before else f"{after.method} "
+            parts.append(
+                f"{where}, {before.method} ends closest to the dense encoder before "
+                f"recovery ({_percent(before.before)}) and {again}after it "
+                f"({_percent(after.after)})."
+            )
+        dense = _percent(self.dense.before), _percent(self.dense.after)
+        return f"{' '.join(parts)} The dense encoder has {dense[0]} and {dense[1]}."
 
 
 @dataclass(frozen=True)
@@ -69,18 +74,9 @@ class Heads:
     gates: Sequence[Gates]
 
     @property
-    def answer(self) -> str:
-        """Say at each penalty how learned gates compare with the other choices."""
-        return "; ".join(
-            f"with {mean(one.kept):.0f} of {self.count} heads, "
-            + ", ".join(
-                f"{WORDS[paired.verdict]} against {other} ({points(paired.mean, 2)})"
-                if paired.verdict
-                else f"one seed against {other}"
-                for other, paired in one.against.items()
-            )
-            for one in self.gates
-        )
+    def fewest(self) -> Gates:
+        """The gates that keep the fewest heads."""
+        return min(self.gates, key=lambda one: mean(one.kept))
 
 
 @dataclass(frozen=True)
@@ -126,7 +122,6 @@ def _patterns(rows: Sequence[Row]) -> Patterns | None:
                 )
                 for when in ("before", "after")
             },
-            Paired(tuple(row["after"] - row["before"] for row in runs.values())),
         )
         for (method, pattern), runs in by_way.items()
     ]
@@ -161,19 +156,8 @@ def _heads(rows: Sequence[Row]) -> Heads | None:
     return Heads(rows[0]["heads"], [row["all_heads"] for row in first], gates)
 
 
-def _listed(differences: Iterable[tuple[str, Paired]]) -> str:
-    """worse: magnitude 2:4 (-3.21); not distinguishable by these runs: ..."""
-    found = list(differences)
-    parts = []
-    for verdict, words in WORDS.items():
-        names = [
-            f"{name} ({points(paired.mean, 2)})"
-            for name, paired in found
-            if paired.verdict is verdict
-        ]
-        if names:
-            parts.append(f"{words}: {', '.join(names)}")
-    return "; ".join(parts)
+def _percent(accuracies: Sequence[float]) -> str:
+    return f"{100 * mean(accuracies):.1f} %"
 
 
 def _draw_patterns(patterns: Patterns, path: Path) -> None:

@@ -1,15 +1,18 @@
 """What masks alone reach: the estimators, the published supermasks, tickets."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
+from typing import Any
 
+from benchmarks.experiment.arms import CONTROL
 from benchmarks.experiment.configuration import Configuration
 from benchmarks.experiment.results import Groups, Result
 from benchmarks.pages import figures
 from benchmarks.pages.comparison import Experiment, Paired, Verdict, paired
-from benchmarks.pages.formats import points
-from benchmarks.pages.verdicts import SUPERMASK_OR_TICKET, Tally, tally
+from benchmarks.pages.formats import dataset_name, points
+from benchmarks.pages.verdicts import SUPERMASK_OR_TICKET, tally
 
 NAMED_BY_NETWORK = ("dataset", "network", "depth", "width")
 
@@ -36,50 +39,94 @@ def estimators(
     if full:
         figure = figures.by_density(lines, "density of the mask (%)")
         figures.save(figure, folder / "estimators.png")
-    return sorted(full.items(), key=lambda item: -sum(last_accuracies(item[1])))
+    return sorted(full.items(), key=lambda item: -mean(last_accuracies(item[1])))
 
 
-def tickets(groups: Groups, folder: Path) -> dict[str, Lines]:
-    """Return the lines of each data set's table, and draw them."""
-    by_dataset: dict[str, Lines] = {}
-    for configuration in sorted(groups, key=lambda c: (c.dataset, c.arm)):
-        runs = groups[configuration]
-        lines = by_dataset.setdefault(configuration.dataset, {})
-        density = 100 * (configuration.density or 1)
-        lines.setdefault(configuration.arm, {})[density] = last_accuracies(runs)
-    for dataset, lines in by_dataset.items():
-        figure = figures.by_density(lines, "density (%)")
-        figures.save(figure, folder / f"tickets-{dataset}.png")
-    return by_dataset
+# The arms of `tickets` in the order of their columns, with what the page calls them.
+TICKET_ARMS = {
+    "mask": "mask alone",
+    "mix": "supermask, then weights",
+    "random-mix": "random control",
+    "ticket": "ticket",
+    "random-ticket": "random control",
+}
+TICKET_PAIRS = (
+    ("mix", "random-mix"),
+    ("ticket", "random-ticket"),
+    ("mix", "ticket"),
+    ("random-mix", "random-ticket"),
+)
 
 
 @dataclass(frozen=True)
-class TicketAnswer:
-    supermask: Tally  # trained on, against a random mask
-    ticket: Tally  # against its random mask
-    supermask_ticket: Tally
-    shares: Tally  # a random mask with the supermask's densities, against the ticket's
-    conclusion: str
+class AtDensity:
+    """The arms of `tickets` on one data set at one density."""
+
+    dataset: str
+    density: float  # in %
+    accuracies: Sequence[Sequence[float]]  # by arm, in the order of TICKET_ARMS
+    differences: Sequence[Paired | None]  # by pair, in the order of TICKET_PAIRS
 
 
-def ticket_answer(groups: Groups) -> TicketAnswer | None:
-    """Compare learned masks with tickets; None if no comparison has several seeds."""
-    experiment = Experiment("tickets", groups)
+@dataclass(frozen=True)
+class Tickets:
+    conclusion: str  # empty if no comparison has several seeds
+    dense: Mapping[str, Sequence[float]]  # accuracies by data set
+    rows: Sequence[AtDensity]
+    datasets: Sequence[str]  # each has a figure
 
-    def compare(arm: str, other: str) -> Tally:
-        pair = arm, other
-        return tally(experiment.differences([pair]), pair)
 
-    supermask_ticket = compare("mix", "ticket")
-    if not supermask_ticket:
+def tickets(groups: Groups, folder: Path) -> Tickets | None:
+    """Compare learned masks with tickets, and draw them; None without runs."""
+    if not groups:
         return None
-    return TicketAnswer(
-        supermask=compare("mix", "random-mix"),
-        ticket=compare("ticket", "random-ticket"),
-        supermask_ticket=supermask_ticket,
-        shares=compare("random-mix", "random-ticket"),
-        conclusion=SUPERMASK_OR_TICKET[supermask_ticket.conclusion],
+    experiment = Experiment("tickets", groups)
+    pair = "mix", "ticket"
+    compared = tally(experiment.differences([pair]), pair)
+    by_dataset: dict[str, Lines] = {}
+    for configuration in sorted(groups, key=lambda c: (c.dataset, c.arm)):
+        lines = by_dataset.setdefault(configuration.dataset, {})
+        density = 100 * (configuration.density or 1)
+        accuracies = last_accuracies(groups[configuration])
+        lines.setdefault(configuration.arm, {})[density] = accuracies
+    for dataset, lines in by_dataset.items():
+        figure = figures.by_density(lines, "density (%)")
+        figures.save(figure, folder / f"tickets-{dataset}.png")
+    return Tickets(
+        SUPERMASK_OR_TICKET[compared.conclusion] if compared else "",
+        {
+            dataset_name(configuration): last_accuracies(runs)
+            for configuration, runs in groups.items()
+            if configuration.arm == CONTROL
+        },
+        list(_at_each_density(experiment)),
+        list(by_dataset),
     )
+
+
+def _at_each_density(experiment: Experiment) -> Iterator[AtDensity]:
+    found: dict[tuple[str, float], dict[str, list[Result]]] = {}
+    for configuration, runs in experiment.groups.items():
+        if configuration.density is not None:
+            key = dataset_name(configuration), 100 * configuration.density
+            found.setdefault(key, {})[configuration.arm] = runs
+    for (dataset, density), by_arm in sorted(found.items(), key=_densest_first):
+        yield AtDensity(
+            dataset,
+            density,
+            [last_accuracies(by_arm.get(arm, [])) for arm in TICKET_ARMS],
+            [
+                paired(by_arm[arm], by_arm[other])
+                if arm in by_arm and other in by_arm
+                else None
+                for arm, other in TICKET_PAIRS
+            ],
+        )
+
+
+def _densest_first(item: tuple[tuple[str, float], Any]) -> tuple[str, float]:
+    (dataset, density), _ = item
+    return dataset, -density
 
 
 @dataclass(frozen=True)
@@ -92,6 +139,16 @@ class Setting:
     adds: Paired  # to the last accuracy of the first
     runs: list[Result]
     published: Mapping[str, str]  # accuracies by method
+
+    @property
+    def accuracy(self) -> float:
+        """After the last epoch, the mean of the seeds."""
+        return mean(last_accuracies(self.runs))
+
+    @property
+    def density(self) -> float:
+        """In %, the mean of the seeds."""
+        return mean(100 * (1 - (run.masked_fraction or 0)) for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -106,6 +163,30 @@ class Settings:
     @property
     def published_methods(self) -> list[str]:
         return list(self.rows[0].published)
+
+    @property
+    def best(self) -> list[Setting]:
+        """The setting of each network that ended with the highest accuracy."""
+        best: dict[str, Setting] = {}
+        for row in self.rows:
+            before = best.get(row.network)
+            if before is None or row.accuracy > before.accuracy:
+                best[row.network] = row
+        return list(best.values())
+
+    @property
+    def on_gpus(self) -> str:
+        """conv-2 (1 of 3 runs), conv-4 (1 of 1)"""
+        runs: dict[str, list[Result]] = {}
+        for row in self.rows:
+            runs.setdefault(row.network, []).extend(row.runs)
+        found = []
+        for network, of_network in runs.items():
+            devices = [run.environment.get("device", "cpu") for run in of_network]
+            count = sum(device.startswith("cuda") for device in devices)
+            if count:
+                found.append(f"{network} ({count} of {len(devices)} runs)")
+        return ", ".join(found) or "none"
 
     @property
     def better(self) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import jinja2
@@ -34,6 +35,8 @@ _environment = jinja2.Environment(
 _environment.filters["aligned"] = aligned
 _environment.globals |= {
     "dataset_names": formats.DATASET_NAMES,
+    "masked": formats.masked,
+    "mean": mean,
     "method_name": formats.method_name,
     "outcomes": formats.outcomes,
     "points": formats.points,

@@ -69,7 +69,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
         "literature": mask_studies.settings(groups("literature"), networks),
         "about_published": published["about"],
         "tickets": mask_studies.tickets(groups("tickets"), folder),
-        "ticket_answer": mask_studies.ticket_answer(groups("tickets")),
+        "ticket_arms": mask_studies.TICKET_ARMS,
         "last_accuracies": mask_studies.last_accuracies,
         "sparse_training": sparse_training.sparse_training(groups("dynamic"), folder),
         "half_precision": sparse_training.half_precision(groups("bfloat16")),

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 from benchmarks.experiment.arms import ARMS
 from benchmarks.experiment.results import Groups, Result
 from benchmarks.pages import figures
 from benchmarks.pages.comparison import Paired, Verdict, paired
-from benchmarks.pages.formats import points
+from benchmarks.pages.formats import dataset_name
 from benchmarks.pages.mask_studies import Lines, last_accuracies
 
 REFERENCE = "static"  # what the other ways to a sparse network have to beat
@@ -30,45 +31,58 @@ class Way:
     runs: Sequence[Result]
     adds: Paired  # to the accuracy under a static random mask
 
+    @property
+    def accuracy(self) -> float:
+        """In %, the mean of the seeds."""
+        return mean(last_accuracies(self.runs))
+
 
 @dataclass(frozen=True)
 class AtDensity:
     density: float  # in %
     ways: Sequence[Way]
 
-    def with_verdict(self, verdict: Verdict) -> str:
-        """RigL (+3.21), SET (+2.10); nothing if there is none"""
-        return ", ".join(
-            f"{way.name} ({points(way.adds.mean, 2)})"
-            for way in self.ways
-            if way.adds.verdict is verdict and way.name != NAMES[REFERENCE]
-        )
+    @property
+    def best(self) -> Way:
+        return max(self.ways, key=lambda way: way.accuracy)
 
     @property
-    def answer(self) -> str:
-        """Say which ways differ from a static random mask, and how."""
-        parts = []
-        for verdict, words in (
-            (Verdict.BETTER, "better"),
-            (Verdict.WORSE, "worse"),
-            (Verdict.UNDECIDED, "not distinguishable by these runs"),
-        ):
-            found = self.with_verdict(verdict)
-            if found:
-                parts.append(f"{words}: {found}")
-        return "; ".join(parts)
+    def reference(self) -> Way:
+        return next(way for way in self.ways if way.name == NAMES[REFERENCE])
 
 
 @dataclass(frozen=True)
-class SparseTraining:
+class OnDataset:
+    dataset: str
+    title: str
     dense: Sequence[Result]  # in as many steps
     by_density: Sequence[AtDensity]
 
+    @property
+    def answer(self) -> str:
+        """On MNIST, RigL ends highest at 10 % (97.50 %, a static mask 97.10 %)."""
+        text, named = f"On {self.title}", ""
+        for at in self.by_density:
+            best = at.best
+            text += " and" if named else ","
+            text += "" if named == best.name else f" {best.name} ends highest"
+            text += (
+                f" at {at.density:g} % ({best.accuracy:.2f} %, a {NAMES[REFERENCE]} "
+                f"{at.reference.accuracy:.2f} %)"
+            )
+            named = best.name
+        return f"{text}."
 
-def sparse_training(groups: Groups, folder: Path) -> SparseTraining | None:
-    """Compare the ways of the study `dynamic`, and draw them; None without runs."""
-    if not groups:
-        return None
+
+def sparse_training(groups: Groups, folder: Path) -> list[OnDataset]:
+    """Compare the ways of the study `dynamic` on each data set, and draw them."""
+    by_dataset: dict[str, Groups] = {}
+    for configuration, runs in groups.items():
+        by_dataset.setdefault(configuration.dataset, {})[configuration] = runs
+    return [_on_dataset(found, folder) for found in by_dataset.values()]
+
+
+def _on_dataset(groups: Groups, folder: Path) -> OnDataset:
     longest = max(configuration.epochs for configuration in groups)
     dense: Sequence[Result] = []
     lines: Lines = {}
@@ -81,8 +95,12 @@ def sparse_training(groups: Groups, folder: Path) -> SparseTraining | None:
         density = 100 * configuration.density
         by_density.setdefault(density, {})[configuration.arm] = runs
         lines.setdefault(configuration.arm, {})[density] = last_accuracies(runs)
-    figures.save(figures.by_density(lines, "density (%)"), folder / "dynamic.png")
-    return SparseTraining(
+    one = next(iter(groups))
+    figure = figures.by_density(lines, "density (%)")
+    figures.save(figure, folder / f"dynamic-{one.dataset}.png")
+    return OnDataset(
+        one.dataset,
+        dataset_name(one),
         dense,
         [
             AtDensity(density, _ways(by_arm))
@@ -108,9 +126,11 @@ class HalfPrecision:
     @property
     def answer(self) -> str:
         return {
-            Verdict.BETTER: "are more accurate",
-            Verdict.WORSE: "are less accurate",
-            Verdict.UNDECIDED: "cannot be distinguished",
+            Verdict.BETTER: "are more accurate than in float32",
+            Verdict.WORSE: "are less accurate than in float32",
+            Verdict.UNDECIDED: (
+                "are as accurate as in float32, as far as these runs can tell"
+            ),
             None: "were run with one seed, which decides nothing",
         }[self.adds.verdict]
 

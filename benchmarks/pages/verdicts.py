@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from benchmarks.pages.comparison import Difference, Verdict
-from benchmarks.pages.formats import dataset_name, points
+from benchmarks.pages.formats import dataset_name
 
 
 class Conclusion(Enum):
@@ -42,16 +42,6 @@ class Tally:
             all_worse = worse == len(self.comparisons)
             return Conclusion.ALL_WORSE if all_worse else Conclusion.SOME_WORSE
         return Conclusion.UNDECIDED
-
-    def __str__(self) -> str:
-        """better in 0, worse in 1 (MNIST, -10.33) and undecided in 0 of 1 comparison"""
-        better, worse, undecided = (
-            f"{verdict.value} in {_listed(self.with_verdict(verdict))}"
-            for verdict in (Verdict.BETTER, Verdict.WORSE, Verdict.UNDECIDED)
-        )
-        count = len(self.comparisons)
-        plural = "" if count == 1 else "s"
-        return f"{better}, {worse} and {undecided} of {count} comparison{plural}"
 
     def sentence(self, subject: str, reference: str) -> str:
         """Say per data set how far the subject ends above or below the reference.
@@ -94,47 +84,15 @@ def tally(differences: Iterable[Difference], pair: tuple[str, str]) -> Tally:
     )
 
 
-def _listed(comparisons: Sequence[Difference]) -> str:
-    """2 (CIFAR-10 at 1e-05, -10.38; CIFAR-10 at 0.001, -3.04)"""
-    if not comparisons:
-        return "0"
-    each = (f"{_setting(one)}, {points(one.last.mean, 2)}" for one in comparisons)
-    return f"{len(comparisons)} ({'; '.join(each)})"
-
-
-def _setting(comparison: Difference) -> str:
-    """Name what distinguishes a comparison from the others of its kind."""
-    configuration = comparison.configuration
-    name = dataset_name(configuration)
-    if configuration.density is not None:
-        return f"{name} at {100 * configuration.density:g} %"
-    if configuration.mix_lr is not None:
-        return f"{name} at {configuration.mix_lr:g}"
-    return name
-
-
-MASK_AS_START = {
-    Conclusion.ALL_BETTER: "a mask is the better start in all of these runs",
-    Conclusion.ALL_WORSE: "a mask is the worse start in all of these runs",
-    Conclusion.MIXED: (
-        "a mask is the better start in some settings and the worse in others"
-    ),
-    Conclusion.SOME_BETTER: (
-        "a mask is the better start in some settings, and the others cannot tell"
-    ),
-    Conclusion.SOME_WORSE: (
-        "a mask is the worse start in some settings, and the others cannot tell"
-    ),
-    Conclusion.UNDECIDED: "these runs cannot tell a mask from no mask",
-}
-
-_SUPERMASK_WINS = "So a supermask is the better mask to train under."
+_SUPERMASK_WINS = (
+    "Where these runs can tell, a supermask is the better mask to train under."
+)
 _TICKET_WINS = (
-    "So where the runs can tell, the ticket is the better mask to train under: the "
+    "Where these runs can tell, a ticket is the better mask to train under: the "
     "largest trained weights say more about what to keep than scores learned over "
     "random ones."
 )
-_NO_WINNER = "So neither is the better mask throughout."
+_NO_WINNER = "Neither is the better mask to train under throughout."
 SUPERMASK_OR_TICKET = {
     Conclusion.ALL_BETTER: _SUPERMASK_WINS,
     Conclusion.SOME_BETTER: _SUPERMASK_WINS,

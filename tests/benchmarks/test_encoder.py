@@ -201,29 +201,29 @@ def patterns(after):
     ]
 
 
-@pytest.mark.parametrize(
-    ("accuracies", "words"),
-    [
-        ([0.80, 0.81, 0.82], "worse: Wanda 2:4 (-10.00)"),
-        ([0.95, 0.96, 0.97], "better: Wanda 2:4 (+5.00)"),
-        ([0.80, 0.91, 1.00], "not distinguishable by these runs: Wanda 2:4 (-0.67)"),
-    ],
-)
-def test_the_sentence_follows_from_the_intervals(accuracies, words, tmp_path):
-    rows = patterns({"dense": [0.90, 0.91, 0.92], "Wanda": accuracies})
+def test_the_best_ways_of_a_pattern(tmp_path):
+    rows = patterns(
+        {
+            "dense": [0.90, 0.91, 0.92],
+            "Wanda": [0.80, 0.81, 0.82],
+            "SparseGPT": [0.85, 0.86, 0.87],
+        }
+    )
     path = results_file(tmp_path)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = encoder(tmp_path, tmp_path).patterns
-    assert found.answer("after") == words
-    assert (
-        found.answer("before") == "not distinguishable by these runs: Wanda 2:4 (+0.00)"
+    assert found.answer == (
+        "At 2:4, Wanda ends closest to the dense encoder before recovery (50.0 %) and "
+        "SparseGPT after it (86.0 %). The dense encoder has 50.0 % and 91.0 %."
     )
-    gained = sum(accuracies) / 3 - 0.5
-    assert found.recovery.endswith(f"Wanda 2:4 ({100 * gained:+.2f})")
+    wanda = next(way for way in found.ways if way.method == "Wanda")
+    assert wanda.against_dense["before"].mean == 0
+    expected = "-10.00 (-10.00 to -10.00), worse"
+    assert wanda.against_dense["after"].with_verdict == expected
     assert (tmp_path / "encoder-patterns.png").exists()
 
 
-def test_the_sentence_of_heads_is_paired_by_seed(tmp_path):
+def test_gates_are_compared_seed_by_seed(tmp_path):
     path = results_file(tmp_path)
     with path.open("w") as file:
         for seed in range(3):
@@ -242,11 +242,13 @@ def test_the_sentence_of_heads_is_paired_by_seed(tmp_path):
                 "settings": {},
             }
             file.write(json.dumps(row) + "\n")
-    answer = encoder(tmp_path, tmp_path).heads.answer
-    assert answer == (
-        "with 31 of 72 heads, better against magnitude (+10.00), "
-        "not distinguishable by these runs against random (+0.00)"
-    )
+            file.write(json.dumps({**row, "penalty": 0.1, "kept": 60}) + "\n")
+    heads = encoder(tmp_path, tmp_path).heads
+    assert heads.fewest.penalty == 1.0
+    against = heads.fewest.against
+    assert against["magnitude"].with_verdict.startswith("+10.00")
+    assert against["magnitude"].with_verdict.endswith("better")
+    assert against["random"].with_verdict.endswith("cannot tell")
 
 
 def test_without_runs_there_is_no_section(tmp_path):
