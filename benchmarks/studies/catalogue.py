@@ -236,7 +236,7 @@ def tickets(results: ResultsOf) -> Iterator[Configuration]:
 
 # dynamic: on each network, all have the same number of steps. What starts from another
 # arm has half of them, after the other half in that arm.
-DYNAMIC_NETWORKS = (replace(LENET, epochs=16), replace(SMALL_CONV, epochs=6))
+DYNAMIC_NETWORKS = (replace(LENET, epochs=16), replace(SMALL_CONV, epochs=4))
 DYNAMIC_DENSITIES = (0.1, 0.02)
 ONE_PHASE = ("static", "set", "rigl", "gradual")
 TWO_PHASES = ("mask", "mix", "ticket")
