@@ -263,8 +263,9 @@ def _agreed(
 ) -> _Saved | None:
     """What a checkpoint has of the mask of one tensor, which may live in many places.
 
-    A file may hold a tied tensor under one of its names only. But one that it holds
-    plain, or under another mask, was not tied or had a fixed mask for each module.
+    A file may hold a tied tensor under one of its names only, and its scores under
+    another one. But a tensor that it holds plain, or under another mask, was not tied
+    or had a fixed mask for each module.
     """
     masked = [place.name for place in places if place.name in saved]
     if not masked:
@@ -272,7 +273,10 @@ def _agreed(
     own = saved[masked[0]]
     for place in places:
         other = saved.get(place.name)
-        if other is None and f"{prefix}{place.name}" not in state_dict:
+        if other is None and (
+            f"{prefix}{place.name}" not in state_dict
+            or _extra_state_key(f"{prefix}{place.name}") in state_dict
+        ):
             continue
         if other is None or not _are_equal(own, other):
             found = "no" if other is None else "another"
@@ -282,6 +286,12 @@ def _agreed(
                 "each module on its own, with its prefix."
             )
     return own
+
+
+def _extra_state_key(name: str) -> str:
+    """The key under which a state dict has what it knows of the mask of a tensor."""
+    module_name, _, attribute = name.rpartition(".")
+    return f"{join(module_name, 'parametrizations')}.{attribute}._extra_state"
 
 
 def _are_equal(one: _Saved, other: _Saved) -> bool:

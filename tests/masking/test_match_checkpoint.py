@@ -646,6 +646,17 @@ def test_a_file_that_has_a_tied_tensor_once(tmp_path):
     assert_equal(model, saved)
 
 
+def test_a_file_that_has_a_tied_tensor_and_its_scores_under_two_names():
+    """As transformers writes one: it drops all but the last of the tied names."""
+    saved = mix(tied(lambda model: masktorch.wrap(model, Bernoulli(0.3))))
+    state = saved.state_dict()
+    del state["head.weight"]
+    del state["embedding.parametrizations.weight.scores"]
+    model = match_checkpoint(tied(), state)
+    model.load_state_dict(state, strict=False)
+    assert_equal(model, saved)
+
+
 def test_fixed_masks_for_each_module_that_shares_a_weight():
     """They are matched one by one, as they were set."""
     saved = tied()

@@ -42,6 +42,19 @@ def test_rescale_in_half_precision_and_of_an_empty_mask():
         assert torch.count_nonzero(weight) == 1
 
 
+def test_an_empty_mask_gives_scores_the_gradient_that_they_have_without_rescale():
+    def gradient(rescale):
+        torch.manual_seed(0)
+        layer = nn.Linear(10, 10, bias=False)
+        masktorch.wrap(layer, init=-0.01, rescale=rescale)
+        layer(torch.ones(1, 10)).sum().backward()
+        (scores,) = masktorch.mask_parameters(layer)
+        return scores.grad
+
+    assert gradient(rescale=True).any()
+    torch.testing.assert_close(gradient(rescale=True), gradient(rescale=False))
+
+
 def test_soft_masks_are_rescaled_by_their_sum(monkeypatch):
     u = torch.full((1, 2), 0.5)
     monkeypatch.setattr(

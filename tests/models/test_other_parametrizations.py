@@ -164,3 +164,22 @@ def test_reset_parameters_may_set_a_child():
     layer.reset_parameters()
     assert layer.norm is not before
     assert list(masktorch.masks(layer)) == ["weight"]
+
+
+def test_reset_parameters_keeps_the_scores_of_children():
+    class Parent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(4, 4))
+            self.child = nn.Linear(4, 4)
+
+        def reset_parameters(self):
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
+
+    parent = masktorch.wrap(Parent(), targets=["weight", "child.weight"])
+    before = masktorch.masks(parent)
+    parent.reset_parameters()
+    after = masktorch.masks(parent)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not parent.child.parametrizations.weight.original.any()

@@ -598,6 +598,29 @@ def fsdp_keeps_exactly_as_many_as_one_process(folder):
         assert float(masktorch.expected_density(model)) > 0
 
 
+@check
+def fsdp_uses_other_masks_for_a_while(folder):
+    x = batches()[0][0]
+    plain, model = network(), sharded(network())
+    wanted = {name: torch.rand(m.shape) < 0.5 for name, m in masks(plain).items()}
+    for given in (wanted, None):
+        with masktorch.using(plain, given):
+            expected = plain(x)
+        with masktorch.using(model, given):
+            torch.testing.assert_close(model(x), expected)
+
+
+@check
+def fsdp_expects_the_density_of_patterns(folder):
+    layer = nn.Linear(8, 13)  # 13 rows: two processes have parts of unequal size
+    masktorch.wrap(layer, ConcreteNOfM(1, 4))
+    fully_shard(layer.parametrizations.weight)
+    fully_shard(layer)
+    density = masktorch.expected_density(layer)
+    torch.testing.assert_close(density.detach(), torch.tensor(0.25))
+    density.backward()
+
+
 def named_masks(model):
     for name, _ in masktorch.named_mask_parameters(model):
         module = model.get_submodule(name.rpartition(".")[0])

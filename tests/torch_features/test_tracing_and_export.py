@@ -7,6 +7,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import masktorch
+from masktorch import NOfM
 from tools.estimators import each_elementwise, each_estimator
 from tools.models import SIX_ROWS, Block, assert_equal, random_masks
 
@@ -69,6 +70,15 @@ def test_a_torchscript_trace_in_eval_follows_the_scores(estimator, rescale, size
     for scores in masktorch.mask_parameters(layer):
         scores.data.copy_(torch.randn(scores.shape))
     assert_equal(traced(torch.ones(2, 8)), layer(torch.ones(2, 8)))
+
+
+@pytest.mark.parametrize("estimator", [NOfM(3, None), NOfM(8, 16)], ids=repr)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_torchscript_trace_of_rows_that_are_sorted(estimator):
+    layer = masktorch.wrap(nn.Linear(16, 4), estimator).eval()
+    traced = torch.jit.trace(layer, (torch.ones(2, 16),))
+    assert_equal(traced(torch.ones(2, 16)), layer(torch.ones(2, 16)))
 
 
 @each_elementwise

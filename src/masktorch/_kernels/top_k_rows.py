@@ -62,7 +62,7 @@ def _largest_by_sorting(rows: Tensor, n: int) -> Tensor:
     canonical = torch.where(rows == rows, rows + 0.0, torch.nan)
     order = canonical.argsort(dim=-1, descending=True, stable=True)
     kept = torch.zeros_like(rows, dtype=torch.bool)
-    return kept.scatter(-1, order[..., :n], True)
+    return kept.scatter(-1, order[..., :n], 1)  # torch.jit.trace knows no True here
 
 
 def _largest_by_partition(

@@ -155,6 +155,8 @@ class Mask(nn.Module):
                 masked = estimator.mode_product(self.own_scores(), weight)
                 return masked
         mask = self._learning_mask(weight) if learning else self.mode()
+        if is_sharded(mask) and not is_sharded(weight):
+            mask = gathered(mask)  # of `using`: FSDP2 has gathered the weight
         masked = (weight * mask).to(weight.dtype) if learning else select(mask, weight)
         return self._rescaled(masked, mask) if self.rescale else masked
 
@@ -179,7 +181,8 @@ class Mask(nn.Module):
         # The factor may overflow float16.
         wide = at_least_float32(masked.dtype)
         kept = mask.expand_as(masked).sum(dtype=wide)
-        factor = masked.numel() / torch.where(kept > 0, kept, 1.0)
+        size = float(masked.numel())
+        factor = size / torch.where(kept > 0, kept, size)
         return (masked.to(wide) * factor).to(masked.dtype)
 
     def _expanded(self, mask: Tensor) -> Tensor:

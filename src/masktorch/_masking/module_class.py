@@ -174,13 +174,18 @@ def _under_the_masks(original: Any, method: str) -> Any:
 
     @functools.wraps(getattr(original, method))
     def without_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Without the scores, too: an LSTM re-initialises all its parameters.
-        masks = self._modules.pop("parametrizations", None)
+        # Without the scores, too: an LSTM re-initialises all its parameters, a
+        # Transformer also those of its children.
+        taken = [
+            (module, module._modules.pop("parametrizations"))
+            for module in list(self.modules())
+            if isinstance(module._modules.get("parametrizations"), Masks)
+        ]
         try:
             return getattr(original, method)(self, *args, **kwargs)
         finally:
-            if masks is not None:
-                self._modules["parametrizations"] = masks
+            for module, masks in taken:
+                module._modules["parametrizations"] = masks
 
     return without_masks
 
