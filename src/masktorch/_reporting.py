@@ -1,13 +1,15 @@
 """How much of each tensor is masked, and what trains: a table and rows to plot."""
 
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import nn
 
 from masktorch._masking.identity import identity
-from masktorch._masking.lookup import Masked, masked_tensors
+from masktorch._masking.lookup import Masked, MaskedTensor, masked_tensors
 from masktorch._masking.mask import total
+from masktorch._masking.places import Place
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def report(model: nn.Module) -> Report:
 
 def _rows(found: Masked) -> list[Report.Row]:
     rows = []
-    for tensor in found:
+    for tensor in _by_memory(found):
         name, mask, weight = tensor.name, tensor.mask, tensor.place.parameter
         mode = mask.mode()
         if mode.is_meta:
@@ -100,6 +102,15 @@ def _rows(found: Masked) -> list[Report.Row]:
         shape = tuple(weight.shape)
         rows.append(Report.Row(name, shape, *counts, trains, weights_train))
     return rows
+
+
+def _by_memory(found: Masked) -> Iterator[MaskedTensor]:
+    """Yield each mask once, or once per tensor if tied ones have come untied."""
+    for mask, places in found:
+        of_memory: dict[Hashable, list[Place]] = {}
+        for place in places:
+            of_memory.setdefault(identity(place.parameter), []).append(place)
+        yield from (MaskedTensor(mask, together) for together in of_memory.values())
 
 
 class _Counts(NamedTuple):

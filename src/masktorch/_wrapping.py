@@ -307,8 +307,13 @@ def _refuse_masks_outside(
                     f"{place.name!r}: a module outside is tied to it and would rescale "
                     "it again"
                 )
-            if mask is other or _stays_the_same(mask, place.parameter, other, tensor):
+            if _stays_the_same(mask, place.parameter, other, tensor):
                 continue
+            if mask is other:
+                return (
+                    f"{place.name!r}: a module outside is tied to it, and its mask is "
+                    "not frozen: it would lose weights that it may keep later"
+                )
             return f"{place.name!r}: another mask lies on it in another model or module"
         return None
 

@@ -637,3 +637,27 @@ def test_gradients_of_two_parameters_over_one_memory(estimator):
     if isinstance(estimator, Threshold):
         torch.testing.assert_close(together, apart)
     assert together.isfinite().all()
+
+
+def test_one_of_two_tied_modules_is_not_baked_while_their_mask_learns():
+    """The other would lose weights that its mask may keep later."""
+    model = two_layers()
+    model[1].weight = model[0].weight
+    masktorch.wrap(model)
+    before = parameter(model[0]).detach().clone()
+    with pytest.raises(ValueError, match="its mask is not frozen"):
+        masktorch.unwrap(model[1])
+    assert torch.equal(parameter(model[0]), before)
+    masktorch.freeze_mask(model)
+    masktorch.unwrap(model[1])
+
+
+def test_tied_weights_that_came_untied_have_a_row_each():
+    model = two_layers()
+    model[1].weight = model[0].weight
+    masktorch.wrap(model)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    report = masktorch.report(model)
+    assert [row.name for row in report.rows] == ["0.weight", "1.weight"]
+    assert report.size == 2 * parameter(model[0]).numel()

@@ -40,6 +40,7 @@ from masktorch import (
     HardConcrete,
     IntermediateSampling,
     NOfM,
+    Piggyback,
     Threshold,
     TopK,
 )
@@ -610,15 +611,46 @@ def fsdp_uses_other_masks_for_a_while(folder):
             torch.testing.assert_close(model(x), expected)
 
 
+PENALISED = (Blocks(Bernoulli(), (1, None)), Piggyback(), ConcreteNOfM(1, 4))
+
+
 @check
-def fsdp_expects_the_density_of_patterns(folder):
-    layer = nn.Linear(8, 13)  # 13 rows: two processes have parts of unequal size
-    masktorch.wrap(layer, ConcreteNOfM(1, 4))
-    fully_shard(layer.parametrizations.weight)
-    fully_shard(layer)
-    density = masktorch.expected_density(layer)
-    torch.testing.assert_close(density.detach(), torch.tensor(0.25))
-    density.backward()
+def fsdp_learns_by_a_penalty(folder):
+    """Of 13 rows two processes have parts of unequal size. No draw changes the loss."""
+    x = torch.ones(2, 8)
+
+    def learned(estimator, shard):
+        torch.manual_seed(3)
+        layer = masktorch.wrap(nn.Linear(8, 13), estimator)
+        (scores,) = masktorch.mask_parameters(layer)
+        nn.init.normal_(scores)
+        if shard:
+            fully_shard(layer.parametrizations.weight)
+            fully_shard(layer)
+        torch.manual_seed(4)
+        (layer(x).sum() + 10 * masktorch.expected_density(layer)).backward()
+        (scores,) = masktorch.mask_parameters(layer)
+        return {"gradient": full(scores.grad)}
+
+    for estimator in PENALISED:
+        assert_close(learned(estimator, shard=True), learned(estimator, shard=False))
+
+
+@check
+def fsdp_samples_one_mask(folder):
+    for estimator in (Bernoulli(), Blocks(Bernoulli(), (1, None)), ConcreteNOfM(1, 4)):
+        torch.manual_seed(3)
+        layer = masktorch.wrap(nn.Linear(8, 12, bias=False), estimator)
+        fully_shard(layer.parametrizations.weight)
+        fully_shard(layer)
+        generator = torch.Generator().manual_seed(5)
+        (drawn,) = masktorch.sample_masks(layer, generator).values()
+        assert isinstance(drawn, DTensor)
+        whole = drawn.full_tensor()
+        assert whole.shape == (12, 8)
+        if estimator == Bernoulli():
+            assert not torch.equal(whole[:6], whole[6:])
+        assert_ranks_agree({"drawn": whole})
 
 
 def named_masks(model):

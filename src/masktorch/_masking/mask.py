@@ -22,7 +22,7 @@ from masktorch._masking.saved_state import (
 )
 from masktorch._methods import protocol
 from masktorch._methods.protocol import Estimator
-from masktorch._sharding import gathered, is_sharded
+from masktorch._sharding import gathered, is_sharded, parted
 
 
 class Mask(nn.Module):
@@ -122,17 +122,21 @@ class Mask(nn.Module):
     def expected(self) -> Tensor:
         """Return the probability that each entry is kept.
 
-        It is differentiable while the mask is learning.
+        It is differentiable while the mask is learning, and whole, even if the scores
+        are sharded: a process may hold a part of a group.
         """
         if not self.is_learning:
             return self.mode().to(torch.float32)
-        return self._expanded(protocol.expected(self.estimator, self.scores))
+        return self._expanded(protocol.expected(self.estimator, gathered(self.scores)))
 
     def sample(self) -> Tensor:
         """Return a bool mask as training would draw it."""
         if not self.is_stochastic(training=True):
             return self.mode().clone()
-        return self._expanded(protocol.sample(self.estimator, self.scores))
+        # Of sharded scores all processes take rank 0's draw: drawn apart, parts of one
+        # seed would be equal.
+        drawn = protocol.sample(self.estimator, gathered(self.scores))
+        return parted(self._expanded(drawn), self.scores)
 
     @override
     def forward(self, weight: Tensor, training: bool) -> Tensor:

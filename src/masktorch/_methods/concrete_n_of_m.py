@@ -17,7 +17,7 @@ from masktorch._kernels.dtypes import at_least_float32, wide
 from masktorch._kernels.random import uniform_like
 from masktorch._methods.built_in import BuiltIn, straight_through, times
 from masktorch._methods.n_of_m import group_length, grouped
-from masktorch._sharding import gathered, whole
+from masktorch._sharding import whole
 
 # Scores cost patterns / m times the memory of the weight.
 MOST_PATTERNS = 256
@@ -212,8 +212,7 @@ class ConcreteNOfM(BuiltIn):
 
     def expected(self, scores: Tensor) -> Tensor:
         """Return the probability that a hard draw keeps an entry."""
-        # Of sharded scores gather all: a process may hold a part of a group.
-        return _expected_mask(self.scale * gathered(scores), self.n, self.m)
+        return _expected_mask(self.scale * scores, self.n, self.m)
 
     @override
     def scores_for(self, scores: Tensor, mask: Tensor) -> Tensor:
