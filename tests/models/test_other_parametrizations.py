@@ -183,3 +183,33 @@ def test_reset_parameters_keeps_the_scores_of_children():
     after = masktorch.masks(parent)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not parent.child.parametrizations.weight.original.any()
+
+
+def test_reset_parameters_computes_with_the_masks_of_children():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()))
+            self.child = nn.Linear(4, 4, bias=False)
+
+        def reset_parameters(self):
+            with torch.no_grad():
+                self.gain.copy_(self.child(torch.ones(4)).sum())
+
+    model = masktorch.wrap(Scaled(), targets=["gain", "child.weight"])
+    masktorch.set_masks(
+        model, {"gain": torch.tensor(True), "child.weight": torch.eye(4) > 0}
+    )
+    model.reset_parameters()
+    weight = model.child.parametrizations.weight.original
+    torch.testing.assert_close(model.gain, weight.diagonal().sum())
+
+
+def test_reset_parameters_of_a_layer_with_weight_norm_and_a_masked_bias():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    masktorch.wrap(layer, targets=["bias"])
+    before = layer.parametrizations.bias.scores.clone()
+    nn.init.zeros_(layer.parametrizations.bias.original)
+    layer.reset_parameters()
+    assert layer.parametrizations.bias.original.any()
+    assert torch.equal(layer.parametrizations.bias.scores, before)

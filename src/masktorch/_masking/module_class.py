@@ -10,14 +10,16 @@ All modules of one class share one subclass, so that compiled blocks are compile
 The subclass therefore keeps no state; `forward_state` keeps what belongs to a forward.
 """
 
+import contextlib
 import copyreg
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from masktorch._masking.assigning import assign, check_fits
+from masktorch._masking.assigning import assign, check_fits, version_of
 from masktorch._masking.forward_state import Reads, reading_parameters, resumable
 from masktorch._masking.identity import forget
 from masktorch._masking.mask import Mask, Masks, attached, forward_state_of
@@ -174,20 +176,40 @@ def _under_the_masks(original: Any, method: str) -> Any:
 
     @functools.wraps(getattr(original, method))
     def without_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Without the scores, too: an LSTM re-initialises all its parameters, a
-        # Transformer also those of its children.
-        taken = [
-            (module, module._modules.pop("parametrizations"))
-            for module in list(self.modules())
-            if isinstance(module._modules.get("parametrizations"), Masks)
-        ]
-        try:
+        # Without its own scores, too: an LSTM re-initialises all its parameters. What
+        # torch's parametrizations compute stays, and so do the masks of children.
+        container = self._modules.get("parametrizations")
+        if container is None:  # kept by somebody after unwrap
             return getattr(original, method)(self, *args, **kwargs)
+        everything = dict(container._modules)
+        for name in attached(self):
+            del container._modules[name]
+        try:
+            with _keeping_scores_in(self):
+                return getattr(original, method)(self, *args, **kwargs)
         finally:
-            for module, masks in taken:
-                module._modules["parametrizations"] = masks
+            container._modules.clear()
+            container._modules.update(everything)
 
     return without_masks
+
+
+@contextlib.contextmanager
+def _keeping_scores_in(module: nn.Module) -> Iterator[None]:
+    """Undo what is written into scores within a module, which may walk all parameters
+    of its children to initialise them."""
+    masks = [mask for mask in module.modules() if isinstance(mask, Mask)]
+    before = [
+        (mask.scores, mask.scores.detach().clone(), version_of(mask.scores))
+        for mask in masks
+    ]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for scores, values, version in before:
+                if version_of(scores) != version or torch.is_inference_mode_enabled():
+                    scores.copy_(values)
 
 
 def _container_methods(original: Any) -> dict[str, Any]:
