@@ -14,29 +14,52 @@ from masktorch._masking.places import Place
 
 @dataclass(frozen=True)
 class Report:
-    """The masks of a model: `rows`, one per tensor, and totals; printed, a table."""
+    """What masks keep, per tensor and in total. Printed, it is a table.
+
+    Attributes:
+        rows: one `Report.Row` per masked tensor, in the order of the model.
+        size: entries of all masked tensors together.
+        kept: how many of them masks keep.
+        masked: how many they mask.
+        density: `kept / size`.
+        masked_fraction: `masked / size`.
+        parameters: entries of all parameters of the model, scores left out.
+        share: the share of these that is under masks, `size / parameters`.
+    """
 
     class Row(NamedTuple):
-        """One masked tensor."""
+        """One masked tensor.
+
+        Attributes:
+            name: its first name in the model.
+            shape: its shape.
+            size: its entries.
+            kept: how many the deterministic mask keeps.
+            masked: how many it masks.
+            density: `kept / size`, 0.0 for a tensor without entries.
+            masked_fraction: `masked / size`, likewise.
+            trains: whether the mask learns: not frozen, and its scores need a gradient.
+            weights_train: whether the weights under the mask need a gradient.
+        """
 
         name: str
         shape: tuple[int, ...]
-        size: int  # entries
-        kept: int  # entries kept
-        masked: int  # entries masked
-        density: float  # kept / size, 0.0 for a tensor without entries
-        masked_fraction: float  # masked / size, likewise
-        trains: bool  # whether the mask learns: not frozen, its scores need a gradient
-        weights_train: bool  # whether the weights under the mask need a gradient
+        size: int
+        kept: int
+        masked: int
+        density: float
+        masked_fraction: float
+        trains: bool
+        weights_train: bool
 
     rows: tuple[Row, ...]
-    size: int  # as in a row, of all masked tensors
+    size: int
     kept: int
     masked: int
     density: float
     masked_fraction: float
-    parameters: int  # entries of all parameters of the model, scores left out
-    share: float  # the share of these that is under masks
+    parameters: int
+    share: float
 
     def __str__(self) -> str:
         of_all = f"{self.size:,} of {self.parameters:,} parameters ({self.share:.1%})"

@@ -74,7 +74,8 @@ def erk(model: nn.Module, density: float) -> dict[str, float]:
         densities by tensor name, for `masktorch.set_density`.
 
     Raises:
-        ValueError, TypeError: as `overall`.
+        ValueError: as `overall`.
+        TypeError: the density is not a number.
 
     Examples:
         >>> from masktorch import TopK, wrap
@@ -113,7 +114,8 @@ def geometric(start: float, end: float, progress: float) -> float:
     Hypothesis", Frankle and Carbin (arXiv 1803.03635).
 
     Raises:
-        ValueError, TypeError: as `cubic`.
+        ValueError: `progress` lies outside [0, 1] or a density outside (0, 1].
+        TypeError: one of them is not a number.
 
     Examples:
         >>> [geometric(1.0, 0.25, t) for t in (0, 0.5, 1)]
