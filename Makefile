@@ -9,13 +9,14 @@ SCHEMA := $(BIN)/check-jsonschema --quiet --builtin-schema
 demo: .venv/benchmarks
 	$(BIN)/python -m benchmarks
 
-# What the slowest tests cost is printed: keep it worth it. One thread for each of two
-# processes, because two threads each would wait for one another half of the time.
+# What the slowest tests cost is printed: a slow test must earn its time. One thread for
+# each of two processes, because two threads each would wait for one another.
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 		--durations 20 --cov --cov-report=term
 
-# The developer's loop, one process a core: no slow test, no compiler, no other library.
+# The developer's loop, one process a core: no slow test, no other library, and none that
+# has "compile" in its name.
 quick: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -k "not compile" --durations 5 \
 		--numprocesses 2 --dist worksteal tests --ignore tests/benchmarks --ignore tests/integrations

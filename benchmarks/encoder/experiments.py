@@ -255,7 +255,8 @@ def _rates(bench: Bench, dense: Classifier, finished: Sequence[Row]) -> Iterator
     names = head_layers(dense)
     for what, rates in CANDIDATES.items():
         for rate in rates:
-            if _contains(finished, experiment="rates", what=what, rate=rate):
+            wanted = {"what": what, "rate": rate, "seed": bench.seed}
+            if _contains(finished, experiment="rates", **wanted):
                 continue
             row: Row = {"what": what, "rate": rate}
             settings = bench.settings
@@ -287,7 +288,8 @@ def _prepare(
         settings, seed, questions, tokenizer, list(batches(testing, tokenizer))
     )
     held_out = "-hold-out" if settings.hold_out else ""
-    state = output / f"dense-{settings.dense_steps}-seed{seed}{held_out}.pt"
+    fitted = f"{settings.dense_steps}-{settings.dense_rate}-{settings.head_rate}"
+    state = output / f"dense-{fitted}-seed{seed}{held_out}.pt"
     if state.exists():
         model.load_state_dict(torch.load(state))
     else:

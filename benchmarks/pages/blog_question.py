@@ -83,7 +83,7 @@ def _answer_rows(main: Iterable[Experiment]) -> Iterator[AnswerRow]:
                 weights=_accuracy(runs.get("weights", [])),
                 mix=_accuracy(runs.get("mix", [])),
                 control=_accuracy(runs.get(CONTROL, [])),
-                adds=compared[0].with_verdict if compared else NOTHING,
+                adds=compared[0].in_words if compared else NOTHING,
             )
 
 
@@ -155,18 +155,18 @@ def second_phases(main: Iterable[Experiment]) -> Iterator[SecondPhase]:
             first = configuration.start
             if first is None or first not in experiment.groups:
                 continue
-            before = _recalibrated_starts(experiment.groups[first], runs)
-            if len(before) < len(runs):
+            starts = _recalibrated_starts(experiment.groups[first], runs)
+            if len(starts) < len(runs) or not all(run.recalibrated for run in runs):
                 continue
+            measured_before = mean(start.best.test_accuracy for start, _ in starts)
             measured_after = mean(run.last.test_accuracy for run in runs)
-            measured_before = mean(run.best.test_accuracy for run, _ in before)
-            after = mean(run.final_accuracy for run in runs)
-            best = mean(accuracy for _, accuracy in before)
+            recalibrated_before = mean(accuracy for _, accuracy in starts)
+            recalibrated_after = mean(run.final_accuracy for run in runs)
             yield SecondPhase(
                 experiment_name(experiment),
                 arm_and_lr(configuration),
                 points(measured_after - measured_before),
-                points(after - best),
+                points(recalibrated_after - recalibrated_before),
             )
 
 

@@ -75,7 +75,7 @@ class Paired:
         return Verdict.UNDECIDED
 
     @property
-    def with_verdict(self) -> str:
+    def in_words(self) -> str:
         """In percentage points: -1.24 (-1.64 to -0.84), worse."""
         return f"{self}, {self.verdict.value}" if self.verdict else str(self)
 

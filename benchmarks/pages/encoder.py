@@ -49,8 +49,8 @@ class Patterns:
             where = f"At {pattern}" if ":" in pattern else pattern.capitalize()
             again = "" if after is before else f"{after.method} "
             parts.append(
-                f"{where}, {before.method} ends closest to the dense encoder before "
-                f"recovery ({_percent(before.before)}) and {again}after it "
+                f"{where}, {before.method} is the most accurate before recovery "
+                f"({_percent(before.before)}) and {again}after it "
                 f"({_percent(after.after)})."
             )
         dense = _percent(self.dense.before), _percent(self.dense.after)

@@ -17,9 +17,9 @@ from benchmarks.pages.verdicts import SUPERMASK_OR_TICKET, tally
 NAMED_BY_NETWORK = ("dataset", "network", "depth", "width")
 
 
-def last_accuracies(runs: Iterable[Result]) -> list[float]:
+def final_accuracies(runs: Iterable[Result]) -> list[float]:
     """In %."""
-    return [100 * run.last.test_accuracy for run in runs]
+    return [100 * run.final_accuracy for run in runs]
 
 
 # The lines of a figure: accuracies (%) by name and density (%).
@@ -35,11 +35,11 @@ def estimators(
     for configuration, runs in full.items():
         masked = sum(run.masked_fraction or 0 for run in runs) / len(runs)
         name = f"{configuration.estimator}, {configuration.weights} weights"
-        lines.setdefault(name, {})[100 * (1 - masked)] = last_accuracies(runs)
+        lines.setdefault(name, {})[100 * (1 - masked)] = final_accuracies(runs)
     if full:
         figure = figures.by_density(lines, "density of the mask (%)")
         figures.save(figure, folder / "estimators.png")
-    return sorted(full.items(), key=lambda item: -mean(last_accuracies(item[1])))
+    return sorted(full.items(), key=lambda item: -mean(final_accuracies(item[1])))
 
 
 # The arms of `tickets` in the order of their columns, with what the page calls them.
@@ -87,7 +87,7 @@ def tickets(groups: Groups, folder: Path) -> Tickets | None:
     for configuration in sorted(groups, key=lambda c: (c.dataset, c.arm)):
         lines = by_dataset.setdefault(configuration.dataset, {})
         density = 100 * (configuration.density or 1)
-        accuracies = last_accuracies(groups[configuration])
+        accuracies = final_accuracies(groups[configuration])
         lines.setdefault(configuration.arm, {})[density] = accuracies
     for dataset, lines in by_dataset.items():
         figure = figures.by_density(lines, "density (%)")
@@ -95,7 +95,7 @@ def tickets(groups: Groups, folder: Path) -> Tickets | None:
     return Tickets(
         SUPERMASK_OR_TICKET[compared.conclusion] if compared else "",
         {
-            dataset_name(configuration): last_accuracies(runs)
+            dataset_name(configuration): final_accuracies(runs)
             for configuration, runs in groups.items()
             if configuration.arm == CONTROL
         },
@@ -114,7 +114,7 @@ def _at_each_density(experiment: Experiment) -> Iterator[AtDensity]:
         yield AtDensity(
             dataset,
             density,
-            [last_accuracies(by_arm.get(arm, [])) for arm in TICKET_ARMS],
+            [final_accuracies(by_arm.get(arm, [])) for arm in TICKET_ARMS],
             [
                 paired(by_arm[arm], by_arm[other])
                 if arm in by_arm and other in by_arm
@@ -143,7 +143,7 @@ class Setting:
     @property
     def accuracy(self) -> float:
         """After the last epoch, the mean of the seeds."""
-        return mean(last_accuracies(self.runs))
+        return mean(final_accuracies(self.runs))
 
     @property
     def density(self) -> float:
@@ -176,7 +176,7 @@ class Settings:
 
     @property
     def on_gpus(self) -> str:
-        """conv-2 (1 of 3 runs), conv-4 (1 of 1)"""
+        """Name the networks that ran on GPUs, such as: conv-2 (1 of 3)."""
         runs: dict[str, list[Result]] = {}
         for row in self.rows:
             runs.setdefault(row.network, []).extend(row.runs)
@@ -185,7 +185,7 @@ class Settings:
             devices = [run.environment.get("device", "cpu") for run in of_network]
             count = sum(device.startswith("cuda") for device in devices)
             if count:
-                found.append(f"{network} ({count} of {len(devices)} runs)")
+                found.append(f"{network} ({count} of {len(devices)})")
         return ", ".join(found) or "none"
 
     @property
@@ -197,7 +197,7 @@ class Settings:
         return self._with_verdict(Verdict.WORSE)
 
     def _with_verdict(self, verdict: Verdict) -> str:
-        """lr 0.01 (-37.45), epochs 2 (-3.21)"""
+        """List the changes and what they add, such as: lr 0.01 (-37.45)."""
         found = [
             f"{row.changed} ({points(row.adds.mean, 2)})"
             for row in self.rows

@@ -70,7 +70,7 @@ def context(results: Path, folder: Path) -> dict[str, Any]:
         "about_published": published["about"],
         "tickets": mask_studies.tickets(groups("tickets"), folder),
         "ticket_arms": mask_studies.TICKET_ARMS,
-        "last_accuracies": mask_studies.last_accuracies,
+        "final_accuracies": mask_studies.final_accuracies,
         "sparse_training": sparse_training.sparse_training(groups("dynamic"), folder),
         "half_precision": sparse_training.half_precision(groups("bfloat16")),
         "encoder": encoder.encoder(results / "encoder", folder),

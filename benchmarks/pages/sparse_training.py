@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -10,7 +11,7 @@ from benchmarks.experiment.results import Groups, Result
 from benchmarks.pages import figures
 from benchmarks.pages.comparison import Paired, Verdict, paired
 from benchmarks.pages.formats import dataset_name
-from benchmarks.pages.mask_studies import Lines, last_accuracies
+from benchmarks.pages.mask_studies import Lines, final_accuracies
 
 REFERENCE = "static"  # what the other ways to a sparse network have to beat
 NAMES = {
@@ -34,7 +35,7 @@ class Way:
     @property
     def accuracy(self) -> float:
         """In %, the mean of the seeds."""
-        return mean(last_accuracies(self.runs))
+        return mean(final_accuracies(self.runs))
 
 
 @dataclass(frozen=True)
@@ -50,28 +51,34 @@ class AtDensity:
     def reference(self) -> Way:
         return next(way for way in self.ways if way.name == NAMES[REFERENCE])
 
+    @property
+    def where(self) -> str:
+        """The density, the best accuracy at it, and that of the reference."""
+        accuracies = f"{self.best.accuracy:.2f} %"
+        if self.best is not self.reference:
+            compared = f"{self.reference.accuracy:.2f} %"
+            accuracies += f", a {NAMES[REFERENCE]} {compared}"
+        return f"at {self.density:g} % ({accuracies})"
+
 
 @dataclass(frozen=True)
 class OnDataset:
     dataset: str
     title: str
+    network: str
+    epochs: int
     dense: Sequence[Result]  # in as many steps
     by_density: Sequence[AtDensity]
 
     @property
     def answer(self) -> str:
-        """On MNIST, RigL ends highest at 10 % (97.50 %, a static mask 97.10 %)."""
-        text, named = f"On {self.title}", ""
-        for at in self.by_density:
-            best = at.best
-            text += " and" if named else ","
-            text += "" if named == best.name else f" {best.name} ends highest"
-            text += (
-                f" at {at.density:g} % ({best.accuracy:.2f} %, a {NAMES[REFERENCE]} "
-                f"{at.reference.accuracy:.2f} %)"
-            )
-            named = best.name
-        return f"{text}."
+        """Name the best ways, such as: On MNIST, RigL ends highest at 10 % (97.50 %, a
+        static random mask 97.10 %)."""
+        parts = []
+        for name, densities in groupby(self.by_density, key=lambda at: at.best.name):
+            where = " and ".join(at.where for at in densities)
+            parts.append(f"{name} ends highest {where}")
+        return f"On {self.title}, {'; '.join(parts)}."
 
 
 def sparse_training(groups: Groups, folder: Path) -> list[OnDataset]:
@@ -94,13 +101,15 @@ def _on_dataset(groups: Groups, folder: Path) -> OnDataset:
             continue
         density = 100 * configuration.density
         by_density.setdefault(density, {})[configuration.arm] = runs
-        lines.setdefault(configuration.arm, {})[density] = last_accuracies(runs)
+        lines.setdefault(configuration.arm, {})[density] = final_accuracies(runs)
     one = next(iter(groups))
     figure = figures.by_density(lines, "density (%)")
     figures.save(figure, folder / f"dynamic-{one.dataset}.png")
     return OnDataset(
         one.dataset,
         dataset_name(one),
+        one.network_name,
+        longest,
         dense,
         [
             AtDensity(density, _ways(by_arm))
@@ -124,13 +133,11 @@ class HalfPrecision:
     adds: Paired
 
     @property
-    def answer(self) -> str:
+    def predicate(self) -> str:
         return {
             Verdict.BETTER: "are more accurate than in float32",
             Verdict.WORSE: "are less accurate than in float32",
-            Verdict.UNDECIDED: (
-                "are as accurate as in float32, as far as these runs can tell"
-            ),
+            Verdict.UNDECIDED: "differ from float32 by less than these runs can tell",
             None: "were run with one seed, which decides nothing",
         }[self.adds.verdict]
 

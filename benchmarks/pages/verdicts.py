@@ -26,13 +26,13 @@ class Tally:
     def __bool__(self) -> bool:
         return bool(self.comparisons)
 
-    def with_verdict(self, verdict: Verdict) -> list[Difference]:
+    def having(self, verdict: Verdict) -> list[Difference]:
         return [one for one in self.comparisons if one.last.verdict is verdict]
 
     @property
     def conclusion(self) -> Conclusion:
-        better = len(self.with_verdict(Verdict.BETTER))
-        worse = len(self.with_verdict(Verdict.WORSE))
+        better = len(self.having(Verdict.BETTER))
+        worse = len(self.having(Verdict.WORSE))
         if better and worse:
             return Conclusion.MIXED
         if better:
@@ -93,11 +93,12 @@ _TICKET_WINS = (
     "random ones."
 )
 _NO_WINNER = "Neither is the better mask to train under throughout."
+_CANNOT_TELL = "These runs cannot tell which is the better mask to train under."
 SUPERMASK_OR_TICKET = {
     Conclusion.ALL_BETTER: _SUPERMASK_WINS,
     Conclusion.SOME_BETTER: _SUPERMASK_WINS,
     Conclusion.ALL_WORSE: _TICKET_WINS,
     Conclusion.SOME_WORSE: _TICKET_WINS,
     Conclusion.MIXED: _NO_WINNER,
-    Conclusion.UNDECIDED: _NO_WINNER,
+    Conclusion.UNDECIDED: _CANNOT_TELL,
 }

@@ -1,6 +1,6 @@
 """All studies by name, and the runs of each as data.
 
-To add a study: write a function that yields its runs, name it in `STUDIES`, make its
+To add a study: write a function that yields its runs, add it to `_STUDIES`, make its
 results with `python -m benchmarks study NAME`, and print them in a section of a page.
 """
 

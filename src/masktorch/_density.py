@@ -211,7 +211,7 @@ def expected_density(
     for tensor in masked:
         size = tensor.place.parameter.numel()
         entry_cost = costs[tensor.name] / largest
-        kept.append(entry_cost * _expected_count(tensor.mask.expected(), size))
+        kept.append(entry_cost * gathered(tensor.mask.expected().sum()))
         entries += entry_cost * size
     if cost is not None and entries == 0:
         raise ValueError(
@@ -237,9 +237,3 @@ def _costs(masked: Masked, cost: Mapping[str, float] | None) -> dict[str, float]
         caller = f"expected_density() for {name!r}"
         check_number(caller, "a cost", value, 0, closed_low=True)
     return costs
-
-
-def _expected_count(expected: Tensor, size: int) -> Tensor:
-    """Sum probabilities that are broadcast to a tensor of `size` entries."""
-    repeats = size / max(expected.numel(), 1)
-    return gathered(expected.sum()) * repeats

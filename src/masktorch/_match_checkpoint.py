@@ -66,9 +66,10 @@ def match_checkpoint(
         The same model.
 
     Raises:
-        ValueError: there is no mask under this prefix; a tensor is missing or has
-            another shape; an estimator can't be restored; what the checkpoint knows of
-            a mask can't be read; or the model is distributed already.
+        ValueError: there is no mask under this prefix; a tensor is missing, has another
+            shape, was made in inference mode or has a learnable mask elsewhere; an
+            estimator can't be restored; what the checkpoint knows of a mask can't be
+            read; or the model is distributed already.
         TypeError: an argument is of the wrong kind.
 
     Examples:
@@ -369,7 +370,10 @@ def _are_alike(one: Tensor, other: Tensor) -> bool:
 def _estimator(
     name: str, present: Mask | None, saved: Any, classes: Mapping[str, type]
 ) -> Estimator:
-    """The estimator that was saved; an equal one that is there already stays."""
+    """The estimator that was saved.
+
+    If the checkpoint has only its repr, the present one stays if it has the same repr.
+    """
     if present is not None and described(present.estimator) == saved:
         return present.estimator
     try:
@@ -389,7 +393,6 @@ def _put_masks(model: nn.Module, matches: Iterable[_Match]) -> None:
     }
     changed: dict[nn.Module, dict[str, Mask]] = {}
     for module in model.modules():
-        # In the order of the parameters, as wrap puts them.
         masks = {
             attribute: wanted[module, attribute]
             for attribute in module._parameters

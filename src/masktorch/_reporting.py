@@ -118,8 +118,7 @@ def _rows(found: Masked) -> list[Report.Row]:
                 "without values. Call model.to_empty(device=...) and load a checkpoint,"
                 " or load_state_dict(..., assign=True), first."
             )
-        repeats = weight.numel() // max(mode.numel(), 1)  # where the mask is broadcast
-        counts = _counts(weight.numel(), total(mode) * repeats)
+        counts = _counts(weight.numel(), total(mode))
         trains = mask.is_learning and mask.scores.requires_grad
         weights_train = any(place.parameter.requires_grad for place in tensor.places)
         shape = tuple(weight.shape)

@@ -118,8 +118,10 @@ def unwrap(model: Model, *, bake: bool = True) -> Model:
         The same model.
 
     Raises:
-        ValueError: if nothing is masked, if another mask lies on a weight to bake, or
-            if the model is within `masktorch.using`, whose masks would be baked.
+        ValueError: if nothing is masked; if another mask, or one that still learns in
+            another module, lies on a weight to bake; if the model is within
+            `masktorch.using`, whose masks would be baked; if a weight was made in
+            inference mode; or if the model is distributed.
 
     Examples:
         >>> from masktorch import set_masks

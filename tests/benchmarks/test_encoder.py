@@ -213,13 +213,13 @@ def test_the_best_ways_of_a_pattern(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = encoder(tmp_path, tmp_path).patterns
     assert found.answer == (
-        "At 2:4, Wanda ends closest to the dense encoder before recovery (50.0 %) and "
-        "SparseGPT after it (86.0 %). The dense encoder has 50.0 % and 91.0 %."
+        "At 2:4, Wanda is the most accurate before recovery (50.0 %) and SparseGPT "
+        "after it (86.0 %). The dense encoder has 50.0 % and 91.0 %."
     )
     wanda = next(way for way in found.ways if way.method == "Wanda")
     assert wanda.against_dense["before"].mean == 0
     expected = "-10.00 (-10.00 to -10.00), worse"
-    assert wanda.against_dense["after"].with_verdict == expected
+    assert wanda.against_dense["after"].in_words == expected
     assert (tmp_path / "encoder-patterns.png").exists()
 
 
@@ -246,9 +246,9 @@ def test_gates_are_compared_seed_by_seed(tmp_path):
     heads = encoder(tmp_path, tmp_path).heads
     assert heads.fewest.penalty == 1.0
     against = heads.fewest.against
-    assert against["magnitude"].with_verdict.startswith("+10.00")
-    assert against["magnitude"].with_verdict.endswith("better")
-    assert against["random"].with_verdict.endswith("cannot tell")
+    assert against["magnitude"].in_words.startswith("+10.00")
+    assert against["magnitude"].in_words.endswith("better")
+    assert against["random"].in_words.endswith("cannot tell")
 
 
 def test_without_runs_there_is_no_section(tmp_path):

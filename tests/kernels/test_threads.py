@@ -1,4 +1,4 @@
-"""The number of threads changes masks and gradients by no more than rounding.
+"""The number of threads leaves binary masks equal, all else equal up to rounding.
 
 All other tests may run on one thread, so this one asks for more.
 """

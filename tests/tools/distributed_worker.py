@@ -561,14 +561,11 @@ def fsdp_keeps_exactly_as_many_as_one_process(folder):
         Blocks(TopK(0.4), (3, 1)),
         NOfM(1, 3),
     ):
-        targets = (
-            {"0.weight": 9}
-            if estimator != TopK(0.3)
-            else {f"{i}.weight": 9 for i in LAYERS}
-        )
+        every = [f"{index}.weight" for index in LAYERS]
+        targets = every if estimator == TopK(0.3) else ["0.weight"]
 
         def fresh(estimator=estimator, targets=targets):
-            return network(estimator, targets=list(targets))
+            return network(estimator, targets=targets)
 
         plain, model = fresh(), sharded(fresh())
         assert_equal(masks(model), masks(plain))
@@ -587,8 +584,8 @@ def fsdp_keeps_exactly_as_many_as_one_process(folder):
         scores = {n: mask.scores.detach() for n, mask in named_masks(model)}
         kept = masktorch.keep_largest(scores, 0.2)
         assert all(isinstance(mask, DTensor) for mask in kept.values())
-        whole = masktorch.keep_largest({n: full(s) for n, s in scores.items()}, 0.2)
-        assert_equal({n: full(mask) for n, mask in kept.items()}, whole)
+        expected = masktorch.keep_largest({n: full(s) for n, s in scores.items()}, 0.2)
+        assert_equal({n: full(mask) for n, mask in kept.items()}, expected)
         if estimator == TopK(0.3):
             whole = fresh()
             whole.load_state_dict(state(model))
@@ -616,7 +613,7 @@ PENALISED = (Blocks(Bernoulli(), (1, None)), Piggyback(), ConcreteNOfM(1, 4))
 
 @check
 def fsdp_learns_by_a_penalty(folder):
-    """Of 13 rows two processes have parts of unequal size. No draw changes the loss."""
+    """Two processes have unequal parts of 13 rows, and one seed, so one draw."""
     x = torch.ones(2, 8)
 
     def learned(estimator, shard):

@@ -122,8 +122,9 @@ class Mask(nn.Module):
     def expected(self) -> Tensor:
         """Return the probability that each entry is kept.
 
-        It is differentiable while the mask is learning, and whole, even if the scores
-        are sharded: a process may hold a part of a group.
+        While the mask is learning, it is differentiable, and whole even if the scores
+        are sharded, because a process may hold a part of a group. Otherwise it is
+        sharded as `mode()` is.
         """
         if not self.is_learning:
             return self.mode().to(torch.float32)
@@ -165,7 +166,7 @@ class Mask(nn.Module):
         return self._rescaled(masked, mask) if self.rescale else masked
 
     def _learning_mask(self, weight: Tensor) -> Tensor:
-        """The estimator's mask of training, if it is one."""
+        """Return the estimator's mask of training; raise unless it can be used."""
         mask = self.estimator(self.scores)
         must_learn = torch.is_grad_enabled() and self.scores.requires_grad
         if not _broadcasts(mask, weight.shape) or (
@@ -205,8 +206,10 @@ class Mask(nn.Module):
     def original(self) -> Tensor:
         """The tensor under the mask; torch's remove_parametrizations reads it, too."""
         found = [container.parameter(name) for container, name in self.places()]
-        tensors = {identity(tensor): tensor for tensor in reversed(found)}
-        if len(tensors) != 1:
+        if not found:
+            raise ValueError("this mask has been taken off its tensor.")
+        tensors = {identity(tensor) for tensor in found}
+        if len(tensors) > 1:
             raise ValueError(
                 f"expected one tensor under this mask, found {len(tensors)}: its tied "
                 "weights have been untied (by load_state_dict(assign=True), for "
@@ -437,7 +440,7 @@ def forward_state_of(module: nn.Module) -> ForwardState | None:
 
 
 def deterministic(estimator: Estimator, scores: Tensor, shape: torch.Size) -> Tensor:
-    """Return an estimator's deterministic mask of these scores, if it is one.
+    """Return an estimator's deterministic mask of these scores; raise unless it is one.
 
     Args:
         estimator: any estimator.
@@ -465,7 +468,7 @@ def _broadcasts(mask: Tensor, shape: torch.Size) -> bool:
 
 
 def is_narrower(dtype: torch.dtype, than: torch.dtype) -> bool:
-    """Whether floating-point values of another dtype would be rounded."""
+    """Whether floating-point values of the dtype `than` would be rounded in `dtype`."""
     both_floating = dtype.is_floating_point and than.is_floating_point
     return both_floating and torch.promote_types(dtype, than) is not dtype
 

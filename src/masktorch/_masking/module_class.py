@@ -91,8 +91,9 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
     class KeepsItsProperties(type(original)):  # type: ignore[misc]
         def __delattr__(cls, name: str) -> None:
             """Keep a mask's property, which torch's remove_parametrizations deletes:
-            other modules of this class need it. The property of a parametrization
-            belongs to the class below, which torch made for one module alone."""
+            other modules of this class need it. Any other name is the property of a
+            parametrization, in the class `original`, which torch made for this module
+            alone."""
             if name not in names:
                 delattr(original, name)
 
@@ -127,7 +128,8 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             if name in names and name in attached(self):
                 assign(self, name, value)
             elif is_sharded(value) and name in self._parameters:
-                # fully_shard puts its shards here.
+                # fully_shard puts its shards here. `original.__setattr__` would call
+                # the `register_parameter` below, which refuses them.
                 original.register_parameter(self, name, value)
             else:
                 original.__setattr__(self, name, value)
@@ -196,8 +198,8 @@ def _under_the_masks(original: Any, method: str) -> Any:
 
 @contextlib.contextmanager
 def _keeping_scores_in(module: nn.Module) -> Iterator[None]:
-    """Undo what is written into scores within a module, which may walk all parameters
-    of its children to initialise them."""
+    """Undo what is written into scores within a module: its `reset_parameters` may
+    initialise all parameters of its children."""
     masks = [mask for mask in module.modules() if isinstance(mask, Mask)]
     before = [
         (mask.scores, mask.scores.detach().clone(), version_of(mask.scores))
@@ -208,6 +210,7 @@ def _keeping_scores_in(module: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for scores, values, version in before:
+                # Inference mode counts no writes: restore in any case.
                 if version_of(scores) != version or torch.is_inference_mode_enabled():
                     scores.copy_(values)
 

@@ -3,7 +3,8 @@
 The property of the masked class asks, in this order:
 
 1. Is the parameter itself wanted? (a copy is being made; FSDP2 or offloading asks)
-2. Does an earlier read hold? (a draw of the forward under way; `parametrize.cached()`)
+2. Does an earlier read hold? (any within `parametrize.cached()`; otherwise a draw of
+   the forward under way)
 3. Otherwise the mask computes the weight: `Mask.forward`.
 """
 
@@ -29,7 +30,8 @@ def masked_property(name: str) -> property:
         container = module._modules.get("parametrizations")
         mask = None if container is None else container._modules.get(name)
         if mask is None:
-            # A new module of this class, or one that remove_parametrizations has left.
+            # A new module of this class, one that remove_parametrizations has left, or
+            # one whose reset_parameters is running.
             return nn.Module.__getattr__(module, name)
         weight = module._parameters[name]
         state = container.forward_state
