@@ -189,8 +189,116 @@ def bfloat16(results: ResultsOf) -> Iterator[Configuration]:
         yield replace(base, seed=seed, precision="bfloat16")
 
 
-# tickets: every line of its table has the same number of steps. Either a mask is
-# learned, with the setting that which-estimator found best, and weights train under it;
+# tickets: all that is compared has the same number of steps; `mask` and `weights`, from
+# which others start, have half. Either a mask is learned, with the setting that
+# which-estimator found best, and weights train under it; or weights train, the largest
+# are kept, and those train again.
+LENET = Configuration(
+    "mnist", network="lenet-300-100", schedule="cosine", augmentation=False
+)
+
+
+def methods() -> Iterator[Configuration]:
+    for weights, (estimator, density) in product(METHOD_WEIGHTS, METHODS):
+        changes: dict[str, Any] = {
+            "weights": weights,
+            "estimator": estimator,
+            "density": density,
+        }
+        yield replace(MASK_ON_LENET, **changes).for_arm("mask")
+
+
+def trials(method: Configuration) -> Iterator[Configuration]:
+    brief = replace(method, epochs=4, held_out=10_000)
+    for lr in LEARNING_RATES:
+        yield replace(brief, init=None, lr=lr)
+    for lr in LEARNING_RATES:
+        yield replace(brief, init="normal", lr=lr)
+
+
+def which_estimator(results: ResultsOf) -> Iterator[Configuration]:
+    """Which estimator learns the most accurate mask?"""
+    done = {r.configuration: r.last.test_accuracy for r in results("which-estimator")}
+    chosen = []
+    for method in methods():
+        tried = list(trials(method))
+        yield from tried
+        if all(trial in done for trial in tried):
+            best = max(tried, key=lambda trial: done[trial])
+            chosen.append(replace(method, init=best.init, lr=best.lr))
+    for seed in SEEDS:
+        yield from (replace(setting, seed=seed) for setting in chosen)
+
+
+def ablations(base: Configuration) -> Iterator[Configuration]:
+    """Yield `base`, one change each, and the two changes that helped most together."""
+    changes: list[dict[str, Any]] = [
+        {},
+        {"epochs": 100},
+        {"rescale": not base.rescale},
+        {"batch_size": 64},
+        {"schedule": "plateau"},
+        {"weights": "glorot"},
+        {"weights": "signed-constant"},
+    ]
+    if base.takes_density:
+        changes += [
+            {"density": 0.7},
+            {"density": 0.5},
+            {"density": 0.1},
+            {"epochs": 100, "density": 0.1},
+            {"budget": "overall"},
+            {"schedule_density": "cubic"},
+        ]
+    return (replace(base, **change) for change in changes)
+
+
+def _most_accurate_mask(results: ResultsOf) -> Configuration | None:
+    """Return the best setting of `which-estimator`, once all of its runs are done."""
+    done = results("which-estimator")
+    known = {result.configuration for result in done}
+    if any(wanted not in known for wanted in which_estimator(results)):
+        return None
+    full = group_by_seed(r for r in done if r.configuration.held_out is None)
+    return max(
+        full, key=lambda setting: mean(r.last.test_accuracy for r in full[setting])
+    )
+
+
+def supermasks(results: ResultsOf) -> Iterator[Configuration]:
+    """How close do we come to the published supermasks, and what makes the difference?
+
+    The setting is that of the most accurate mask of `which-estimator`, once all of its
+    runs are done.
+    """
+    base = _most_accurate_mask(results)
+    if base is None:
+        return
+    for seed in SEEDS:
+        yield from (replace(changed, seed=seed) for changed in ablations(base))
+    images = replace(
+        base, dataset="cifar10", epochs=20, precision="bfloat16", augmentation=True
+    )
+    yield from (replace(images, network="conv-2", seed=seed) for seed in SEEDS)
+    yield replace(images, network="conv-4")
+    yield replace(images, network="conv-6")
+
+
+def bfloat16(results: ResultsOf) -> Iterator[Configuration]:
+    """Does a mask learn as well in bfloat16?
+
+    The most accurate mask of `which-estimator`, once in each precision.
+    """
+    base = _most_accurate_mask(results)
+    if base is None:
+        return
+    for seed in SEEDS:
+        yield replace(base, seed=seed, precision="float32")
+        yield replace(base, seed=seed, precision="bfloat16")
+
+
+# tickets: all that is compared has the same number of steps; `mask` and `weights`, which
+# others start from, have half. Either a mask is learned, with the setting that which-estimator found best, and weights train under it;
 # or weights train, the largest are kept, and those train again.
 LENET = Configuration(
     "mnist",

@@ -7,7 +7,7 @@ from statistics import mean
 ROOT = Path(__file__).parents[2]
 
 
-def cell(estimator, density, weights, runs):
+def cells_of(estimator, density, weights, runs):
     group = [
         run
         for run in runs
@@ -16,9 +16,9 @@ def cell(estimator, density, weights, runs):
         and run["configuration"]["weights"] == weights
     ]
     settings = group[0]["configuration"]
-    start = "standard normal" if settings["init"] == "normal" else "its own"
+    start = "normal" if settings["init"] == "normal" else "its own"
     accuracy = 100 * mean(run["epochs"][-1]["test_accuracy"] for run in group)
-    return f"{accuracy:.1f} %: {settings['lr']:g}, {start}"
+    return f"{accuracy:.1f} % | {settings['lr']:g} | {start}"
 
 
 def table(results):
@@ -37,14 +37,14 @@ def table(results):
         for run in full
     )
     lines = [
-        "| estimator | signed constants | Glorot's weights | step, MLP 4x2048 | "
-        "step, WRN-28-8 |",
-        "| --- | --- | --- | --- | --- |",
+        "| estimator | signed constants | rate | start | Glorot's weights | rate "
+        "| start | step, MLP | step, WRN |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for estimator, density in found:
         name = estimator if density is None else f"{estimator} {density:g}"
         cells = [
-            cell(estimator, density, kind, full)
+            cells_of(estimator, density, kind, full)
             for kind in ("signed-kaiming", "glorot")
         ]
         ratios = (
