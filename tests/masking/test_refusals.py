@@ -428,6 +428,18 @@ def test_a_class_in_place_of_an_estimator(estimator, hint):
             masktorch.set_estimator(model, estimator)
 
 
+@pytest.mark.parametrize(
+    "name", ["scores_for", "product", "mode_product", "expected", "sample"]
+)
+def test_a_field_with_the_name_of_an_optional_method(name):
+    estimator = NeedsNumber(0.5)
+    setattr(estimator, name, 0.5)
+    model = one_layer()
+    with pytest.raises(TypeError, match=f"whose '{name}' is no method. Rename"):
+        masktorch.wrap(model, estimator)
+    assert type(model[0]) is nn.Linear
+
+
 # -- an estimator that does not fit one of the tensors ---------------------------------
 
 

@@ -14,7 +14,7 @@ from masktorch._masking.mask import Mask, attached, deterministic, total
 from masktorch._masking.names import enumerated, is_pattern, join, matching
 from masktorch._masking.places import Place, modules_of, places_of
 from masktorch._masking.targets import PlannedTensor
-from masktorch._methods.protocol import Estimator
+from masktorch._methods.protocol import Estimator, wrong_members
 from masktorch._sharding import is_sharded, parted
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -239,11 +239,13 @@ def check_estimator(
 
 
 def check_is_estimator(caller: str, estimator: Any) -> None:
-    """Raise a `TypeError` unless a value has the two methods of an estimator."""
+    """Raise a `TypeError` unless a value has the methods of an estimator."""
     if isinstance(estimator, type):
         found = f"the class {estimator.__name__}. Did you mean {_call_of(estimator)}?"
     elif isinstance(estimator, nn.Module) or not isinstance(estimator, Estimator):
         found = f"{estimator!r}."
+    elif wrong := wrong_members(estimator):
+        found = f"{estimator!r}, whose {wrong[0]!r} is no method. Rename this field."
     else:
         return
     raise TypeError(

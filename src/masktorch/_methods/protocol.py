@@ -73,6 +73,18 @@ _AGREES_WITH = {
     "mode_product": "mode",
 }
 
+# The optional members that are called.
+_METHODS = ("scores_for", "product", "mode_product", "expected", "sample")
+
+
+def wrong_members(estimator: Any) -> list[str]:
+    """Name the members that have the name of an optional method and are none."""
+    return [
+        name
+        for name in _METHODS
+        if not callable(getattr(estimator, name, wrong_members))
+    ]
+
 
 def offers(estimator: Estimator, name: str) -> bool:
     """Whether an estimator has an optional member that agrees with its masks.
