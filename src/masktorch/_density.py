@@ -19,6 +19,7 @@ from masktorch._masking.lookup import (
     masked_tensors,
 )
 from masktorch._masking.scores import score_shape
+from masktorch._methods import protocol
 from masktorch._methods.protocol import Estimator
 from masktorch._sharding import gathered
 
@@ -174,6 +175,7 @@ def _replace_estimators(
             )
         shape = tensor.place.parameter.shape
         check_estimator(caller, name, chosen[name], mask.scores, shape)
+        protocol.is_stochastic(chosen[name])  # may raise: before anything changes
     for tensor in found:
         tensor.mask.use_estimator(chosen[tensor.name])
 
@@ -219,7 +221,7 @@ def expected_density(
             f"found {dict(cost)!r}."
         )
     device = kept[0].device
-    return torch.stack([number.to(device) for number in kept]).sum() / max(entries, 1)
+    return torch.stack([number.to(device) for number in kept]).sum() / (entries or 1)
 
 
 def _costs(masked: Masked, cost: Mapping[str, float] | None) -> dict[str, float]:

@@ -19,7 +19,7 @@ from masktorch._masking.lookup import (
     masked_tensors,
     warn_if_empty,
 )
-from masktorch._masking.mask import total
+from masktorch._masking.mask import total, without_autocast
 from masktorch._masking.overrides import override_of, overriding
 from masktorch._methods import protocol
 from masktorch._wrapping import put_fixed_masks
@@ -232,24 +232,27 @@ def sample_masks(
         )
     found = masked_tensors(model, "sample_masks")
     devices = {mask.scores.device for mask, _ in found if mask.scores.is_cuda}
-    with (
-        torch.random.fork_rng(devices, enabled=generator is not None),
-        torch.no_grad(),
-    ):
-        if generator is not None:
-            _seed_streams(devices, generator)
+    # Drawn before the fork, which puts PyTorch's own generators back.
+    seed = None if generator is None else _seed_of(generator)
+    with torch.random.fork_rng(devices, enabled=seed is not None), torch.no_grad():
+        if seed is not None:
+            _seed_streams(devices, seed)
         return {
             tensor.name: tensor.mask.sample().clone(memory_format=torch.preserve_format)
             for tensor in found
         }
 
 
-def _seed_streams(devices: set[torch.device], generator: torch.Generator) -> None:
-    """Seed the streams of the CPU and of these devices from a generator."""
+def _seed_of(generator: torch.Generator) -> int:
     seed = torch.randint(2**63 - 1, (), generator=generator, device=generator.device)
+    return int(seed)
+
+
+def _seed_streams(devices: set[torch.device], seed: int) -> None:
+    """Seed the streams of the CPU and of these devices."""
     cuda = [torch.cuda.default_generators[device.index] for device in devices]
     for stream in (torch.default_generator, *cuda):
-        stream.manual_seed(int(seed))
+        stream.manual_seed(seed)
 
 
 def _scores_for(tensor: MaskedTensor, wanted: Tensor) -> Tensor:
@@ -260,10 +263,18 @@ def _scores_for(tensor: MaskedTensor, wanted: Tensor) -> Tensor:
     mask = tensor.mask
     if not mask.has_scores:
         return wanted
-    scores = mask.scores.detach()
+    # A copy, because the estimator is the user's and may write into it.
+    scores = mask.scores.detach().clone()
     try:
-        moved = protocol.scores_for(mask.estimator, scores, wanted)
-        expressed = mask.estimator.mode(moved).expand(wanted.shape)
+        with without_autocast(scores):
+            moved = protocol.scores_for(mask.estimator, scores, wanted)
+            if moved.shape != scores.shape:
+                raise ValueError(
+                    f"scores_for of {mask.estimator!r} gave scores of shape "
+                    f"{tuple(moved.shape)}, expected {tuple(scores.shape)}."
+                )
+            moved = moved.to(scores.dtype)
+            expressed = mask.estimator.mode(moved).expand(wanted.shape)
         if not torch.equal(expressed, wanted):
             raise ValueError(
                 f"{mask.estimator!r} cannot express it: of {wanted.numel()} entries "

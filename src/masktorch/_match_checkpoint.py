@@ -18,11 +18,13 @@ from masktorch._masking.lookup import (
 from masktorch._masking.mask import Mask, attached, deterministic
 from masktorch._masking.module_class import attach, detach, masked_class, original_class
 from masktorch._masking.names import join, plain_name
+from masktorch._masking.overrides import override_of
 from masktorch._masking.places import Place, places_of
 from masktorch._masking.saved_state import (
     MaskState,
     class_name,
     described,
+    is_told_by_its_repr,
     restored,
     tensor_name,
     unpacked,
@@ -84,6 +86,11 @@ def match_checkpoint(
     _check_names(model, saved, prefix)
     matches, removed = [], []
     for present, places in _tensors(model, saved):
+        if present is not None and override_of(present) is not None:
+            raise ValueError(
+                f"{CALLER}() within masktorch.using would end its masks: leave it "
+                "first."
+            )
         own = _agreed(places, saved, state_dict, prefix)
         if own is not None:
             matches.append(_matched(places, present, own, classes))
@@ -364,7 +371,9 @@ def _scores_like(saved: Tensor, weight: Tensor) -> Tensor:
 
 
 def _are_alike(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and one.dtype is other.dtype
+    """Whether both are scores, or both fixed masks, of one shape: loading widens."""
+    both_fixed = (one.dtype is torch.bool) == (other.dtype is torch.bool)
+    return one.shape == other.shape and both_fixed
 
 
 def _estimator(
@@ -372,10 +381,17 @@ def _estimator(
 ) -> Estimator:
     """The estimator that was saved.
 
-    If the checkpoint has only its repr, the present one stays if it has the same repr.
+    If the checkpoint has only its repr, the present one stays if it has the same repr,
+    and if that repr leaves nothing out.
     """
     if present is not None and described(present.estimator) == saved:
-        return present.estimator
+        if is_told_by_its_repr(present.estimator):
+            return present.estimator
+        raise ValueError(
+            f"{CALLER}() can't compare the estimator of {name!r} with the one that was "
+            f"saved, because its repr leaves values out: {saved}. Make its class a "
+            "frozen dataclass of plain values, or call load_state_dict alone."
+        )
     try:
         return restored(saved, classes)
     except ValueError as error:
@@ -417,6 +433,6 @@ def _set_state(match: _Match) -> None:
     mask.rescale = state.rescale
     if mask.has_scores:
         mask.frozen = state.mask_frozen
-        set_trains(mask.scores, not mask.frozen)
+        set_trains(mask.scores, state.scores_train)
     for place in match.places:
         set_trains(place.parameter, not state.weights_frozen)

@@ -9,6 +9,7 @@ from masktorch._masking.identity import identity
 from masktorch._masking.lookup import (
     Model,
     check_can_change,
+    check_scores_can_learn,
     masked_tensors,
     set_trains,
     warn_if_empty,
@@ -31,7 +32,8 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
         The same model.
 
     Raises:
-        ValueError: if nothing is masked, or if a fixed mask is asked to learn.
+        ValueError: if nothing is masked, or if a fixed mask, or one that was made in
+            inference mode, is asked to learn.
         TypeError: if `frozen` is not True or False.
 
     Examples:
@@ -52,6 +54,8 @@ def freeze_mask(model: Model, frozen: bool = True) -> Model:
         for tensor in found:
             # The frames: `warn_if_empty`, this one, and its caller.
             warn_if_empty(tensor.name, tensor.mask.mode(), stacklevel=3)
+    else:
+        check_scores_can_learn("freeze_mask", found)
     for mask, _ in found:
         mask.frozen = frozen
         set_trains(mask.scores, not frozen)

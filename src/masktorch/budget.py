@@ -1,7 +1,7 @@
 """Allocations of a density over the tensors of a model, and schedules of a density."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,9 +47,7 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
                 f"{caller}() ranks scores, and those of {name!r} are on the meta "
                 "device, without values. Load or initialise the model first."
             )
-    magnitudes = [
-        getattr(mask.estimator, "absolute", True) for mask in request.masks.values()
-    ]
+    magnitudes = [_by_magnitude(mask.estimator) for mask in request.masks.values()]
     ranked = [gathered(mask.scores.detach()) for mask in request.masks.values()]
     if all(magnitudes):
         counts = _counts_under_one_cut(ranked, request.total, absolute=True)
@@ -60,6 +58,13 @@ def overall(model: nn.Module, density: float) -> dict[str, float]:
         ]
         counts = _counts_under_one_cut(ranked, request.total, absolute=False)
     return _densities(request, counts, caller)
+
+
+def _by_magnitude(estimator: Any) -> bool:
+    """Whether the estimator that has the density compares magnitudes."""
+    if "density" not in estimator.__dataclass_fields__:
+        return _by_magnitude(estimator.estimator)
+    return bool(getattr(estimator, "absolute", True))
 
 
 def erk(model: nn.Module, density: float) -> dict[str, float]:

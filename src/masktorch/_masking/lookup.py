@@ -78,7 +78,7 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
 
 
 def _refuse_masks_without_tensor(model: nn.Module, caller: str) -> None:
-    """Raise if code such as `prune.remove` has deleted a parameter under a mask."""
+    """Raise if other code has taken away a parameter under a mask, or what reads it."""
     for owner, module in modules_of(model).items():
         for name in attached(module):
             if module._parameters.get(name) is None:
@@ -88,6 +88,12 @@ def _refuse_masks_without_tensor(model: nn.Module, caller: str) -> None:
                     "or the like has taken it away. Call masktorch.unwrap before them. "
                     "To go on without this mask, delete it: "
                     f"del module.parametrizations[{name!r}]."
+                )
+            if not isinstance(getattr(type(module), name, None), property):
+                raise ValueError(
+                    f"{caller}() found a mask of {join(owner, name)!r} that its module "
+                    f"does not use: the class has become {type(module).__name__}. "
+                    "Assign `__class__` before masktorch.wrap."
                 )
 
 
@@ -326,6 +332,16 @@ def check_can_change(caller: str, places: Iterable[Place]) -> None:
                 f"{caller}() can't change {place.name!r}, which was created in "
                 "inference mode. Call it within torch.inference_mode(), or load the "
                 "weights outside."
+            )
+
+
+def check_scores_can_learn(caller: str, found: Masked) -> None:
+    """Raise if PyTorch would refuse to let scores train."""
+    for tensor in found:
+        if tensor.mask.scores.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                f"{caller}() can't let the scores of {tensor.name!r} learn: they were "
+                "created in inference mode. Make or copy the model outside."
             )
 
 

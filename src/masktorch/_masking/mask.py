@@ -1,5 +1,6 @@
 """The mask of one tensor: what is computed with it, where it lives, how it is saved."""
 
+import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NoReturn, cast
@@ -110,14 +111,9 @@ class Mask(nn.Module):
 
         It must not depend on autocast, whose rounding may change an estimator's mask.
         """
-        kind = self.scores.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
-                return self._own_mode()
-        return self._own_mode()
-
-    def _own_mode(self) -> Tensor:
-        return self._expanded(deterministic(self.estimator, self.scores, self.shape))
+        with without_autocast(self.scores):
+            mask = deterministic(self.estimator, self.scores, self.shape)
+        return self._expanded(mask)
 
     def expected(self) -> Tensor:
         """Return the probability that each entry is kept.
@@ -230,6 +226,8 @@ class Mask(nn.Module):
             moved = fn(tensor)
             is_fixed_mask = tensor.dtype is torch.bool
             if is_fixed_mask or is_narrower(moved.dtype, tensor.dtype):
+                if tensor.is_meta:  # to_empty gives memory without values
+                    return torch.empty_like(tensor, device=moved.device)
                 return tensor.to(moved.device)
             return moved
 
@@ -259,8 +257,11 @@ class Mask(nn.Module):
         return MaskState(
             rescale=bool(self.rescale),
             mask_frozen=self.frozen,
-            weights_frozen=not any(weight.requires_grad for weight in weights),
+            # Of a module that is out of reach (copied without its memo) it is unknown.
+            weights_frozen=bool(weights)
+            and not any(weight.requires_grad for weight in weights),
             estimator=encoded(self.estimator),
+            scores_train=self.scores.requires_grad,
         )
 
     @override
@@ -454,6 +455,14 @@ def deterministic(estimator: Estimator, scores: Tensor, shape: torch.Size) -> Te
             f"shape {tuple(shape)}, found {mask.dtype} of shape {tuple(mask.shape)}."
         )
     return mask
+
+
+def without_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Switch autocast off on the device of a tensor."""
+    kind = tensor.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return contextlib.nullcontext()
 
 
 def _broadcasts(mask: Tensor, shape: torch.Size) -> bool:

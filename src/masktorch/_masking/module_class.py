@@ -134,6 +134,11 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
             else:
                 original.__setattr__(self, name, value)
 
+        def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+            """Save the parameters, also where a class reads them by their names."""
+            with _reading_parameters_of(self):
+                original._save_to_state_dict(self, *args, **kwargs)
+
         def register_parameter(self, name: str, param: Any) -> None:
             """Refuse `parallelize_module` before it changes the first parameter: it
             would go on to the scores and fail there."""
@@ -163,14 +168,19 @@ def _new_masked_class(original: Any, names: frozenset[str]) -> type[nn.Module]:
 
         def __reduce_ex__(self, protocol: Any) -> Any:
             """Say how to make the class again, which a copy or a pickle cannot name."""
-            state = forward_state_of(self)
-            if state is None:
-                return _reduced(self, original, names, protocol)
             # An RNN reads its weights into its state.
-            with reading_parameters(state):
+            with _reading_parameters_of(self):
                 return _reduced(self, original, names, protocol)
 
     return Masked
+
+
+def _reading_parameters_of(
+    module: nn.Module,
+) -> contextlib.AbstractContextManager[None]:
+    """Let this thread read the parameters of a module without their masks."""
+    state = forward_state_of(module)
+    return contextlib.nullcontext() if state is None else reading_parameters(state)
 
 
 def _under_the_masks(original: Any, method: str) -> Any:
@@ -228,7 +238,15 @@ def _container_methods(original: Any) -> dict[str, Any]:
                 return [self[i] for i in range(len(self))[index]]
             return original.__getitem__(self, index)
 
-        return {"__getitem__": item_or_list}
+        def set_item(self: Any, index: int, value: Any) -> None:
+            name = self._get_abs_string_index(index)
+            if name in attached(self):
+                # torch would make a parameter of a value that was computed by a mask.
+                setattr(self, name, value)
+            else:
+                original.__setitem__(self, index, value)
+
+        return {"__getitem__": item_or_list, "__setitem__": set_item}
     if issubclass(original, nn.ParameterDict):
 
         def delete_unmasked(self: Any, key: str) -> None:
@@ -237,8 +255,16 @@ def _container_methods(original: Any) -> dict[str, Any]:
                 delattr(self, name)  # raises, before torch forgets the key
             original.__delitem__(self, key)
 
+        def set_value(self: Any, key: str, value: Any) -> None:
+            name = self._key_to_attr(key)
+            if name in attached(self):
+                setattr(self, name, value)
+            else:
+                original.__setitem__(self, key, value)
+
         return {
             "__delitem__": delete_unmasked,
+            "__setitem__": set_value,
             "copy": lambda self: dict(self.items()),
             "__or__": lambda self, other: {**dict(self.items()), **dict(other.items())},
             "__ror__": lambda self, other: {

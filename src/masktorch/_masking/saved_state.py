@@ -31,6 +31,8 @@ from masktorch._methods.protocol import Estimator
 
 STEP = 512  # the size of an extra state is a multiple of it
 MAX_DEPTH = 20  # of estimators within estimators: what is deeper is hostile
+MOST_TEXT = 200  # characters of the repr of an estimator that is not data
+_ADDRESS = r" at 0x[0-9a-fA-F]+"
 
 
 class MaskState(NamedTuple):
@@ -40,11 +42,15 @@ class MaskState(NamedTuple):
     mask_frozen: bool
     weights_frozen: bool
     estimator: Any  # data, or a repr
+    scores_train: bool  # False without `mask_frozen`: stopped by requires_grad_(False)
 
 
 def packed(state: MaskState) -> Tensor:
     """Turn what is known of a mask into its extra state."""
-    code = json.dumps(state._asdict(), separators=(",", ":")).encode()
+    known = state._asdict()
+    if state.scores_train != state.mask_frozen:  # what the reader assumes
+        del known["scores_train"]
+    code = json.dumps(known, separators=(",", ":")).encode()
     code = code.ljust(-(-len(code) // STEP) * STEP)
     return torch.tensor(list(code), dtype=torch.uint8, device="cpu")
 
@@ -55,10 +61,11 @@ def unpacked(extra_state: Any) -> MaskState | None:
         return None
     try:
         known = json.loads(bytes(extra_state.tolist()))
+        known.setdefault("scores_train", not known["mask_frozen"])
         state = MaskState(**{field: known[field] for field in MaskState._fields})
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
-    flags = state.rescale, state.mask_frozen, state.weights_frozen
+    flags = state.rescale, state.mask_frozen, state.weights_frozen, state.scores_train
     if not all(isinstance(flag, bool) for flag in flags):
         return None
     is_estimator = isinstance(state.estimator, str) or (
@@ -91,7 +98,15 @@ def encoded(estimator: Estimator) -> Any:
 
 def described(estimator: Estimator) -> str:
     """An estimator's repr in ASCII, cut, without the address that some contain."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", ascii(estimator))[:200]
+    return re.sub(_ADDRESS, "", ascii(estimator))[:MOST_TEXT]
+
+
+def is_told_by_its_repr(estimator: Estimator) -> bool:
+    """Whether equal texts of `described` mean equal estimators: nothing is left out."""
+    text = ascii(estimator)
+    return (
+        len(text) <= MOST_TEXT and "..." not in text and not re.search(_ADDRESS, text)
+    )
 
 
 def _encoded(value: Any) -> Any:
@@ -143,6 +158,8 @@ def _exact_float(number: Any) -> float:
 
 def _fields(estimator: Estimator) -> dict[str, Any]:
     """The arguments that make an equal estimator; `TypeError` if they are unknown."""
+    if isinstance(estimator, tuple | list | dict | set | frozenset | str | int | float):
+        raise TypeError(f"{estimator!r} holds values that are not fields")
     if dataclasses.is_dataclass(estimator):
         fields = dataclasses.fields(estimator)
         arguments = {f.name: getattr(estimator, f.name) for f in fields if f.init}
@@ -333,6 +350,8 @@ def _difference(saved: MaskState, here: MaskState) -> str:
         for state in (saved, here)
     )
     fields = [field for field in MaskState._fields if was[field] != has[field]]
+    if "mask_frozen" in fields and "scores_train" in fields:
+        fields.remove("scores_train")  # it follows
     return ", ".join(f"{field}={was[field]} (here {has[field]})" for field in fields)
 
 

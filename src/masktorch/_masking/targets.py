@@ -341,6 +341,11 @@ def _reason_against(place: Place) -> str | None:
         )
     if place.parameter.is_meta and "_hf_hook" in vars(place.module):
         return "accelerate has offloaded it. Wrap the model first, then offload it"
+    if not parameter.is_leaf:
+        return (
+            "it is no leaf: something computed it and put it in place of the "
+            "parameter. Wrap the model before that"
+        )
     if overlaps_itself(parameter):
         return (
             "several of its entries share one place in memory (expanded). Use its "
