@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from masktorch._masking.identity import sharing_memory
 from masktorch._masking.lookup import (
     Masked,
     MaskedTensor,
@@ -94,16 +95,17 @@ def change_masks(model: Model, found: Masked, masks: Mapping[str, Tensor]) -> Mo
         raise ValueError(
             "set_masks() within masktorch.using would not be seen: leave it first."
         )
-    moved = [
-        (tensor.mask, _scores_for(tensor, wanted[tensor.name])) for tensor in found
-    ]
+    moved = [_scores_for(tensor, wanted[tensor.name]) for tensor in found]
+    # A mask of this model may be given for another one, to exchange the two.
+    for position, _ in sharing_memory(moved, [mask.scores for mask, _ in found]):
+        moved[position] = moved[position].clone()
     # before anything changes, because a warning may be an error
     for name, given in wanted.items():
         # The frames: `warn_if_empty`, this one, the public function, and its caller.
         warn_if_empty(name, given, stacklevel=4)
     with torch.no_grad():
-        for mask, scores in moved:
-            mask.scores.copy_(scores)
+        for tensor, scores in zip(found, moved, strict=True):
+            tensor.mask.scores.copy_(scores)
     return model
 
 

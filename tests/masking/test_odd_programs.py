@@ -161,7 +161,56 @@ def test_a_class_assigned_after_wrap_is_reported():
         masktorch.report(layer)
 
 
+def test_two_fixed_masks_change_places():
+    model = two_layers()
+    given = {f"{index}.weight": torch.rand(4, 4) > 0.5 for index in range(2)}
+    masktorch.set_masks(model, given)
+    one, other = (layer.parametrizations.weight.scores for layer in model)
+    masktorch.set_masks(model, {"0.weight": other, "1.weight": one})
+    masks = masktorch.masks(model)
+    assert torch.equal(masks["0.weight"], given["1.weight"])
+    assert torch.equal(masks["1.weight"], given["0.weight"])
+
+
+def test_a_module_patched_after_wrap_is_copied_with_its_patch():
+    layer = masktorch.wrap(nn.Linear(4, 3), TopK(0.5))
+    kind = type(layer)
+    layer.__class__ = type(
+        "Doubled", (kind,), {"forward": lambda self, x: 2 * kind.forward(self, x)}
+    )
+    x = torch.randn(2, 4)
+    again = copy.deepcopy(layer)
+    assert torch.equal(again(x), layer(x))
+    again.parametrizations.weight.scores.data.neg_()
+    masktorch.set_masks(again, {"weight": ~masktorch.masks(layer)["weight"]})
+    assert not torch.equal(again(x), layer(x))
+
+
+def test_freezing_within_cached_is_seen():
+    layer = masktorch.freeze_mask(masktorch.wrap(nn.Linear(4, 3), TopK(0.5)))
+    x = torch.randn(2, 4)
+    with nn.utils.parametrize.cached():
+        layer(x)
+        masktorch.freeze_weights(layer, False)
+        layer(x).sum().backward()
+    assert layer.parametrizations.weight.original.grad is not None
+
+
 # -- estimators of one's own -----------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PercentTopK(TopK):
+    density: float = 50
+
+    def __post_init__(self):
+        object.__setattr__(self, "density", self.density / 100)
+        super().__post_init__()
+
+
+def test_a_copy_does_not_convert_fields_again():
+    model = masktorch.wrap(nn.Linear(20, 20), PercentTopK(50))
+    assert masktorch.report(copy.deepcopy(model)).kept == 200
 
 
 @dataclass(frozen=True)

@@ -280,6 +280,9 @@ def _container_methods(original: Any) -> dict[str, Any]:
 
 def _reduced(module: Any, original: Any, names: frozenset[str], protocol: Any) -> Any:
     """How to copy or pickle a masked module, as its own class would be."""
+    if "_original_class" not in vars(type(module)):
+        # A class derived from the masked one later, to patch the module.
+        return object.__reduce_ex__(module, protocol)
     has_own_way = (
         original.__reduce_ex__ is not object.__reduce_ex__
         or original.__reduce__ is not object.__reduce__

@@ -109,6 +109,8 @@ def _read_cached(mask: Mask, weight: Tensor, training: bool) -> Tensor:
         mask.frozen,
         mask.estimator.mode,  # a bound method compares its `self` by identity
         training,
+        weight.requires_grad,
+        mask.scores.requires_grad,
     )
     if key not in cache:
         cache[key] = _computed_for_later_reads(mask, weight, training)

@@ -41,9 +41,13 @@ class BuiltIn(ABC):
         """Check the fields, if there are any."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what a copy or a file says, and check it as the constructor does."""
+        """Take what a copy or a file says, and check it as the constructor does.
+
+        A subclass of the user's is not checked: its `__post_init__` may change fields.
+        """
         self.__dict__.update(state)
-        self.__post_init__()
+        if type(self).__module__ == "masktorch":
+            self.__post_init__()
 
     def _check_number(
         self, field: str, low: float = -math.inf, high: float = math.inf
