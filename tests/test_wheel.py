@@ -116,7 +116,7 @@ def test_the_page_of_a_package_index(built):
     assert metadata["Description-Content-Type"] == "text/markdown"
     links = re.findall(r"\]\(([^)]*)\)", page)
     assert [link for link in links if not link.startswith(("https://", "#"))] == []
-    assert "Estimators (`docs/estimators.md`)" in page  # a page, by its name
+    assert "and your own (`docs/estimators.md`)" in page  # a page, by its name
     assert page.startswith("# masktorch\n")
     pythons = [c for c in metadata.get_all("Classifier") if "Python :: 3." in c]
     assert [c.rpartition(".")[2] for c in pythons] == ["10", "11", "12", "13"]
