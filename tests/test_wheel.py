@@ -141,8 +141,9 @@ def test_the_suite_passes_from_the_unpacked_folder_against_the_wheel(built, tmp_
     assert run(tmp_path / "where.py", **wheels) == str(
         site / "masktorch" / "__init__.py"
     )
-    # The modules are those of src, byte for byte, so compilers, tracers, other libraries
-    # and damaged files find nothing else in them. Benchmarks and pages are no part of it.
+    # The modules are those of src, byte for byte, so compilers, tracers, other
+    # libraries and damaged files find nothing else in them. Benchmarks and pages are
+    # no part of the wheel.
     chosen = "not compile and not mutants"
     options = ["-q", "-m", "not slow", "-k", chosen, "-p", "no:cacheprovider"]
     others = ("benchmarks", "docs", "integrations", "torch_features")
