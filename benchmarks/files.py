@@ -40,7 +40,7 @@ def write_text(text: str, path: Path) -> Path:
 
 
 def read_lines(path: Path) -> list[str]:
-    """Read the complete lines of a file; a missing file has none.
+    """Read the complete lines of a file; a missing file counts as empty.
 
     A line is complete once its newline is written. What follows the last newline is
     being written by another process, or was left by one that was killed.

@@ -47,7 +47,7 @@ class Arm:
 
     @property
     def has_scores(self) -> bool:
-        """Whether its model has scores; a fixed mask has none."""
+        """Whether its model has scores; a fixed mask does not."""
         return self.mask in (MaskOrigin.OWN_SCORES, MaskOrigin.FROZEN_SCORES)
 
     @property

@@ -18,7 +18,7 @@ from benchmarks.experiment.arms import MaskMove
 from benchmarks.experiment.configuration import Configuration
 
 STEPS_BETWEEN_MOVES = 50
-MOVING_SHARE = 0.75  # of all steps; then the mask stands still, and its weights settle
+MOVING_SHARE = 0.75  # of all steps; then the mask stays, and its weights settle
 PRUNING_SHARE = 0.7  # less: the last move comes before MOVING_SHARE, at the end density
 FIRST_REPLACED = 0.3  # of the kept weights; it falls with a cosine
 

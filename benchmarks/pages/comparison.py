@@ -121,7 +121,7 @@ def paired(
 
 
 def published_numbers(dataset: str) -> dict[str, Any]:
-    """Return the blog's numbers, digitised from its figures; empty if it has none."""
+    """Return the blog's numbers, digitised from its figures; empty without any."""
     content = json.loads(Path(__file__).with_name("reference.json").read_text())
     if dataset not in content["datasets"]:
         return {}

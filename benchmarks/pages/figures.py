@@ -55,7 +55,7 @@ def make_panels(count: int, width: float, height: float) -> tuple[Figure, list[A
 
 
 def add_legend_below(figure: Figure, columns: int = 2) -> None:
-    """Add one legend of all panels, in which each label stands once."""
+    """Add one legend of all panels, with each label once."""
     by_label = {
         label: handle
         for panel in figure.axes

@@ -203,7 +203,7 @@ def _medians(contents: Iterable[Content], device: str, case: Case) -> dict[str, 
 
 
 def _with_steps(contents: Iterable[Content], device: str) -> Content:
-    """Return the first measurement of steps on this type of device; {} if none."""
+    """Return the first measurement of steps on this type of device, or {}."""
     for content in contents:
         if content["environment"]["device"] == device and "steps" in content:
             return content

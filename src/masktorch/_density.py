@@ -106,7 +106,7 @@ def set_density(model: Model, density: float | Mapping[str, float]) -> Model:
 
 
 def masks_with_density(model: nn.Module, caller: str) -> Masked:
-    """Find the masks whose estimator has a density; raise if there are none."""
+    """Find the masks whose estimator has a density; raise if no mask has one."""
     masked = find_masks(model, caller)
     found = [tensor for tensor in masked if has_density(tensor.mask.estimator)]
     if found:

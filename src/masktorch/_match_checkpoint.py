@@ -24,7 +24,7 @@ from masktorch._masking.saved_state import (
     MaskState,
     class_name,
     described,
-    is_told_by_its_repr,
+    has_complete_repr,
     restored,
     tensor_name,
     unpacked,
@@ -61,7 +61,7 @@ def match_checkpoint(
             LightningModule holds the model.
         estimators: the classes of your own estimators. An estimator is stored as the
             name of its class and its dataclass fields, which must be JSON values,
-            tuples or estimators; a class that is no dataclass must have no instance
+            tuples or estimators; a class that is not a dataclass must not have instance
             attributes.
 
     Returns:
@@ -385,7 +385,7 @@ def _estimator(
     and if that repr leaves nothing out.
     """
     if present is not None and described(present.estimator) == saved:
-        if is_told_by_its_repr(present.estimator):
+        if has_complete_repr(present.estimator):
             return present.estimator
         raise ValueError(
             f"{CALLER}() can't compare the estimator of {name!r} with the one that was "

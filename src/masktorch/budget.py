@@ -177,8 +177,8 @@ def _counts_under_one_cut(
 ) -> list[int]:
     """Count each tensor's share of the largest values, at least 1, `total` in all.
 
-    A tensor that has none of the largest takes one place of the others, which lowers
-    the number that they keep and may empty another tensor: hence the loop.
+    A tensor without any of the largest takes one place from the others. They then keep
+    one less, which may empty another tensor; so this repeats until nothing changes.
     """
     empty = 0
     while True:

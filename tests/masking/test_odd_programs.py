@@ -42,6 +42,12 @@ def test_scores_that_were_stopped_by_hand_stay_stopped():
     assert not again.parametrizations.weight.frozen
 
 
+def test_a_model_whose_gradients_are_off_loads_without_a_warning():
+    state = masktorch.wrap(nn.Linear(4, 3).requires_grad_(False)).state_dict()
+    model = masktorch.wrap(nn.Linear(4, 3)).requires_grad_(False)
+    model.load_state_dict(state)  # a warning would be an error
+
+
 def test_scores_of_a_wider_checkpoint_stay_the_same_object():
     model = masktorch.wrap(nn.Linear(4, 3))
     (before,) = masktorch.mask_parameters(model)
@@ -353,7 +359,7 @@ def test_scores_made_in_inference_mode_are_not_half_thawed():
 def test_a_computed_tensor_in_place_of_a_parameter():
     model = two_layers()
     model[1]._parameters["weight"] = model[1].weight * 2
-    with pytest.raises(ValueError, match=r"can't mask '1\.weight': it is no leaf"):
+    with pytest.raises(ValueError, match=r"can't mask '1\.weight': it is not a leaf"):
         masktorch.wrap(model)
     assert type(model[0]) is nn.Linear
 

@@ -435,7 +435,7 @@ def test_a_field_with_the_name_of_an_optional_method(name):
     estimator = NeedsNumber(0.5)
     setattr(estimator, name, 0.5)
     model = one_layer()
-    with pytest.raises(TypeError, match=f"whose '{name}' is no method. Rename"):
+    with pytest.raises(TypeError, match=f"whose '{name}' is not a method. Rename"):
         masktorch.wrap(model, estimator)
     assert type(model[0]) is nn.Linear
 

@@ -96,7 +96,7 @@ def _draw_by_bits(scores: Tensor, seed: Tensor) -> Tensor:
     """Draw a mask as bytes, on a CPU, from few random bits: they take most of the time.
 
     A generated word of 64 bits has four numbers of 15 bits, the sign bit of each int16
-    cleared so that none is negative:
+    cleared so that all are at least 0:
 
         word    0hhhhhhh hhhhhhhh 0hhhhhhh hhhhhhhh 0hhhhhhh hhhhhhhh 0hhhhhhh hhhhhhhh
         entry   i+3               i+2               i+1               i

@@ -58,7 +58,7 @@ def _largest_of_rows(rows: Tensor, n: int) -> Tensor:
 
 def _largest_by_sorting(rows: Tensor, n: int) -> Tensor:
     """Mark the `n` largest by a stable sort, which every device and tracer knows."""
-    # A radix sort tells zeros apart by sign, and NaNs by sign and payload.
+    # A radix sort orders 0.0 and -0.0, and NaNs by sign and payload; make them equal.
     canonical = torch.where(rows == rows, rows + 0.0, torch.nan)
     order = canonical.argsort(dim=-1, descending=True, stable=True)
     kept = torch.zeros_like(rows, dtype=torch.bool)

@@ -63,13 +63,13 @@ def masked_tensors(model: nn.Module, caller: str) -> Masked:
 def find_masks(model: nn.Module, caller: str) -> Masked:
     """Return every mask with the places of its tensor.
 
-    Return an empty list if there is none.
+    Return an empty list if nothing is masked.
 
     Raises:
         ValueError: if a tensor has been taken away from under its mask.
     """
     _discard_gathered_copies(model, caller)
-    _refuse_masks_without_tensor(model, caller)
+    _refuse_unused_masks(model, caller)
     found: dict[Mask, list[Place]] = {}
     for place in places_of(model):
         if mask := attached(place.module).get(place.attribute):
@@ -77,8 +77,8 @@ def find_masks(model: nn.Module, caller: str) -> Masked:
     return [MaskedTensor(mask, places) for mask, places in found.items()]
 
 
-def _refuse_masks_without_tensor(model: nn.Module, caller: str) -> None:
-    """Raise if other code has taken away a parameter under a mask, or what reads it."""
+def _refuse_unused_masks(model: nn.Module, caller: str) -> None:
+    """Raise if other code has removed a parameter under a mask, or the masked class."""
     for owner, module in modules_of(model).items():
         for name in attached(module):
             if module._parameters.get(name) is None:
@@ -251,7 +251,7 @@ def check_is_estimator(caller: str, estimator: Any) -> None:
     elif isinstance(estimator, nn.Module) or not isinstance(estimator, Estimator):
         found = f"{estimator!r}."
     elif wrong := wrong_members(estimator):
-        found = f"{estimator!r}, whose {wrong[0]!r} is no method. Rename this field."
+        found = f"{estimator!r}, whose {wrong[0]!r} is not a method. Rename this field."
     else:
         return
     raise TypeError(

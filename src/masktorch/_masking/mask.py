@@ -30,8 +30,8 @@ class Mask(nn.Module):
     """The mask of one tensor, shared by every place that holds the tensor.
 
     A learnable mask has scores: a parameter, at least float32, of the shape that its
-    estimator decides. A fixed mask has none: `scores` is the mask itself, a bool
-    buffer.
+    estimator decides. A fixed mask has no scores: there, `scores` is the mask itself, a
+    bool buffer.
 
     What a layer uses, by state (an override is a mask in use within `masktorch.using`):
 
@@ -130,8 +130,8 @@ class Mask(nn.Module):
         """Return a bool mask as training would draw it."""
         if not self.is_stochastic(training=True):
             return self.mode().clone()
-        # Of sharded scores all processes take rank 0's draw: drawn apart, parts of one
-        # seed would be equal.
+        # All processes take rank 0's draw of the whole mask. If each drew its own part,
+        # equal seeds would give equal parts.
         drawn = protocol.sample(self.estimator, gathered(self.scores))
         return parted(self._expanded(drawn), self.scores)
 
@@ -157,7 +157,8 @@ class Mask(nn.Module):
                 return masked
         mask = self._learning_mask(weight) if learning else self.mode()
         if is_sharded(mask) and not is_sharded(weight):
-            mask = gathered(mask)  # of `using`: FSDP2 has gathered the weight
+            # A mask given to `using` is sharded; FSDP2 has gathered the weight.
+            mask = gathered(mask)
         masked = (weight * mask).to(weight.dtype) if learning else select(mask, weight)
         return self._rescaled(masked, mask) if self.rescale else masked
 
@@ -257,7 +258,8 @@ class Mask(nn.Module):
         return MaskState(
             rescale=bool(self.rescale),
             mask_frozen=self.frozen,
-            # Of a module that is out of reach (copied without its memo) it is unknown.
+            # Not known, so not claimed, if the module is out of reach: a copy made
+            # without its memo.
             weights_frozen=bool(weights)
             and not any(weight.requires_grad for weight in weights),
             estimator=encoded(self.estimator),
@@ -308,7 +310,7 @@ class Mask(nn.Module):
 
 
 def _no_containers() -> "weakref.WeakKeyDictionary[Masks, None]":
-    """Make what a Mask knows its containers by: a set that keeps none of them alive."""
+    """Make the set of a Mask's containers, which does not keep them alive."""
     return weakref.WeakKeyDictionary()
 
 

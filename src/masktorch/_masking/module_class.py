@@ -13,7 +13,7 @@ The subclass therefore keeps no state; `forward_state` keeps what belongs to a f
 import contextlib
 import copyreg
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -188,8 +188,9 @@ def _under_the_masks(original: Any, method: str) -> Any:
 
     @functools.wraps(getattr(original, method))
     def without_masks(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Without its own scores, too: an LSTM re-initialises all its parameters. What
-        # torch's parametrizations compute stays, and so do the masks of children.
+        # Take the module's own masks away for the call, with their scores: an LSTM
+        # re-initialises all its parameters. torch's parametrizations and the masks of
+        # children stay, because the method may compute with them.
         container = self._modules.get("parametrizations")
         if container is None:  # kept by somebody after unwrap
             return getattr(original, method)(self, *args, **kwargs)
@@ -238,15 +239,10 @@ def _container_methods(original: Any) -> dict[str, Any]:
                 return [self[i] for i in range(len(self))[index]]
             return original.__getitem__(self, index)
 
-        def set_item(self: Any, index: int, value: Any) -> None:
-            name = self._get_abs_string_index(index)
-            if name in attached(self):
-                # torch would make a parameter of a value that was computed by a mask.
-                setattr(self, name, value)
-            else:
-                original.__setitem__(self, index, value)
-
-        return {"__getitem__": item_or_list, "__setitem__": set_item}
+        return {
+            "__getitem__": item_or_list,
+            "__setitem__": _item_setter(original, original._get_abs_string_index),
+        }
     if issubclass(original, nn.ParameterDict):
 
         def delete_unmasked(self: Any, key: str) -> None:
@@ -255,16 +251,9 @@ def _container_methods(original: Any) -> dict[str, Any]:
                 delattr(self, name)  # raises, before torch forgets the key
             original.__delitem__(self, key)
 
-        def set_value(self: Any, key: str, value: Any) -> None:
-            name = self._key_to_attr(key)
-            if name in attached(self):
-                setattr(self, name, value)
-            else:
-                original.__setitem__(self, key, value)
-
         return {
             "__delitem__": delete_unmasked,
-            "__setitem__": set_value,
+            "__setitem__": _item_setter(original, original._key_to_attr),
             "copy": lambda self: dict(self.items()),
             "__or__": lambda self, other: {**dict(self.items()), **dict(other.items())},
             "__ror__": lambda self, other: {
@@ -275,13 +264,35 @@ def _container_methods(original: Any) -> dict[str, Any]:
     return {}
 
 
+def _item_setter(
+    original: Any, attribute_of: Callable[[Any, Any], str]
+) -> Callable[[Any, Any, Any], None]:
+    """Make a `__setitem__` that assigns under a mask.
+
+    torch's would first make a parameter of a value that a mask has computed.
+
+    Args:
+        original: the class of the container without masks.
+        attribute_of: its method that turns an index or key into an attribute's name.
+    """
+
+    def set_item(self: Any, key: Any, value: Any) -> None:
+        name = attribute_of(self, key)
+        if name in attached(self):
+            setattr(self, name, value)
+        else:
+            original.__setitem__(self, key, value)
+
+    return set_item
+
+
 # -- copying: pickles of masked modules name `empty_module` and `remade_module` --------
 
 
 def _reduced(module: Any, original: Any, names: frozenset[str], protocol: Any) -> Any:
     """How to copy or pickle a masked module, as its own class would be."""
     if "_original_class" not in vars(type(module)):
-        # A class derived from the masked one later, to patch the module.
+        # Its class was derived from the masked one later, to patch the module.
         return object.__reduce_ex__(module, protocol)
     has_own_way = (
         original.__reduce_ex__ is not object.__reduce_ex__

@@ -48,7 +48,7 @@ class MaskState(NamedTuple):
 def packed(state: MaskState) -> Tensor:
     """Turn what is known of a mask into its extra state."""
     known = state._asdict()
-    if state.scores_train != state.mask_frozen:  # what the reader assumes
+    if state.scores_train == (not state.mask_frozen):  # `unpacked` assumes this
         del known["scores_train"]
     code = json.dumps(known, separators=(",", ":")).encode()
     code = code.ljust(-(-len(code) // STEP) * STEP)
@@ -101,8 +101,8 @@ def described(estimator: Estimator) -> str:
     return re.sub(_ADDRESS, "", ascii(estimator))[:MOST_TEXT]
 
 
-def is_told_by_its_repr(estimator: Estimator) -> bool:
-    """Whether equal texts of `described` mean equal estimators: nothing is left out."""
+def has_complete_repr(estimator: Estimator) -> bool:
+    """Whether `described` leaves nothing out, so that equal texts mean equal values."""
     text = ascii(estimator)
     return (
         len(text) <= MOST_TEXT and "..." not in text and not re.search(_ADDRESS, text)
@@ -350,8 +350,9 @@ def _difference(saved: MaskState, here: MaskState) -> str:
         for state in (saved, here)
     )
     fields = [field for field in MaskState._fields if was[field] != has[field]]
-    if "mask_frozen" in fields and "scores_train" in fields:
-        fields.remove("scores_train")  # it follows
+    if "scores_train" in fields:
+        # Changes nothing that is computed: `model.requires_grad_(False)` for inference.
+        fields.remove("scores_train")
     return ", ".join(f"{field}={was[field]} (here {has[field]})" for field in fields)
 
 

@@ -123,7 +123,7 @@ def _chosen_names(
     patterns: bool,
     caller: str,
 ) -> set[str]:
-    """Resolve `targets` to the full names of parameters; raise if there are none."""
+    """Resolve `targets` to the full names of parameters; raise if nothing is left."""
     by_name = {place.name: place for place in places}
     chosen, computed = set[str](), list[str]()
     for name in _requested_names(model, targets, caller):
@@ -343,8 +343,8 @@ def _reason_against(place: Place) -> str | None:
         return "accelerate has offloaded it. Wrap the model first, then offload it"
     if not parameter.is_leaf:
         return (
-            "it is no leaf: something computed it and put it in place of the "
-            "parameter. Wrap the model before that"
+            "it is not a leaf tensor: other code computed it and put it in place of "
+            "the parameter. Call masktorch.wrap before that code runs"
         )
     if overlaps_itself(parameter):
         return (
@@ -388,7 +388,7 @@ def _check_train_alike(caller: str, same: Sequence[Place]) -> None:
 def _refuse_overlaps(
     caller: str, planned: Sequence[Sequence[Place]], places: Sequence[Place]
 ) -> None:
-    """Raise if a tensor to mask overlaps another parameter, but is no equal view."""
+    """Raise if a tensor to mask overlaps another parameter without being equal."""
     chosen = [same[0] for same in planned]
     distinct: dict[Hashable, Place] = {}
     for place in places:

@@ -73,16 +73,15 @@ _AGREES_WITH = {
     "mode_product": "mode",
 }
 
-# The optional members that are called.
-_METHODS = ("scores_for", "product", "mode_product", "expected", "sample")
+_OPTIONAL_METHODS = ("scores_for", "product", "mode_product", "expected", "sample")
 
 
 def wrong_members(estimator: Any) -> list[str]:
-    """Name the members that have the name of an optional method and are none."""
+    """Return the names of optional methods that the estimator uses for other values."""
     return [
         name
-        for name in _METHODS
-        if not callable(getattr(estimator, name, wrong_members))
+        for name in _OPTIONAL_METHODS
+        if hasattr(estimator, name) and not callable(getattr(estimator, name))
     ]
 
 
